@@ -1,0 +1,67 @@
+//! What a model backend implements, whether it is compiled into the host or
+//! loaded as a WebAssembly component.
+//!
+//! A plugin implements [`Backend`] and its [`Completion`]. A native plugin is
+//! then named in the host's list of native plugins; a component calls
+//! [`export!`] once and is built for `wasm32-wasip2`. Nothing else differs.
+//!
+//! The types mirror `wit/0.1/plugin.wit`, which is the contract.
+
+mod schema;
+
+pub use schema::{
+    Blob, CountSource, Error, ErrorKind, Event, Extension, Finish, FinishReason, Message,
+    ModelInfo, Params, Part, PluginInfo, Prompt, Request, Role, Settings, TokenEstimate, Tool,
+    ToolCall, Usage,
+};
+
+/// A model, or a family of models behind one API.
+pub trait Backend: Sized {
+    /// One answer in the making.
+    type Completion: Completion;
+
+    /// Opens the backend with the operator's settings. A native plugin loads
+    /// its weights here and may take long; a component is opened for every
+    /// request and must be quick.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidRequest`] when a setting is missing or wrong,
+    /// [`ErrorKind::Internal`] when the model cannot be loaded. The message is
+    /// shown to the operator as the reason why the model is unavailable.
+    fn open(settings: &Settings) -> Result<Self, Error>;
+
+    /// What this backend is. Must not use the network.
+    ///
+    /// # Errors
+    /// Any error keeps the plugin from being loaded.
+    fn describe(&self) -> Result<PluginInfo, Error>;
+
+    /// How many tokens the prompt will be; cheap and local.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] lets the host estimate by the prompt's length.
+    fn estimate(&self, request: &Request) -> Result<TokenEstimate, Error> {
+        let _ = request;
+        Err(Error::new(
+            ErrorKind::Unsupported,
+            "this plugin does not estimate",
+        ))
+    }
+
+    /// Accepts a request. A failure here has sent nothing upstream.
+    ///
+    /// # Errors
+    /// See [`ErrorKind`] for what becomes of each kind.
+    fn generate(&self, request: Request) -> Result<Self::Completion, Error>;
+}
+
+/// One answer in the making. Dropping it cancels it.
+pub trait Completion {
+    /// Blocks until there is something to report; never returns an empty list.
+    /// [`Event::Finish`] is the last event, after it or an error `next` is not
+    /// called again.
+    ///
+    /// # Errors
+    /// See [`ErrorKind`] for what becomes of each kind.
+    fn next(&mut self) -> Result<Vec<Event>, Error>;
+}
