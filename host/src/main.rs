@@ -1,1 +1,26 @@
-fn main() {}
+//! model-host: one binary in front of a company's models.
+//!
+//! `ARCHITECTURE.md` beside this folder has the map. Modules use only those
+//! further down this list, and peers on one line do not meet.
+
+mod app;
+mod billing;
+mod cli;
+mod clock;
+mod config;
+mod generate;
+mod http;
+mod keys;
+mod limits;
+mod models;
+mod money;
+mod reload;
+mod shutdown;
+mod store;
+mod telemetry;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cli::main()
+}

@@ -1,0 +1,176 @@
+//! Wiring: opens what the server needs, serves, and closes it in order.
+
+use std::future::IntoFuture;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use secrecy::{ExposeSecret, SecretString};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::billing;
+use crate::clock::Clock;
+use crate::config::{Config, Environment};
+use crate::generate::Generator;
+use crate::http::{self, AppState};
+use crate::keys::{Keys, Secret};
+use crate::models::component::Runtime;
+use crate::models::{Current, Loader};
+use crate::reload::{self, Reloader};
+use crate::store::{Outbox, Settler, Store};
+
+/// A server that is ready to serve.
+pub struct App {
+    config: Config,
+    listener: TcpListener,
+    state: AppState,
+    settling: JoinHandle<()>,
+    files: Vec<PathBuf>,
+}
+
+/// Opens the database and the keys of a configuration.
+///
+/// # Errors
+/// When one of their files cannot be opened.
+pub async fn open(config: &Config) -> anyhow::Result<(Store, Keys)> {
+    let folder = &config.server.data_dir;
+    let outbox = if config.stripe.secret_key.is_some() {
+        Outbox::On
+    } else {
+        Outbox::Off
+    };
+    let file = folder.join("model-host.db");
+    let store = Store::open(&file, outbox)
+        .await
+        .with_context(|| format!("cannot open the database {}", file.display()))?;
+    let secret = Secret::open(&folder.join("secret"))?;
+    let keys = Keys::new(store.clone(), secret, Clock);
+    Ok((store, keys))
+}
+
+impl App {
+    /// Opens everything, listens, and starts to load the models.
+    ///
+    /// # Errors
+    /// When something that the server cannot do without is missing.
+    pub async fn build(
+        config: Config,
+        path: &Path,
+        environment: Environment,
+        admin_key: Option<&SecretString>,
+    ) -> anyhow::Result<Self> {
+        // a process may start without one; reqwest panics without one
+        rustls::crypto::ring::default_provider()
+            .install_default()
+            .ok();
+        let (store, keys) = open(&config).await?;
+        if let Some(key) = keys
+            .ensure_admin(admin_key)
+            .await
+            .context("MODEL_HOST_ADMIN_KEY")?
+        {
+            // to standard output alone, never to the log
+            println!(
+                "admin key (shown this once, keep it): {}",
+                key.expose_secret()
+            );
+        }
+        let listen = config.server.listen;
+        let listener = TcpListener::bind(listen)
+            .await
+            .with_context(|| format!("cannot listen on {listen}"))?;
+        let runtime = Runtime::new(&config.server.data_dir.join("cache"))
+            .context("cannot start the component runtime")?;
+        let loader = Loader {
+            runtime: Arc::new(runtime),
+        };
+        let live = Current::default();
+        let reloader = Reloader {
+            path: path.to_owned(),
+            environment,
+            current: live.clone(),
+            loader: loader.clone(),
+        };
+        let (settler, settling) = Settler::start(store.clone());
+        let state = AppState {
+            generator: Generator::new(live, loader, settler, Clock),
+            reload: reloader.start(config.clone()),
+            requests: Arc::new(config.requests.clone()),
+            store,
+            keys,
+            clock: Clock,
+        };
+        let files = vec![path.to_owned(), PathBuf::from(".env")];
+        Ok(Self {
+            config,
+            listener,
+            state,
+            settling,
+            files,
+        })
+    }
+
+    /// Serves until `stop` is cancelled, then finishes what is in flight and
+    /// closes the database.
+    ///
+    /// # Errors
+    /// When the server fails.
+    pub async fn serve(self, stop: CancellationToken) -> anyhow::Result<()> {
+        let Self {
+            config,
+            listener,
+            state,
+            settling,
+            files,
+        } = self;
+        let address = listener.local_addr()?;
+        tracing::info!(%address, "serving http://{address}");
+        let watcher = reload::watch(state.reload.clone(), &files);
+        if let Err(error) = &watcher {
+            tracing::warn!(%error, "configuration is not watched: reload it by SIGHUP or POST /admin/reload");
+        }
+        let hangup = tokio::spawn(reload_on_hangup(state.reload.clone())?);
+        let reporting = billing::start(&config.stripe, &state.store, stop.clone())?;
+
+        let (store, generator) = (state.store.clone(), state.generator.clone());
+        let server = axum::serve(listener, http::router(state))
+            .with_graceful_shutdown(stop.clone().cancelled_owned())
+            .into_future();
+        let drained = async {
+            stop.cancelled().await;
+            tokio::time::sleep(Duration::from_secs(config.server.drain_seconds)).await;
+        };
+        tokio::select! {
+            served = server => served.context("the server failed")?,
+            () = drained => tracing::warn!("requests still in flight are cut off"),
+        }
+        // what is cut off is settled all the same
+        generator.drained().await;
+        hangup.abort();
+        drop((watcher, generator));
+        if let Some(reporting) = reporting {
+            reporting.await.ok();
+        }
+        // the task ends when the last request's handle to it is gone
+        tokio::time::timeout(Duration::from_secs(5), settling)
+            .await
+            .ok();
+        store.close().await;
+        tracing::info!("stopped");
+        Ok(())
+    }
+}
+
+/// Reloads at each SIGHUP.
+fn reload_on_hangup(handle: reload::Handle) -> std::io::Result<impl Future<Output = ()>> {
+    let mut hangup = signal(SignalKind::hangup())?;
+    Ok(async move {
+        while hangup.recv().await.is_some() {
+            handle.trigger();
+        }
+    })
+}

@@ -1,0 +1,120 @@
+//! The command line. Each subcommand is a file.
+
+mod admin;
+mod serve;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{Args, Parser, Subcommand};
+use secrecy::SecretString;
+
+use crate::config::{self, Config, Environment};
+
+/// Where variables are kept that are not in the environment.
+const ENV_FILE: &str = ".env";
+
+/// A self-hosted AI API service: keys, limits, usage and money in front of
+/// model plugins.
+#[derive(Debug, Parser)]
+#[command(version, args_conflicts_with_subcommands = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    options: Options,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve the API (what happens without a command, too)
+    Serve(Options),
+    /// Manage the admin key
+    Admin {
+        #[command(subcommand)]
+        command: AdminCommand,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum AdminCommand {
+    /// Make a new admin key and print it; the old one is no longer valid
+    ResetKey(Options),
+}
+
+#[derive(Clone, Debug, Args)]
+struct Options {
+    /// Configuration file
+    #[arg(
+        long,
+        env = "MODEL_HOST_CONFIG",
+        value_name = "FILE",
+        default_value = "model-host.toml"
+    )]
+    config: PathBuf,
+    /// Address to listen on [default: the configuration's, 127.0.0.1:8000]
+    #[arg(long, env = "MODEL_HOST_LISTEN", value_name = "ADDR")]
+    listen: Option<SocketAddr>,
+    /// Folder of the database and of secrets [default: the configuration's, data]
+    #[arg(long, env = "MODEL_HOST_DATA_DIR", value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// The admin key, instead of one that is made at the first start
+    // from the environment alone: arguments can be read by every user
+    #[arg(long = "admin-key", env = "MODEL_HOST_ADMIN_KEY", hide = true, value_parser = secret)]
+    admin_key: Option<SecretString>,
+}
+
+fn secret(text: &str) -> Result<SecretString, std::convert::Infallible> {
+    Ok(text.into())
+}
+
+impl Options {
+    /// The configuration with these options over it.
+    fn load(&self, environment: &Environment) -> anyhow::Result<Config> {
+        let mut config = config::load(&self.config, environment)?;
+        if let Some(listen) = self.listen {
+            config.server.listen = listen;
+        }
+        if let Some(data_dir) = &self.data_dir {
+            config.server.data_dir.clone_from(data_dir);
+        }
+        std::fs::create_dir_all(&config.server.data_dir)
+            .with_context(|| format!("cannot make {}", config.server.data_dir.display()))?;
+        Ok(config)
+    }
+}
+
+/// Runs the program.
+pub fn main() -> ExitCode {
+    let environment = Environment::new(ENV_FILE);
+    // for what reads the environment by itself: clap, the hub's client, OpenTelemetry;
+    // no other thread runs yet
+    if Path::new(ENV_FILE).exists()
+        && let Err(error) = dotenvy::from_filename(ENV_FILE)
+    {
+        // without the line itself, which may be a secret
+        let reason = match error {
+            dotenvy::Error::LineParse(_, at) => format!("cannot be parsed at byte {at} of a line"),
+            other => other.to_string(),
+        };
+        eprintln!("error: {ENV_FILE}: {reason}");
+        return ExitCode::FAILURE;
+    }
+    let cli = Cli::parse();
+    let outcome = match cli.command {
+        None => serve::run(&cli.options, environment),
+        Some(Command::Serve(options)) => serve::run(&options, environment),
+        Some(Command::Admin {
+            command: AdminCommand::ResetKey(options),
+        }) => admin::reset_key(&options, &environment),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

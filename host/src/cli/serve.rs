@@ -1,0 +1,33 @@
+//! `model-host serve`
+
+use tokio::runtime::Builder;
+
+use super::Options;
+use crate::app::App;
+use crate::config::Environment;
+use crate::{shutdown, telemetry};
+
+/// Serves until a signal comes.
+///
+/// # Errors
+/// When the server cannot start.
+pub fn run(options: &Options, environment: Environment) -> anyhow::Result<()> {
+    let config = options.load(&environment)?;
+    Builder::new_multi_thread()
+        .enable_all()
+        .build()?
+        .block_on(async {
+            let telemetry = telemetry::start()?;
+            let stop = shutdown::on_signal()?;
+            let app = App::build(
+                config,
+                &options.config,
+                environment,
+                options.admin_key.as_ref(),
+            )
+            .await?;
+            let served = app.serve(stop).await;
+            telemetry.end();
+            served
+        })
+}

@@ -1,0 +1,223 @@
+//! File and environment in, [`Config`] or every problem found out.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use secrecy::SecretString;
+use toml::{Table, Value};
+
+use super::check::{self, Problem};
+use super::{Config, Model, Sources};
+
+/// Why a configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file cannot be read.
+    #[error("cannot read {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// The file is not TOML, or not of the shape expected.
+    #[error("{}: {message}", path.display())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Where and what, without values: they may be secrets.
+        message: String,
+    },
+    /// The values do not go together.
+    #[error("{}: {}", path.display(), List(problems))]
+    Check {
+        /// The file.
+        path: PathBuf,
+        /// All of them.
+        problems: Vec<Problem>,
+    },
+}
+
+struct List<'a>(&'a [Problem]);
+
+impl fmt::Display for List<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (n, problem) in self.0.iter().enumerate() {
+            write!(f, "{}{problem}", if n == 0 { "" } else { "; " })?;
+        }
+        Ok(())
+    }
+}
+
+/// Environment variables: those of the process, and behind them those of the
+/// file `.env`, which is read again at each reload.
+#[derive(Clone, Debug)]
+pub struct Environment {
+    process: HashMap<String, String>,
+    file: PathBuf,
+}
+
+impl Environment {
+    /// The environment of the process as it is now, and `file` behind it.
+    pub fn new(file: impl Into<PathBuf>) -> Self {
+        Self {
+            process: std::env::vars().collect(),
+            file: file.into(),
+        }
+    }
+
+    /// All variables, those of the process over those of the file.
+    fn read(&self) -> HashMap<String, String> {
+        let mut all: HashMap<_, _> = dotenvy::from_path_iter(&self.file)
+            .map(|pairs| pairs.filter_map(Result::ok).collect())
+            .unwrap_or_default();
+        all.extend(self.process.clone());
+        all.retain(|_, value| !value.is_empty());
+        all
+    }
+}
+
+/// Reads the configuration at `path`. Texts in it may name environment
+/// variables as `${NAME}`; relative paths are taken from the file's folder.
+///
+/// A model that names a variable which is not set is kept, marked unavailable.
+///
+/// # Errors
+/// When the file cannot be read or parsed, or with every problem of its values.
+pub fn load(path: &Path, environment: &Environment) -> Result<Config, Error> {
+    let text = std::fs::read_to_string(path).map_err(|source| Error::Read {
+        path: path.to_owned(),
+        source,
+    })?;
+    let variables = environment.read();
+    let parse_error = |message: String| Error::Parse {
+        path: path.to_owned(),
+        message,
+    };
+    let mut table: Table = text.parse().map_err(|e: toml::de::Error| {
+        parse_error(match e.span() {
+            Some(span) => {
+                let line = text[..span.start.min(text.len())].matches('\n').count() + 1;
+                format!("line {line}: {}", e.message())
+            }
+            None => e.message().to_owned(),
+        })
+    })?;
+
+    let mut models = Vec::new();
+    if let Some(Value::Array(entries)) = table.remove("models") {
+        for (index, entry) in entries.into_iter().enumerate() {
+            let model = model(entry, &variables)
+                .map_err(|message| parse_error(format!("models[{index}]: {message}")))?;
+            models.push(model);
+        }
+    }
+    let mut missing = Vec::new();
+    for value in table.iter_mut().map(|(_, value)| value) {
+        expand(value, &variables, &mut missing);
+    }
+    if let Some(name) = missing.first() {
+        return Err(parse_error(format!(
+            "environment variable {name} is not set"
+        )));
+    }
+    let mut config: Config = Value::Table(table)
+        .try_into()
+        .map_err(|e: toml::de::Error| parse_error(e.message().to_owned()))?;
+    config.models = models;
+    config.stripe.secret_key = variables
+        .get("STRIPE_SECRET_KEY")
+        .cloned()
+        .map(SecretString::from);
+    if let Some(base) = variables.get("STRIPE_API_BASE") {
+        config.stripe.api_base = Some(base.clone());
+    }
+
+    let folder = path.parent().unwrap_or(Path::new(""));
+    config
+        .models
+        .iter_mut()
+        .for_each(|model| resolve(model, folder));
+    match check::problems(&config) {
+        problems if problems.is_empty() => Ok(config),
+        problems => Err(Error::Check {
+            path: path.to_owned(),
+            problems,
+        }),
+    }
+}
+
+/// Reads one entry of `[[models]]`.
+fn model(mut entry: Value, variables: &HashMap<String, String>) -> Result<Model, String> {
+    let mut missing = Vec::new();
+    expand(&mut entry, variables, &mut missing);
+    let mut model: Model = entry
+        .try_into()
+        .map_err(|e: toml::de::Error| e.message().to_owned())?;
+    if !missing.is_empty() {
+        let names = missing.join(", ");
+        model.unavailable = Some(format!("environment variable not set: {names}"));
+    }
+    Ok(model)
+}
+
+/// Replaces `${NAME}` in every text of `value`; names of unset variables go to
+/// `missing` and the text is left as it is.
+fn expand(value: &mut Value, variables: &HashMap<String, String>, missing: &mut Vec<String>) {
+    match value {
+        Value::String(text) => {
+            let mut done = String::new();
+            let mut rest = text.as_str();
+            while let Some((before, after)) = rest.split_once("${") {
+                let Some((name, tail)) = after.split_once('}') else {
+                    break;
+                };
+                done.push_str(before);
+                match variables.get(name) {
+                    Some(found) => done.push_str(found),
+                    None => missing.push(name.to_owned()),
+                }
+                rest = tail;
+            }
+            *text = done + rest;
+        }
+        Value::Array(items) => items.iter_mut().for_each(|v| expand(v, variables, missing)),
+        Value::Table(table) => table
+            .iter_mut()
+            .for_each(|(_, v)| expand(v, variables, missing)),
+        _ => {}
+    }
+}
+
+/// Takes a component's and a local model's relative paths from `folder`.
+fn resolve(model: &mut Model, folder: &Path) {
+    let from_folder = |text: &mut String| {
+        let joined = folder.join(&*text);
+        if joined.exists()
+            && let Some(path) = joined.to_str()
+        {
+            *text = path.to_owned();
+        }
+    };
+    if is_component(&model.plugin) {
+        model.plugin = folder.join(&model.plugin).to_string_lossy().into_owned();
+    }
+    match &mut model.model_path {
+        Some(Sources::One(source)) => from_folder(source),
+        Some(Sources::Several(sources)) => sources.iter_mut().for_each(from_folder),
+        None => {}
+    }
+}
+
+/// Whether a `plugin` of the configuration is the path of a component.
+fn is_component(plugin: &str) -> bool {
+    plugin.ends_with(".wasm")
+}
+
+impl Model {
+    /// Whether the plugin is a component rather than compiled in.
+    pub fn is_component(&self) -> bool {
+        is_component(&self.plugin)
+    }
+}

@@ -1,0 +1,124 @@
+//! `/customers`
+
+use axum::Json as Body;
+use axum::extract::State;
+use axum::http::StatusCode;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::{Page, rfc3339};
+use crate::http::AppState;
+use crate::http::auth::{Admin, Caller};
+use crate::http::error::ApiError;
+use crate::http::json::{Id, Json, Query, line, name};
+use crate::store;
+use crate::store::customers::{Customer, NewCustomer};
+
+/// Longest address of mail, by RFC 5321.
+const LONGEST_EMAIL: usize = 254;
+
+/// Body of `POST /customers`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Create {
+    name: String,
+    email: String,
+    #[serde(default)]
+    company: String,
+}
+
+/// A customer as shown.
+#[derive(Debug, Serialize)]
+pub struct Shown {
+    id: i64,
+    name: String,
+    email: String,
+    company: String,
+    created_at: String,
+}
+
+impl From<Customer> for Shown {
+    fn from(customer: Customer) -> Self {
+        let created_at = customer.created_at;
+        Self {
+            id: customer.id,
+            name: customer.name,
+            email: customer.email,
+            company: customer.company,
+            created_at: rfc3339(created_at.replace_nanosecond(0).unwrap_or(created_at)),
+        }
+    }
+}
+
+/// `POST /customers`: creates a customer.
+pub async fn create(
+    _: Admin,
+    State(AppState { store, clock, .. }): State<AppState>,
+    Json(body): Json<Create>,
+) -> Result<(StatusCode, Body<Shown>), ApiError> {
+    let new = NewCustomer {
+        name: name("name", &body.name)?,
+        email: email(&body.email)?,
+        company: line("company", &body.company)?,
+    };
+    let customer = store.create_customer(new, clock.now()).await?;
+    Ok((StatusCode::CREATED, Body(customer.into())))
+}
+
+/// `GET /customers`: customers by number.
+pub async fn list(
+    _: Admin,
+    State(AppState { store, .. }): State<AppState>,
+    Query(page): Query<Page>,
+) -> Result<Body<Value>, ApiError> {
+    let customers = store.customers(page.after, page.limit()?).await?;
+    let customers: Vec<_> = customers.into_iter().map(Shown::from).collect();
+    Ok(Body(json!({ "customers": customers })))
+}
+
+/// `GET /customers/{customer_id}`
+pub async fn read(
+    caller: Caller,
+    State(AppState { store, .. }): State<AppState>,
+    Id(id): Id,
+) -> Result<Body<Shown>, ApiError> {
+    caller.scope(Some(id))?;
+    let customer = store.customer(id).await.map_err(missing)?;
+    Ok(Body(customer.into()))
+}
+
+/// `DELETE /customers/{customer_id}`: with its keys; its usage stays on record.
+pub async fn delete(
+    _: Admin,
+    State(AppState { store, clock, .. }): State<AppState>,
+    Id(id): Id,
+) -> Result<StatusCode, ApiError> {
+    store
+        .delete_customer(id, clock.now())
+        .await
+        .map_err(missing)?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// What a missing customer is called.
+pub fn missing(error: store::Error) -> ApiError {
+    match error {
+        store::Error::NotFound => ApiError::not_found("customer"),
+        error => error.into(),
+    }
+}
+
+/// An address that mail could be sent to: one `@`, something on both sides.
+fn email(text: &str) -> Result<String, ApiError> {
+    let text = text.trim();
+    let is_address = text.len() <= LONGEST_EMAIL
+        && !text.chars().any(|c| c.is_whitespace() || c.is_control())
+        && text.split_once('@').is_some_and(|(local, domain)| {
+            !local.is_empty() && !domain.is_empty() && !domain.contains('@')
+        });
+    if is_address {
+        Ok(text.to_owned())
+    } else {
+        Err(ApiError::invalid("email", "must be an email address"))
+    }
+}

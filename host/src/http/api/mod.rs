@@ -1,0 +1,50 @@
+//! The service's own endpoints.
+
+pub mod customers;
+pub mod generate;
+pub mod health;
+pub mod keys;
+pub mod models;
+pub mod reload;
+pub mod usage;
+
+use serde::Deserialize;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use super::error::ApiError;
+
+/// Rows of a page, where the request does not say.
+const PAGE: u32 = 100;
+/// Most rows of a page.
+const LARGEST_PAGE: u32 = 1000;
+
+/// Which part of a list.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Page {
+    /// The customer whose rows; all for the operator.
+    pub customer_id: Option<i64>,
+    /// After this place.
+    pub after: i64,
+    /// At most so many.
+    pub limit: Option<u32>,
+}
+
+impl Page {
+    /// Most rows to return.
+    fn limit(&self) -> Result<u32, ApiError> {
+        match self.limit.unwrap_or(PAGE) {
+            limit @ 1..=LARGEST_PAGE => Ok(limit),
+            _ => Err(ApiError::invalid(
+                "limit",
+                format!("must be from 1 to {LARGEST_PAGE}"),
+            )),
+        }
+    }
+}
+
+/// A time as RFC 3339 writes it.
+pub fn rfc3339(time: OffsetDateTime) -> String {
+    time.format(&Rfc3339).unwrap_or_default()
+}

@@ -1,0 +1,381 @@
+//! The only place where an error becomes a response.
+//!
+//! Body: `{"error": {"code", "message", "type", "param"?, "request_id"}}`; the
+//! same for OpenAI's SDKs, which read `message`, `type`, `param` and `code`.
+
+use std::any::Any;
+use std::time::Duration;
+
+use axum::Json;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use plugin_sdk::ErrorKind;
+use serde_json::json;
+
+use crate::limits::Rate;
+use crate::{generate, keys, store};
+
+/// An error as the client sees it.
+#[derive(Clone, Debug)]
+pub struct ApiError {
+    status: StatusCode,
+    code: String,
+    message: String,
+    param: Option<String>,
+    retry_after: Option<Duration>,
+    rate: Option<Rate>,
+}
+
+impl ApiError {
+    fn new(status: StatusCode, code: &str, message: impl Into<String>) -> Self {
+        Self {
+            status,
+            code: code.to_owned(),
+            message: message.into(),
+            param: None,
+            retry_after: None,
+            rate: None,
+        }
+    }
+
+    /// 422: a field has a wrong value.
+    pub fn invalid(param: &str, message: impl Into<String>) -> Self {
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid_request", message).at(param)
+    }
+
+    /// 422: a feature that this server does not have.
+    pub fn unsupported(param: &str, message: impl Into<String>) -> Self {
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, "unsupported", message).at(param)
+    }
+
+    /// 400: the body is not JSON.
+    pub fn not_json(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "invalid_json", message)
+    }
+
+    /// 413: the body is too large.
+    pub fn body_too_large(limit: usize) -> Self {
+        let message = format!("the body is larger than {limit} bytes");
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", message)
+    }
+
+    /// 408: the body did not come.
+    pub fn body_timeout() -> Self {
+        Self::new(
+            StatusCode::REQUEST_TIMEOUT,
+            "body_timeout",
+            "the body did not come in time",
+        )
+    }
+
+    /// 415: the body is of another type.
+    pub fn not_json_type() -> Self {
+        let message = "expected a body of type application/json";
+        Self::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "unsupported_media_type",
+            message,
+        )
+    }
+
+    /// 401: no key came.
+    pub fn no_key(expected: &str) -> Self {
+        Self::new(
+            StatusCode::UNAUTHORIZED,
+            "missing_api_key",
+            format!("send {expected}"),
+        )
+    }
+
+    /// 403: a key of the other kind came.
+    pub fn wrong_kind_of_key(expected: &str) -> Self {
+        Self::new(
+            StatusCode::FORBIDDEN,
+            "wrong_kind_of_key",
+            format!("this endpoint needs {expected}"),
+        )
+    }
+
+    /// 404: there is no such thing, or it is somebody else's.
+    pub fn not_found(what: &str) -> Self {
+        Self::new(
+            StatusCode::NOT_FOUND,
+            &format!("{what}_not_found"),
+            format!("there is no such {what}"),
+        )
+    }
+
+    /// 404: there is no such path.
+    pub fn no_such_endpoint() -> Self {
+        Self::new(
+            StatusCode::NOT_FOUND,
+            "endpoint_not_found",
+            "there is no such endpoint",
+        )
+    }
+
+    /// 405.
+    pub fn method_not_allowed() -> Self {
+        let message = "the endpoint does not take this method";
+        Self::new(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "method_not_allowed",
+            message,
+        )
+    }
+
+    /// 403: a form that another site sent.
+    pub fn cross_site() -> Self {
+        Self::new(
+            StatusCode::FORBIDDEN,
+            "cross_site_request",
+            "the request came from another site",
+        )
+    }
+
+    /// 409: the configuration file cannot be used.
+    pub fn configuration(message: String) -> Self {
+        Self::new(StatusCode::CONFLICT, "invalid_configuration", message)
+    }
+
+    /// 503: the server is about to end.
+    pub fn stopping() -> Self {
+        Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "stopping",
+            "the server is stopping",
+        )
+        .retry_after(Duration::from_secs(1))
+    }
+
+    /// Names the field at fault.
+    #[must_use]
+    pub fn at(mut self, param: &str) -> Self {
+        self.param = Some(param.to_owned());
+        self
+    }
+
+    /// Names the field as this endpoint does.
+    #[must_use]
+    pub fn rename(mut self, from: &str, to: &str) -> Self {
+        if self.param.as_deref() == Some(from) {
+            self.param = Some(to.to_owned());
+        }
+        self
+    }
+
+    /// Adds what is left of the rate.
+    #[must_use]
+    pub fn rate(mut self, rate: Option<Rate>) -> Self {
+        self.rate = rate;
+        self
+    }
+
+    /// Its status.
+    pub fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    /// What happened, for people.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
+    fn retry_after(mut self, after: Duration) -> Self {
+        self.retry_after = Some(after);
+        self
+    }
+
+    /// The response of the request with this id.
+    pub fn render(self, request_id: &str) -> Response {
+        if self.status.is_server_error() {
+            tracing::error!(
+                status = self.status.as_u16(),
+                code = self.code,
+                "{}",
+                self.message
+            );
+        } else {
+            tracing::debug!(
+                status = self.status.as_u16(),
+                code = self.code,
+                "{}",
+                self.message
+            );
+        }
+        let mut error = json!({
+            "code": self.code,
+            "message": self.message,
+            "type": kind(self.status),
+            "request_id": request_id,
+        });
+        if let Some(param) = self.param {
+            error["param"] = json!(param);
+        }
+        let mut response = (self.status, Json(json!({ "error": error }))).into_response();
+        let headers = response.headers_mut();
+        if self.status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        if let Some(after) = self.retry_after {
+            // whole seconds, rounded up: earlier would be refused again
+            let seconds = after.as_millis().div_ceil(1000).max(1);
+            headers.insert(
+                header::RETRY_AFTER,
+                HeaderValue::from(u64::try_from(seconds).unwrap_or(u64::MAX)),
+            );
+        }
+        if let Some(rate) = self.rate {
+            rate_headers(headers, rate);
+        }
+        response
+    }
+}
+
+impl IntoResponse for ApiError {
+    /// Leaves itself for the envelope, which knows the request's id.
+    fn into_response(self) -> Response {
+        let mut response = self.status.into_response();
+        response.extensions_mut().insert(self);
+        response
+    }
+}
+
+/// OpenAI's `type` of an error.
+fn kind(status: StatusCode) -> &'static str {
+    match status {
+        StatusCode::UNAUTHORIZED => "authentication_error",
+        StatusCode::FORBIDDEN => "permission_error",
+        StatusCode::NOT_FOUND => "not_found_error",
+        StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
+        status if status.is_server_error() => "server_error",
+        _ => "invalid_request_error",
+    }
+}
+
+/// Writes OpenAI's `x-ratelimit-*` headers.
+pub fn rate_headers(headers: &mut axum::http::HeaderMap, rate: Rate) {
+    headers.insert("x-ratelimit-limit-requests", rate.limit.into());
+    headers.insert("x-ratelimit-remaining-requests", rate.remaining.into());
+    let reset = format!("{}ms", rate.reset.as_millis());
+    if let Ok(reset) = HeaderValue::from_str(&reset) {
+        headers.insert("x-ratelimit-reset-requests", reset);
+    }
+}
+
+/// The response when a handler panicked.
+pub fn panicked(_: Box<dyn Any + Send>) -> Response {
+    ApiError::new(
+        StatusCode::INTERNAL_SERVER_ERROR,
+        "internal",
+        "the server failed",
+    )
+    .into_response()
+}
+
+impl From<store::Error> for ApiError {
+    fn from(error: store::Error) -> Self {
+        match error {
+            store::Error::NotFound => {
+                Self::new(StatusCode::NOT_FOUND, "not_found", "there is no such thing")
+            }
+            store::Error::EmailTaken => {
+                Self::new(StatusCode::CONFLICT, "email_taken", error.to_string()).at("email")
+            }
+            store::Error::Stopping => Self::stopping(),
+            store::Error::Database(detail) => {
+                tracing::error!(detail, "the database failed");
+                Self::new(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "storage_failed",
+                    "the database failed",
+                )
+                .retry_after(Duration::from_secs(1))
+            }
+        }
+    }
+}
+
+impl From<keys::Error> for ApiError {
+    fn from(error: keys::Error) -> Self {
+        match error {
+            keys::Error::Invalid => Self::new(
+                StatusCode::UNAUTHORIZED,
+                "invalid_api_key",
+                error.to_string(),
+            ),
+            keys::Error::Disabled => {
+                Self::new(StatusCode::FORBIDDEN, "key_disabled", error.to_string())
+            }
+            keys::Error::WeakAdminKey | keys::Error::Randomness(_) => {
+                tracing::error!(%error, "a key could not be made");
+                Self::new(
+                    StatusCode::INTERNAL_SERVER_ERROR,
+                    "internal",
+                    "the server failed",
+                )
+            }
+            keys::Error::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<generate::Error> for ApiError {
+    fn from(error: generate::Error) -> Self {
+        let status = match &error {
+            generate::Error::UnknownModel => StatusCode::NOT_FOUND,
+            generate::Error::ModelNotAllowed => StatusCode::FORBIDDEN,
+            generate::Error::RateLimited(_) => StatusCode::TOO_MANY_REQUESTS,
+            generate::Error::PromptTooLong { .. } | generate::Error::NoRoom { .. } => {
+                StatusCode::BAD_REQUEST
+            }
+            generate::Error::Plugin(error) => of_plugin(error.kind),
+            generate::Error::NotRecorded | generate::Error::Stopping => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+        };
+        let message = match &error {
+            generate::Error::Plugin(error) => error.message.clone(),
+            other => other.to_string(),
+        };
+        let mut this = Self::new(status, error.code(), message);
+        match error {
+            generate::Error::UnknownModel | generate::Error::ModelNotAllowed => this.at("model"),
+            generate::Error::PromptTooLong { .. } | generate::Error::NoRoom { .. } => {
+                this.at("prompt")
+            }
+            generate::Error::RateLimited(exceeded) => this.retry_after(exceeded.retry_after),
+            generate::Error::Plugin(error) => {
+                let is_temporary =
+                    matches!(error.kind, ErrorKind::Overloaded | ErrorKind::RateLimited);
+                this.param = error.param;
+                this.retry_after = match error.retry_after_ms {
+                    Some(ms) => Some(Duration::from_millis(ms.into())),
+                    None => is_temporary.then_some(Duration::from_secs(1)),
+                };
+                this
+            }
+            generate::Error::NotRecorded | generate::Error::Stopping => {
+                this.retry_after(Duration::from_secs(1))
+            }
+        }
+    }
+}
+
+/// The status of a plugin's error, as its contract says.
+fn of_plugin(kind: ErrorKind) -> StatusCode {
+    match kind {
+        ErrorKind::InvalidRequest | ErrorKind::ContextLength | ErrorKind::ContentFilter => {
+            StatusCode::BAD_REQUEST
+        }
+        ErrorKind::NotFound => StatusCode::NOT_FOUND,
+        ErrorKind::RateLimited => StatusCode::TOO_MANY_REQUESTS,
+        ErrorKind::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
+        ErrorKind::UpstreamAuth | ErrorKind::Upstream => StatusCode::BAD_GATEWAY,
+        ErrorKind::Timeout => StatusCode::GATEWAY_TIMEOUT,
+        ErrorKind::Unsupported => StatusCode::NOT_IMPLEMENTED,
+        // nobody is there to read it
+        ErrorKind::Cancelled => StatusCode::REQUEST_TIMEOUT,
+        ErrorKind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}

@@ -1,0 +1,133 @@
+//! Bodies, paths and queries become validated types, or errors of ours.
+
+use std::time::Duration;
+
+use axum::extract::{FromRequest, FromRequestParts, Request};
+use axum::http::{header, request::Parts};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use serde::de::DeserializeOwned;
+
+use super::AppState;
+use super::error::ApiError;
+
+/// Most characters of a name.
+const LONGEST_NAME: usize = 200;
+
+/// A JSON body.
+#[derive(Debug)]
+pub struct Json<T>(pub T);
+
+impl<T: DeserializeOwned> FromRequest<AppState> for Json<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &AppState) -> Result<Self, ApiError> {
+        if let Some(kind) = request.headers().get(header::CONTENT_TYPE) {
+            let kind = kind.to_str().unwrap_or_default();
+            let kind = kind.split(';').next().unwrap_or_default().trim();
+            if !kind.eq_ignore_ascii_case("application/json") {
+                return Err(ApiError::not_json_type());
+            }
+        }
+        let limit = state.requests.max_body_bytes;
+        let body = Limited::new(request.into_body(), limit).collect();
+        let timeout = Duration::from_millis(state.requests.body_timeout_ms);
+        let body = tokio::time::timeout(timeout, body)
+            .await
+            .map_err(|_| ApiError::body_timeout())?;
+        let body = body.map_err(|error| {
+            if error.is::<LengthLimitError>() {
+                ApiError::body_too_large(limit)
+            } else {
+                ApiError::not_json("the body ended early")
+            }
+        })?;
+        parse(&body.to_bytes()).map(Self)
+    }
+}
+
+fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
+    let mut json = serde_json::Deserializer::from_slice(body);
+    let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
+        let path = error.path().to_string();
+        let error = error.into_inner();
+        match error.classify() {
+            serde_json::error::Category::Data => {
+                // without the position: it is the field that helps
+                let message = error.to_string();
+                let message = message.split(" at line ").next().unwrap_or_default();
+                ApiError::invalid(&path, message)
+            }
+            _ => ApiError::not_json(error.to_string()),
+        }
+    })?;
+    json.end()
+        .map_err(|error| ApiError::not_json(error.to_string()))?;
+    Ok(value)
+}
+
+/// A number in the path. One that is none names nothing.
+#[derive(Clone, Copy, Debug)]
+pub struct Id(pub i64);
+
+impl<S: Send + Sync> FromRequestParts<S> for Id {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        axum::extract::Path::<i64>::from_request_parts(parts, state)
+            .await
+            .map(|axum::extract::Path(id)| Self(id))
+            .map_err(|_| ApiError::no_such_endpoint())
+    }
+}
+
+/// The query of the URL.
+#[derive(Debug)]
+pub struct Query<T>(pub T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        axum::extract::Query::<T>::from_request_parts(parts, state)
+            .await
+            .map(|axum::extract::Query(query)| Self(query))
+            .map_err(|rejection| {
+                let mut message = rejection.body_text();
+                message = message
+                    .trim_start_matches("Failed to deserialize query string: ")
+                    .to_owned();
+                let param = message.split(": ").next().unwrap_or_default().to_owned();
+                ApiError::invalid(&param, message)
+            })
+    }
+}
+
+/// A name that people gave: trimmed, not empty, not too long, on one line.
+///
+/// # Errors
+/// 422 for the field `param`.
+pub fn name(param: &str, text: &str) -> Result<String, ApiError> {
+    let text = text.trim();
+    if text.is_empty() {
+        return Err(ApiError::invalid(param, "must not be empty"));
+    }
+    line(param, text)
+}
+
+/// Text on one line, perhaps empty.
+///
+/// # Errors
+/// 422 for the field `param`.
+pub fn line(param: &str, text: &str) -> Result<String, ApiError> {
+    let text = text.trim();
+    if text.chars().count() > LONGEST_NAME {
+        return Err(ApiError::invalid(
+            param,
+            format!("must have at most {LONGEST_NAME} characters"),
+        ));
+    }
+    if text.chars().any(char::is_control) {
+        return Err(ApiError::invalid(param, "must not hold control characters"));
+    }
+    Ok(text.to_owned())
+}

@@ -1,0 +1,48 @@
+//! `GET /v1/models`
+
+use axum::Json;
+use axum::extract::{Path, State};
+use serde_json::{Value, json};
+
+use crate::http::AppState;
+use crate::http::auth::Caller;
+use crate::http::error::ApiError;
+use crate::models::Model;
+
+fn may_use(caller: &Caller, model: &Model) -> bool {
+    match caller {
+        Caller::Admin => true,
+        Caller::Customer(key) => key.allowed_models.contains(&model.spec.id),
+    }
+}
+
+fn shown(model: &Model) -> Value {
+    json!({ "id": model.spec.name, "object": "model", "created": 0, "owned_by": "model-host" })
+}
+
+/// `GET /v1/models`: the models the caller may use.
+pub async fn list(
+    caller: Caller,
+    State(AppState { generator, .. }): State<AppState>,
+) -> Json<Value> {
+    let live = generator.live().take();
+    let models: Vec<_> = live
+        .models()
+        .filter(|model| may_use(&caller, model))
+        .map(|model| shown(model))
+        .collect();
+    Json(json!({ "object": "list", "data": models }))
+}
+
+/// `GET /v1/models/{model}`
+pub async fn read(
+    caller: Caller,
+    State(AppState { generator, .. }): State<AppState>,
+    Path(name): Path<String>,
+) -> Result<Json<Value>, ApiError> {
+    let live = generator.live().take();
+    let model = live.by_name(&name).filter(|model| may_use(&caller, model));
+    model
+        .map(|model| Json(shown(model)))
+        .ok_or_else(|| ApiError::not_found("model"))
+}

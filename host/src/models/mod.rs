@@ -1,0 +1,415 @@
+//! Models: what the host knows of any of them, and the set that is live.
+//!
+//! A request takes the [`Live`] set once and keeps it, so that a reload never
+//! changes a model under it; a backend ends with the last request that holds it.
+
+pub mod component;
+pub mod native;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use plugin_sdk::{Error, ErrorKind, Event, PluginInfo, Request, Settings, TokenEstimate};
+use secrecy::ExposeSecret;
+use sha2::{Digest, Sha256};
+use tokio::sync::watch;
+
+use crate::config;
+
+/// How long a request waits for a model that is loading.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A model's plugin, ready to generate.
+#[derive(Debug)]
+pub enum Backend {
+    /// Compiled into this program.
+    Native(native::Native),
+    /// Loaded from a file.
+    Component(component::Component),
+}
+
+/// One answer in the making. Dropping it cancels it.
+#[derive(Debug)]
+pub enum Completion {
+    /// By a native plugin.
+    Native(native::Completion),
+    /// By a component.
+    Component(Box<component::Completion>),
+}
+
+impl Backend {
+    /// What the plugin says it is.
+    pub fn info(&self) -> &PluginInfo {
+        match self {
+            Self::Native(native) => native.info(),
+            Self::Component(component) => component.info(),
+        }
+    }
+
+    /// SHA-256 of the component, in hex.
+    pub fn digest(&self) -> Option<&str> {
+        match self {
+            Self::Native(_) => None,
+            Self::Component(component) => Some(component.digest()),
+        }
+    }
+
+    /// Where a local model was loaded from.
+    pub fn source(&self) -> Option<String> {
+        let model = self.info().models.first()?;
+        let source = model.ext.iter().find(|ext| ext.name == "source")?;
+        serde_json::from_str(&source.value).ok()
+    }
+
+    /// Tokens of prompt and answer together that the model can take.
+    pub fn context_window(&self) -> Option<u32> {
+        self.info().models.first()?.context_window
+    }
+
+    /// How many tokens the prompt will be.
+    ///
+    /// # Errors
+    /// The plugin's own, [`ErrorKind::Unsupported`] among them.
+    pub async fn estimate(&self, request: &Request) -> Result<TokenEstimate, Error> {
+        match self {
+            Self::Native(native) => native.estimate(request).await,
+            Self::Component(component) => component.estimate(request).await,
+        }
+    }
+
+    /// Starts a completion.
+    ///
+    /// # Errors
+    /// The plugin's own, or that it failed.
+    pub async fn generate(&self, request: Request) -> Result<Completion, Error> {
+        match self {
+            Self::Native(native) => native.generate(request).await.map(Completion::Native),
+            Self::Component(component) => {
+                let completion = component.generate(request).await?;
+                Ok(Completion::Component(Box::new(completion)))
+            }
+        }
+    }
+}
+
+impl Completion {
+    /// What happened since the last call; see [`plugin_sdk::Completion::next`].
+    ///
+    /// # Errors
+    /// The plugin's own, or that it failed.
+    pub async fn next(&mut self) -> Result<Vec<Event>, Error> {
+        match self {
+            Self::Native(completion) => completion.next().await,
+            Self::Component(completion) => completion.next().await,
+        }
+    }
+}
+
+/// Whether a model can answer.
+#[derive(Clone, Debug)]
+pub enum State {
+    /// Loads at its first request.
+    OnDemand,
+    /// Loads now.
+    Loading,
+    /// Answers.
+    Ready(Arc<Backend>),
+    /// Cannot answer, for this reason.
+    Unavailable(String),
+}
+
+/// Opens backends.
+#[derive(Clone, Debug)]
+pub struct Loader {
+    /// What runs components.
+    pub runtime: Arc<component::Runtime>,
+}
+
+impl Loader {
+    /// Opens a model's backend.
+    ///
+    /// # Errors
+    /// With the reason to show.
+    async fn open(&self, model: &config::Model) -> Result<Backend, String> {
+        if let Some(reason) = &model.unavailable {
+            return Err(reason.clone());
+        }
+        let settings = settings(model);
+        let opened = if model.is_component() {
+            let spec = component::Spec {
+                model: model.name.clone(),
+                path: PathBuf::from(&model.plugin),
+                settings,
+                upstream: upstream(model)?,
+                limits: component::Limits {
+                    memory_mib: model.limits.memory_mib,
+                    cpu_ms: model.limits.cpu_ms,
+                    ..component::Limits::default()
+                },
+            };
+            component::Component::open(&self.runtime, spec)
+                .await
+                .map(Backend::Component)
+        } else if native::is_known(&model.plugin) {
+            let options = native::Options {
+                parallel: model.limits.parallel,
+                queue: model.limits.queue,
+            };
+            native::Native::open(&model.plugin, &model.name, settings, options)
+                .await
+                .map(Backend::Native)
+        } else {
+            return Err(format!(
+                "unknown plugin {:?}: expected a native plugin's name or a file that ends in .wasm",
+                model.plugin
+            ));
+        };
+        opened.map_err(|error| error.to_string())
+    }
+}
+
+fn upstream(model: &config::Model) -> Result<Option<component::Upstream>, String> {
+    let Some(url) = &model.api_url else {
+        return Ok(None);
+    };
+    let url = reqwest::Url::parse(url).map_err(|error| format!("api_url: {error}"))?;
+    Ok(Some(component::Upstream {
+        url,
+        secret: model.api_key.clone(),
+    }))
+}
+
+/// What the plugin may know of its configuration: no secrets.
+fn settings(model: &config::Model) -> Settings {
+    let named = [
+        ("dtype", model.dtype.clone()),
+        ("api_url", model.api_url.clone()),
+        ("model_name", model.model_name.clone()),
+        (
+            "model_path",
+            model.model_path.as_ref().map(|sources| match sources {
+                config::Sources::One(source) => source.clone(),
+                config::Sources::Several(sources) => serde_json::json!(sources).to_string(),
+            }),
+        ),
+    ];
+    let more = model.settings.iter().map(|(name, value)| {
+        let text = match value {
+            toml::Value::String(text) => text.clone(),
+            other => serde_json::to_string(other).unwrap_or_default(),
+        };
+        (name.clone(), text)
+    });
+    let named = named
+        .into_iter()
+        .filter_map(|(name, value)| Some((name.to_owned(), value?)));
+    more.chain(named).collect()
+}
+
+/// A model of the configuration with its backend.
+#[derive(Clone, Debug)]
+pub struct Model {
+    /// As configured.
+    pub spec: config::Model,
+    /// Why the latest configuration of it is not what runs.
+    pub problem: Option<String>,
+    slot: Arc<Slot>,
+}
+
+/// A backend's place: the same one for as long as nothing that made it changes.
+#[derive(Debug)]
+struct Slot {
+    state: watch::Sender<State>,
+    fingerprint: [u8; 32],
+}
+
+impl Model {
+    /// A model whose backend is not open yet.
+    pub fn new(spec: config::Model) -> Self {
+        let state = match &spec.unavailable {
+            Some(reason) => State::Unavailable(reason.clone()),
+            None => State::OnDemand,
+        };
+        let fingerprint = fingerprint(&spec);
+        let slot = Arc::new(Slot {
+            state: watch::Sender::new(state),
+            fingerprint,
+        });
+        Self {
+            spec,
+            problem: None,
+            slot,
+        }
+    }
+
+    /// This model by another configuration, if that has no need of another backend.
+    pub fn reconfigured(&self, spec: &config::Model) -> Option<Self> {
+        let same = self.slot.fingerprint == fingerprint(spec);
+        let failed = matches!(&*self.slot.state.borrow(), State::Unavailable(_));
+        (same && !failed).then(|| Self {
+            spec: spec.clone(),
+            problem: None,
+            slot: Arc::clone(&self.slot),
+        })
+    }
+
+    /// Whether both have one backend.
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.slot, &other.slot)
+    }
+
+    /// Whether it can answer.
+    pub fn state(&self) -> State {
+        self.slot.state.borrow().clone()
+    }
+
+    /// Opens the backend, unless it is open or being opened.
+    pub async fn load(&self, loader: &Loader) {
+        let is_mine = self.slot.state.send_if_modified(|state| {
+            let idle = matches!(state, State::OnDemand);
+            if idle {
+                *state = State::Loading;
+            }
+            idle
+        });
+        if !is_mine {
+            return;
+        }
+        let model = self.clone();
+        let loader = loader.clone();
+        // in a task of its own: the request that asked for it may be cancelled
+        let loading = tokio::spawn(async move {
+            let state = match loader.open(&model.spec).await {
+                Ok(backend) => {
+                    let source = backend.source();
+                    tracing::info!(model = model.spec.name, source, "model is ready");
+                    State::Ready(Arc::new(backend))
+                }
+                Err(reason) => {
+                    tracing::warn!(model = model.spec.name, reason, "model is unavailable");
+                    State::Unavailable(reason)
+                }
+            };
+            model.slot.state.send_replace(state);
+        });
+        if let Err(error) = loading.await {
+            let reason = format!("loading it failed: {error}");
+            self.slot.state.send_replace(State::Unavailable(reason));
+        }
+    }
+
+    /// The backend, opened if need be.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Overloaded`] with the reason why there is none.
+    pub async fn backend(&self, loader: &Loader) -> Result<Arc<Backend>, Error> {
+        if matches!(&*self.slot.state.borrow(), State::OnDemand) {
+            self.load(loader).await;
+        }
+        let mut state = self.slot.state.subscribe();
+        let settled = state.wait_for(|state| !matches!(state, State::Loading | State::OnDemand));
+        let settled = match tokio::time::timeout(PATIENCE, settled).await {
+            Ok(Ok(state)) => state.clone(),
+            _ => State::Loading,
+        };
+        match settled {
+            State::Ready(backend) => Ok(backend),
+            State::Unavailable(reason) => Err(unavailable("model_unavailable", &reason)),
+            State::Loading | State::OnDemand => {
+                let mut error = unavailable("model_loading", "it is still loading");
+                error.retry_after_ms = Some(5_000);
+                Err(error)
+            }
+        }
+    }
+}
+
+fn unavailable(code: &str, reason: &str) -> Error {
+    let mut error = Error::new(
+        ErrorKind::Overloaded,
+        format!("the model is unavailable: {reason}"),
+    );
+    error.code = Some(code.to_owned());
+    error
+}
+
+/// A hash of everything that makes a backend what it is, the component's file
+/// included.
+fn fingerprint(model: &config::Model) -> [u8; 32] {
+    let config::Model {
+        plugin,
+        model_path,
+        dtype,
+        api_url,
+        api_key,
+        model_name,
+        ..
+    } = model;
+    let mut hash = Sha256::new();
+    hash.update(format!(
+        "{plugin:?} {model_path:?} {dtype:?} {api_url:?} {model_name:?} "
+    ));
+    hash.update(format!(
+        "{:?} {} {:?} ",
+        model.limits, model.settings, model.unavailable
+    ));
+    hash.update(api_key.as_ref().map_or("", |key| key.expose_secret()));
+    if model.is_component() {
+        hash.update(std::fs::read(plugin).unwrap_or_default());
+    }
+    hash.finalize().into()
+}
+
+/// The models on offer.
+#[derive(Clone, Debug, Default)]
+pub struct Live {
+    models: BTreeMap<i64, Arc<Model>>,
+}
+
+impl Live {
+    /// All models, by number.
+    pub fn models(&self) -> impl Iterator<Item = &Arc<Model>> {
+        self.models.values()
+    }
+
+    /// The model with this number.
+    pub fn by_id(&self, id: i64) -> Option<&Arc<Model>> {
+        self.models.get(&id)
+    }
+
+    /// The model with this name.
+    pub fn by_name(&self, name: &str) -> Option<&Arc<Model>> {
+        self.models().find(|model| model.spec.name == name)
+    }
+
+    /// Whether a model that should be loaded at start still is being loaded.
+    pub fn is_loading(&self) -> bool {
+        self.models().any(|model| {
+            model.spec.preload && matches!(model.state(), State::Loading | State::OnDemand)
+        })
+    }
+
+    /// Puts a model in the place of the one with its number.
+    pub fn insert(&mut self, model: Model) {
+        self.models.insert(model.spec.id, Arc::new(model));
+    }
+}
+
+/// The set that is live now; clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct Current(Arc<ArcSwap<Live>>);
+
+impl Current {
+    /// The set as it is now, to keep for as long as a request takes.
+    pub fn take(&self) -> Arc<Live> {
+        self.0.load_full()
+    }
+
+    /// Puts another set in its place.
+    pub fn swap(&self, live: Live) {
+        self.0.store(Arc::new(live));
+    }
+}

@@ -1,0 +1,249 @@
+//! Reloading: one loop for every trigger, and the only writer of the live set.
+//!
+//! load → check → open what changed → swap → report. Whatever fails leaves
+//! what runs as it is and is reported.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use notify_debouncer_full::notify::{self, RecursiveMode};
+use notify_debouncer_full::{DebounceEventResult, Debouncer, RecommendedCache, new_debouncer};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+
+use crate::config::{self, Config, Environment};
+use crate::models::{Current, Live, Loader, Model, State};
+
+/// How long a file must be left alone before it is read.
+const QUIET: Duration = Duration::from_millis(100);
+
+/// What a reload did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Models that are new.
+    pub added: Vec<String>,
+    /// Models that changed.
+    pub changed: Vec<String>,
+    /// Models that are gone.
+    pub removed: Vec<String>,
+    /// Models that could not be loaded, each with its reason.
+    pub failed: Vec<(String, String)>,
+    /// Sections whose change needs a restart.
+    pub needs_restart: Vec<&'static str>,
+}
+
+type Outcome = Result<Report, Arc<config::Error>>;
+
+/// Asks for reloads and knows how the last one went; clones are cheap.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    triggers: mpsc::Sender<Option<oneshot::Sender<Outcome>>>,
+    error: Arc<Mutex<Option<String>>>,
+}
+
+impl Handle {
+    /// Reloads and waits for the report; `None` when the server is stopping.
+    pub async fn reload(&self) -> Option<Outcome> {
+        let (reply, outcome) = oneshot::channel();
+        self.triggers.send(Some(reply)).await.ok()?;
+        outcome.await.ok()
+    }
+
+    /// Asks for a reload without waiting. One that is asked for already serves.
+    pub fn trigger(&self) {
+        self.triggers.try_send(None).ok();
+    }
+
+    /// Why the configuration file as it is now is not what runs.
+    pub fn error(&self) -> Option<String> {
+        self.error
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+}
+
+/// What the loop works with.
+#[derive(Debug)]
+pub struct Reloader {
+    /// The configuration file.
+    pub path: PathBuf,
+    /// Where it takes variables from.
+    pub environment: Environment,
+    /// What it replaces.
+    pub current: Current,
+    /// Opens backends.
+    pub loader: Loader,
+}
+
+impl Reloader {
+    /// Makes the first set live, starts loading its models and then the loop,
+    /// which ends with the last handle.
+    pub fn start(self, config: Config) -> Handle {
+        let (triggers, queue) = mpsc::channel(8);
+        let handle = Handle {
+            triggers,
+            error: Arc::default(),
+        };
+        let mut live = Live::default();
+        for spec in &config.models {
+            live.insert(Model::new(spec.clone()));
+        }
+        for model in live.models().filter(|model| model.spec.preload).cloned() {
+            let loader = self.loader.clone();
+            tokio::spawn(async move { model.load(&loader).await });
+        }
+        self.current.swap(live);
+        let error = Arc::clone(&handle.error);
+        tokio::spawn(self.run(config, queue, error));
+        handle
+    }
+
+    async fn run(
+        self,
+        mut running: Config,
+        mut queue: mpsc::Receiver<Option<oneshot::Sender<Outcome>>>,
+        last_error: Arc<Mutex<Option<String>>>,
+    ) {
+        while let Some(first) = queue.recv().await {
+            let mut askers: Vec<_> = first.into_iter().collect();
+            // whoever asked while the last reload ran is served by this one
+            while let Ok(more) = queue.try_recv() {
+                askers.extend(more);
+            }
+            let outcome = match config::load(&self.path, &self.environment) {
+                Ok(config) => {
+                    let report = self.apply(&running, &config).await;
+                    running.models = config.models;
+                    Ok(report)
+                }
+                Err(error) => Err(Arc::new(error)),
+            };
+            match &outcome {
+                Ok(report) => tracing::info!(?report, "configuration reloaded"),
+                Err(error) => {
+                    tracing::error!(%error, "configuration refused; what ran before runs on")
+                }
+            }
+            *last_error.lock().unwrap_or_else(PoisonError::into_inner) =
+                outcome.as_ref().err().map(ToString::to_string);
+            for asker in askers {
+                asker.send(outcome.clone()).ok();
+            }
+        }
+    }
+
+    /// Makes `config` live, each model as soon as it is ready.
+    async fn apply(&self, running: &Config, config: &Config) -> Report {
+        let old = self.current.take();
+        let mut live = Live::default();
+        let mut report = Report {
+            needs_restart: needs_restart(running, config),
+            ..Report::default()
+        };
+        let mut opening = JoinSet::new();
+        for spec in &config.models {
+            let before = old.by_id(spec.id);
+            if let Some(same) = before.and_then(|model| model.reconfigured(spec)) {
+                if before.is_some_and(|model| is_changed(model, spec)) {
+                    report.changed.push(spec.name.clone());
+                }
+                live.insert(same);
+                continue;
+            }
+            let list = if before.is_some() {
+                &mut report.changed
+            } else {
+                &mut report.added
+            };
+            list.push(spec.name.clone());
+            let model = Model::new(spec.clone());
+            // until the new one is ready the old one answers, if it can
+            let kept = before.filter(|model| !matches!(model.state(), State::Unavailable(_)));
+            live.insert(kept.map_or_else(|| model.clone(), |kept| Model::clone(kept)));
+            if spec.preload || kept.is_some() {
+                let loader = self.loader.clone();
+                opening.spawn(async move {
+                    model.load(&loader).await;
+                    model
+                });
+            }
+        }
+        report.removed = old
+            .models()
+            .filter(|model| live.by_id(model.spec.id).is_none())
+            .map(|model| model.spec.name.clone())
+            .collect();
+        self.current.swap(live.clone());
+
+        while let Some(opened) = opening.join_next().await {
+            let Ok(model) = opened else { continue };
+            if let State::Unavailable(reason) = model.state() {
+                report
+                    .failed
+                    .push((model.spec.name.clone(), reason.clone()));
+                let runs = live.by_id(model.spec.id).filter(|m| !m.is(&model)).cloned();
+                if let Some(runs) = runs {
+                    let mut kept = Model::clone(&runs);
+                    kept.problem = Some(reason);
+                    live.insert(kept);
+                }
+            } else {
+                live.insert(model);
+            }
+            self.current.swap(live.clone());
+        }
+        report
+    }
+}
+
+fn is_changed(model: &Model, spec: &config::Model) -> bool {
+    model.spec.name != spec.name
+        || model.spec.price_per_million != spec.price_per_million
+        || model.spec.preload != spec.preload
+}
+
+fn needs_restart(running: &Config, config: &Config) -> Vec<&'static str> {
+    let mut sections = Vec::new();
+    if running.server != config.server {
+        sections.push("server");
+    }
+    if running.requests != config.requests {
+        sections.push("requests");
+    }
+    sections
+}
+
+/// Watches the folders of the configuration and of `.env`: a file that is
+/// replaced is another file, which a watch of the file itself would miss.
+///
+/// # Errors
+/// When the operating system cannot watch.
+pub fn watch(
+    handle: Handle,
+    files: &[PathBuf],
+) -> notify::Result<Debouncer<notify::RecommendedWatcher, RecommendedCache>> {
+    let files: Vec<PathBuf> = files
+        .iter()
+        .filter_map(|file| std::path::absolute(file).ok())
+        .collect();
+    let watched = files.clone();
+    let mut debouncer = new_debouncer(QUIET, None, move |result: DebounceEventResult| {
+        let Ok(events) = result else { return };
+        let is_write = |kind: &notify::EventKind| !matches!(kind, notify::EventKind::Access(_));
+        let mut paths = events
+            .iter()
+            .filter(|e| is_write(&e.kind))
+            .flat_map(|e| &e.paths);
+        if paths.any(|path| watched.contains(path)) {
+            handle.trigger();
+        }
+    })?;
+    for file in &files {
+        if let Some(folder) = file.parent() {
+            debouncer.watch(folder, RecursiveMode::NonRecursive)?;
+        }
+    }
+    Ok(debouncer)
+}

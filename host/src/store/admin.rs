@@ -1,0 +1,32 @@
+//! The admin key's keyed hash.
+
+use sqlx::Row;
+use time::OffsetDateTime;
+
+use super::{Error, Store, millis};
+
+impl Store {
+    /// The keyed hash of the admin key, once one was set.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn admin_hash(&self) -> Result<Option<Vec<u8>>, Error> {
+        let row = sqlx::query("SELECT hash FROM admin_key")
+            .fetch_optional(&self.read)
+            .await?;
+        Ok(row.map(|row| row.try_get("hash")).transpose()?)
+    }
+
+    /// Sets the admin key; the one before it is no longer valid.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn set_admin_hash(&self, hash: &[u8], now: OffsetDateTime) -> Result<(), Error> {
+        sqlx::query("REPLACE INTO admin_key (id, hash, created_at) VALUES (1, $1, $2)")
+            .bind(hash)
+            .bind(millis(now))
+            .execute(&self.write)
+            .await?;
+        Ok(())
+    }
+}

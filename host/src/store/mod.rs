@@ -1,0 +1,122 @@
+//! The database: the only place with SQL. One connection writes, several read.
+//!
+//! Usage is settled by [`settle`], a task that commits many rows at once; all
+//! other writes are rare and take the writing connection one after another.
+
+pub mod admin;
+pub mod customers;
+pub mod keys;
+mod migrations;
+pub mod outbox;
+mod settle;
+pub mod usage;
+
+use std::path::Path;
+use std::time::Duration;
+
+use sqlx::sqlite::{
+    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
+};
+use time::OffsetDateTime;
+
+pub use settle::Settler;
+
+/// Why the database did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// There is no such row.
+    #[error("not found")]
+    NotFound,
+    /// Another customer has this address.
+    #[error("a customer with this email exists")]
+    EmailTaken,
+    /// The task that settles has ended.
+    #[error("the server is stopping")]
+    Stopping,
+    /// The database failed.
+    #[error("database: {0}")]
+    Database(String),
+}
+
+impl From<sqlx::Error> for Error {
+    fn from(error: sqlx::Error) -> Self {
+        match error {
+            sqlx::Error::RowNotFound => Self::NotFound,
+            error => Self::Database(error.to_string()),
+        }
+    }
+}
+
+/// Whether changes are also written to the outbox, for Stripe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outbox {
+    /// Customers and usage are to be reported.
+    On,
+    /// Nobody wants to know.
+    Off,
+}
+
+/// A handle to the database; clones share its connections.
+#[derive(Clone, Debug)]
+pub struct Store {
+    write: SqlitePool,
+    read: SqlitePool,
+    outbox: Outbox,
+}
+
+impl Store {
+    /// Opens the database file, making and migrating it as needed.
+    ///
+    /// # Errors
+    /// When the file cannot be opened or migrated.
+    pub async fn open(file: &Path, outbox: Outbox) -> Result<Self, Error> {
+        let options = SqliteConnectOptions::new()
+            .filename(file)
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            // a commit is on the disk when it returns: usage is money
+            .synchronous(SqliteSynchronous::Full)
+            .foreign_keys(true)
+            .busy_timeout(Duration::from_secs(5));
+        let write = SqlitePoolOptions::new()
+            .max_connections(1)
+            .connect_with(options.clone())
+            .await?;
+        migrations::run(&write).await?;
+        let read = SqlitePoolOptions::new()
+            .max_connections(4)
+            .connect_with(options.read_only(true).create_if_missing(false))
+            .await?;
+        Ok(Self {
+            write,
+            read,
+            outbox,
+        })
+    }
+
+    /// Asks the database for an answer.
+    ///
+    /// # Errors
+    /// When it gives none.
+    pub async fn ping(&self) -> Result<(), Error> {
+        sqlx::query("SELECT 1").execute(&self.read).await?;
+        Ok(())
+    }
+
+    /// Ends all connections; the file is whole without its log afterwards.
+    pub async fn close(&self) {
+        self.read.close().await;
+        self.write.close().await;
+    }
+}
+
+/// Milliseconds since 1970, as times are stored.
+fn millis(time: OffsetDateTime) -> i64 {
+    i64::try_from(time.unix_timestamp_nanos() / 1_000_000).unwrap_or(i64::MAX)
+}
+
+/// The time that was stored as milliseconds since 1970.
+fn from_millis(millis: i64) -> OffsetDateTime {
+    OffsetDateTime::from_unix_timestamp_nanos(i128::from(millis) * 1_000_000)
+        .unwrap_or(OffsetDateTime::UNIX_EPOCH)
+}

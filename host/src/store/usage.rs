@@ -1,0 +1,285 @@
+//! Usage: one row for every request that the limits admitted.
+
+use sqlx::sqlite::SqliteRow;
+use sqlx::{Row, SqliteConnection};
+use time::OffsetDateTime;
+
+use super::{Error, Store, from_millis, millis};
+use crate::money::{NanoDollars, Price};
+
+/// How a request ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    /// Answered.
+    Ok,
+    /// Failed; costs nothing.
+    Failed,
+    /// The client left; costs what was produced until then.
+    Cancelled,
+}
+
+impl Status {
+    /// As stored and shown.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+        }
+    }
+
+    fn parse(text: &str) -> Result<Self, Error> {
+        match text {
+            "ok" => Ok(Self::Ok),
+            "failed" => Ok(Self::Failed),
+            "cancelled" => Ok(Self::Cancelled),
+            other => Err(Error::Database(format!("unknown status {other:?}"))),
+        }
+    }
+}
+
+/// What one request used.
+#[derive(Clone, Debug)]
+pub struct Usage {
+    /// Id of the request, unique.
+    pub request_id: String,
+    /// Who pays.
+    pub customer_id: i64,
+    /// The key it came with.
+    pub api_key_id: i64,
+    /// Number of the model.
+    pub model_id: i64,
+    /// Name of the model at the time.
+    pub model_name: String,
+    /// SHA-256 of the component that answered, in hex.
+    pub plugin_digest: Option<String>,
+    /// Tokens of the prompt.
+    pub prompt_tokens: u32,
+    /// Tokens of the answer.
+    pub completion_tokens: u32,
+    /// Whether the tokens were guessed rather than counted.
+    pub tokens_estimated: bool,
+    /// Price at the time.
+    pub price: Price,
+    /// What it costs.
+    pub cost: NanoDollars,
+    /// How it ended.
+    pub status: Status,
+    /// Code of the error, when it failed.
+    pub error_code: Option<String>,
+    /// From the request's admission to its end, in milliseconds.
+    pub latency_ms: i64,
+    /// When it was admitted.
+    pub created_at: OffsetDateTime,
+}
+
+/// A row of [`Usage`] and its place in the list.
+#[derive(Clone, Debug)]
+pub struct UsageRow {
+    /// Place in the list, for [`Store::usage_rows`].
+    pub id: i64,
+    /// What the request used.
+    pub usage: Usage,
+}
+
+/// Sums of usage.
+#[derive(Clone, Debug, Default)]
+pub struct Totals {
+    /// Requests, however they ended.
+    pub requests: i64,
+    /// Tokens of prompts.
+    pub prompt_tokens: i64,
+    /// Tokens of answers.
+    pub completion_tokens: i64,
+    /// What they cost.
+    pub cost: NanoDollars,
+}
+
+/// Sums of usage of one model.
+#[derive(Clone, Debug)]
+pub struct ModelTotals {
+    /// Number of the model.
+    pub model_id: i64,
+    /// Its latest name.
+    pub model_name: String,
+    /// The sums.
+    pub totals: Totals,
+}
+
+/// Sums of usage of one period.
+#[derive(Clone, Debug)]
+pub struct PeriodTotals {
+    /// When it begins.
+    pub start: OffsetDateTime,
+    /// The sums.
+    pub totals: Totals,
+}
+
+fn totals(row: &SqliteRow) -> Result<Totals, Error> {
+    Ok(Totals {
+        requests: row.try_get("requests")?,
+        prompt_tokens: row.try_get("prompt_tokens")?,
+        completion_tokens: row.try_get("completion_tokens")?,
+        cost: NanoDollars(row.try_get("cost")?),
+    })
+}
+
+fn usage_row(row: &SqliteRow) -> Result<UsageRow, Error> {
+    let usage = Usage {
+        request_id: row.try_get("request_id")?,
+        customer_id: row.try_get("customer_id")?,
+        api_key_id: row.try_get("api_key_id")?,
+        model_id: row.try_get("model_id")?,
+        model_name: row.try_get("model_name")?,
+        plugin_digest: row.try_get("plugin_digest")?,
+        prompt_tokens: row.try_get("prompt_tokens")?,
+        completion_tokens: row.try_get("completion_tokens")?,
+        tokens_estimated: row.try_get("tokens_estimated")?,
+        price: Price {
+            prompt: NanoDollars(row.try_get("prompt_price")?),
+            completion: NanoDollars(row.try_get("completion_price")?),
+        },
+        cost: NanoDollars(row.try_get("cost")?),
+        status: Status::parse(row.try_get("status")?)?,
+        error_code: row.try_get("error_code")?,
+        latency_ms: row.try_get("latency_ms")?,
+        created_at: from_millis(row.try_get("created_at")?),
+    };
+    Ok(UsageRow {
+        id: row.try_get("id")?,
+        usage,
+    })
+}
+
+/// Writes a row; `false` when the request has one already.
+pub(super) async fn insert(
+    connection: &mut SqliteConnection,
+    usage: &Usage,
+) -> Result<bool, Error> {
+    let done = sqlx::query(
+        "INSERT INTO usage (request_id, customer_id, api_key_id, model_id, model_name, \
+         plugin_digest, prompt_tokens, completion_tokens, tokens_estimated, prompt_price, \
+         completion_price, cost, status, error_code, latency_ms, created_at) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16) \
+         ON CONFLICT (request_id) DO NOTHING",
+    )
+    .bind(&usage.request_id)
+    .bind(usage.customer_id)
+    .bind(usage.api_key_id)
+    .bind(usage.model_id)
+    .bind(&usage.model_name)
+    .bind(&usage.plugin_digest)
+    .bind(usage.prompt_tokens)
+    .bind(usage.completion_tokens)
+    .bind(usage.tokens_estimated)
+    .bind(usage.price.prompt.0)
+    .bind(usage.price.completion.0)
+    .bind(usage.cost.0)
+    .bind(usage.status.as_str())
+    .bind(&usage.error_code)
+    .bind(usage.latency_ms)
+    .bind(millis(usage.created_at))
+    .execute(connection)
+    .await?;
+    Ok(done.rows_affected() == 1)
+}
+
+impl Store {
+    /// Sums by model, of one customer or of all.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn usage_by_model(
+        &self,
+        customer_id: Option<i64>,
+    ) -> Result<Vec<ModelTotals>, Error> {
+        // max(id) makes SQLite take model_name from the latest row
+        let rows = sqlx::query(
+            "SELECT model_id, model_name, max(id), count(*) AS requests, \
+             sum(prompt_tokens) AS prompt_tokens, sum(completion_tokens) AS completion_tokens, \
+             sum(cost) AS cost FROM usage WHERE ($1 IS NULL OR customer_id = $1) \
+             GROUP BY model_id ORDER BY model_id",
+        )
+        .bind(customer_id)
+        .fetch_all(&self.read)
+        .await?;
+        rows.iter()
+            .map(|row| {
+                Ok(ModelTotals {
+                    model_id: row.try_get("model_id")?,
+                    model_name: row.try_get("model_name")?,
+                    totals: totals(row)?,
+                })
+            })
+            .collect()
+    }
+
+    /// At most `limit` rows after the place `after`, oldest first, of one
+    /// customer or of all.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn usage_rows(
+        &self,
+        customer_id: Option<i64>,
+        after: i64,
+        limit: u32,
+    ) -> Result<Vec<UsageRow>, Error> {
+        let rows = sqlx::query(
+            "SELECT * FROM usage WHERE id > $1 AND ($2 IS NULL OR customer_id = $2) \
+             ORDER BY id LIMIT $3",
+        )
+        .bind(after)
+        .bind(customer_id)
+        .bind(limit)
+        .fetch_all(&self.read)
+        .await?;
+        rows.iter().map(usage_row).collect()
+    }
+
+    /// The latest `limit` rows of a customer, newest first.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn latest_usage(&self, customer_id: i64, limit: u32) -> Result<Vec<UsageRow>, Error> {
+        let rows =
+            sqlx::query("SELECT * FROM usage WHERE customer_id = $1 ORDER BY id DESC LIMIT $2")
+                .bind(customer_id)
+                .bind(limit)
+                .fetch_all(&self.read)
+                .await?;
+        rows.iter().map(usage_row).collect()
+    }
+
+    /// Sums of a customer's usage since `since`, by periods of `period_ms`
+    /// milliseconds; periods without a request are left out.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn usage_over_time(
+        &self,
+        customer_id: i64,
+        since: OffsetDateTime,
+        period_ms: i64,
+    ) -> Result<Vec<PeriodTotals>, Error> {
+        let rows = sqlx::query(
+            "SELECT created_at / $3 * $3 AS start, count(*) AS requests, \
+             sum(prompt_tokens) AS prompt_tokens, sum(completion_tokens) AS completion_tokens, \
+             sum(cost) AS cost FROM usage WHERE customer_id = $1 AND created_at >= $2 \
+             GROUP BY 1 ORDER BY 1",
+        )
+        .bind(customer_id)
+        .bind(millis(since))
+        .bind(period_ms)
+        .fetch_all(&self.read)
+        .await?;
+        rows.iter()
+            .map(|row| {
+                Ok(PeriodTotals {
+                    start: from_millis(row.try_get("start")?),
+                    totals: totals(row)?,
+                })
+            })
+            .collect()
+    }
+}

@@ -1,0 +1,114 @@
+//! Logs always; traces and metrics over OTLP when `OTEL_EXPORTER_OTLP_ENDPOINT`
+//! (or one of its siblings) says where to. The exporter reads the rest of
+//! OpenTelemetry's variables by itself.
+
+use std::io::IsTerminal;
+
+use anyhow::Context;
+use opentelemetry::global;
+use opentelemetry::trace::TracerProvider;
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::metrics::SdkMeterProvider;
+use opentelemetry_sdk::trace::SdkTracerProvider;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer};
+
+/// What to log where `MODEL_HOST_LOG` does not say.
+const DEFAULT_FILTER: &str = "info";
+
+/// What was started, to be ended after the last request.
+#[derive(Debug, Default)]
+pub struct Telemetry {
+    traces: Option<SdkTracerProvider>,
+    metrics: Option<SdkMeterProvider>,
+}
+
+impl Telemetry {
+    /// Sends what is still held back.
+    pub fn end(self) {
+        if let Some(traces) = self.traces
+            && let Err(error) = traces.shutdown()
+        {
+            tracing::warn!(%error, "the last traces could not be sent");
+        }
+        if let Some(metrics) = self.metrics
+            && let Err(error) = metrics.shutdown()
+        {
+            tracing::warn!(%error, "the last metrics could not be sent");
+        }
+    }
+}
+
+/// Starts logging and, if an endpoint is configured, exporting.
+///
+/// # Errors
+/// When a variable has a value that cannot be used.
+pub fn start() -> anyhow::Result<Telemetry> {
+    let filter = variable("MODEL_HOST_LOG").unwrap_or_else(|| DEFAULT_FILTER.to_owned());
+    let filter = EnvFilter::try_new(filter).context("MODEL_HOST_LOG")?;
+    let is_json = match variable("MODEL_HOST_LOG_FORMAT").as_deref() {
+        Some("json") => true,
+        Some("text") => false,
+        None => !std::io::stderr().is_terminal(),
+        Some(other) => anyhow::bail!("MODEL_HOST_LOG_FORMAT: expected json or text, not {other:?}"),
+    };
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let lines = if is_json {
+        lines.json().flatten_event(true).boxed()
+    } else {
+        lines.with_target(false).boxed()
+    };
+    let telemetry = if is_configured() {
+        export()?
+    } else {
+        Telemetry::default()
+    };
+    let traces = telemetry
+        .traces
+        .as_ref()
+        .map(|provider| tracing_opentelemetry::layer().with_tracer(provider.tracer("model-host")));
+    tracing_subscriber::registry()
+        .with(filter)
+        .with(traces)
+        .with(lines)
+        .init();
+    Ok(telemetry)
+}
+
+fn is_configured() -> bool {
+    ["", "_TRACES", "_METRICS"]
+        .into_iter()
+        .any(|signal| variable(&format!("OTEL_EXPORTER_OTLP{signal}_ENDPOINT")).is_some())
+}
+
+fn export() -> anyhow::Result<Telemetry> {
+    let resource = Resource::builder().with_service_name("model-host").build();
+    let spans = opentelemetry_otlp::SpanExporter::builder()
+        .with_http()
+        .build()?;
+    let traces = SdkTracerProvider::builder()
+        .with_resource(resource.clone())
+        .with_batch_exporter(spans)
+        .build();
+    let readings = opentelemetry_otlp::MetricExporter::builder()
+        .with_http()
+        .build()?;
+    let metrics = SdkMeterProvider::builder()
+        .with_resource(resource)
+        .with_periodic_exporter(readings)
+        .build();
+    global::set_meter_provider(metrics.clone());
+    Ok(Telemetry {
+        traces: Some(traces),
+        metrics: Some(metrics),
+    })
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "telemetry starts before the configuration is read"
+)]
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
