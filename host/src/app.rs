@@ -1,31 +1,33 @@
 //! Wiring: opens what the server needs, serves, and closes it in order.
 
 use std::future::IntoFuture;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use axum::serve::ListenerExt;
 use secrecy::{ExposeSecret, SecretString};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::billing;
 use crate::clock::Clock;
-use crate::config::{Config, Environment};
+use crate::config::{self, Config, Server};
 use crate::generate::Generator;
 use crate::http::{self, AppState};
 use crate::keys::{Keys, Secret};
 use crate::models::component::Runtime;
 use crate::models::{Current, Loader};
-use crate::reload::{self, Reloader};
+use crate::reload::{self, Origin, Reloader};
 use crate::store::{Outbox, Settler, Store};
 
 /// A server that is ready to serve.
 pub struct App {
-    config: Config,
+    stripe: config::Stripe,
+    drain: Duration,
     listener: TcpListener,
     state: AppState,
     settling: JoinHandle<()>,
@@ -36,8 +38,8 @@ pub struct App {
 ///
 /// # Errors
 /// When one of their files cannot be opened.
-pub async fn open(config: &Config) -> anyhow::Result<(Store, Keys)> {
-    let folder = &config.server.data_dir;
+pub async fn open(config: &Config, server: &Server) -> anyhow::Result<(Store, Keys)> {
+    let folder = &server.data_dir;
     let outbox = if config.stripe.secret_key.is_some() {
         Outbox::On
     } else {
@@ -59,15 +61,15 @@ impl App {
     /// When something that the server cannot do without is missing.
     pub async fn build(
         config: Config,
-        path: &Path,
-        environment: Environment,
+        server: Server,
+        origin: Origin,
         admin_key: Option<&SecretString>,
     ) -> anyhow::Result<Self> {
         // a process may start without one; reqwest panics without one
         rustls::crypto::ring::default_provider()
             .install_default()
             .ok();
-        let (store, keys) = open(&config).await?;
+        let (store, keys) = open(&config, &server).await?;
         if let Some(key) = keys
             .ensure_admin(admin_key)
             .await
@@ -79,34 +81,37 @@ impl App {
                 key.expose_secret()
             );
         }
-        let listen = config.server.listen;
+        let listen = server.listen;
         let listener = TcpListener::bind(listen)
             .await
             .with_context(|| format!("cannot listen on {listen}"))?;
-        let runtime = Runtime::new(&config.server.data_dir.join("cache"))
+        let runtime = Runtime::new(&server.data_dir.join("cache"))
             .context("cannot start the component runtime")?;
         let loader = Loader {
             runtime: Arc::new(runtime),
         };
         let live = Current::default();
+        let files = vec![origin.path.clone(), PathBuf::from(".env")];
         let reloader = Reloader {
-            path: path.to_owned(),
-            environment,
+            origin,
             current: live.clone(),
             loader: loader.clone(),
         };
+        let Config {
+            requests, stripe, ..
+        } = config.clone();
         let (settler, settling) = Settler::start(store.clone());
         let state = AppState {
             generator: Generator::new(live, loader, settler, Clock),
-            reload: reloader.start(config.clone()),
-            requests: Arc::new(config.requests.clone()),
+            reload: reloader.start(config),
+            requests: Arc::new(requests),
             store,
             keys,
             clock: Clock,
         };
-        let files = vec![path.to_owned(), PathBuf::from(".env")];
         Ok(Self {
-            config,
+            stripe,
+            drain: Duration::from_secs(server.drain_seconds),
             listener,
             state,
             settling,
@@ -121,7 +126,8 @@ impl App {
     /// When the server fails.
     pub async fn serve(self, stop: CancellationToken) -> anyhow::Result<()> {
         let Self {
-            config,
+            stripe,
+            drain,
             listener,
             state,
             settling,
@@ -134,15 +140,15 @@ impl App {
             tracing::warn!(%error, "configuration is not watched: reload it by SIGHUP or POST /admin/reload");
         }
         let hangup = tokio::spawn(reload_on_hangup(state.reload.clone())?);
-        let reporting = billing::start(&config.stripe, &state.store, stop.clone())?;
+        let reporting = billing::start(&stripe, &state.store, stop.clone())?;
 
         let (store, generator) = (state.store.clone(), state.generator.clone());
-        let server = axum::serve(listener, http::router(state))
+        let server = axum::serve(listener.tap_io(no_delay), http::router(state))
             .with_graceful_shutdown(stop.clone().cancelled_owned())
             .into_future();
         let drained = async {
             stop.cancelled().await;
-            tokio::time::sleep(Duration::from_secs(config.server.drain_seconds)).await;
+            tokio::time::sleep(drain).await;
         };
         tokio::select! {
             served = server => served.context("the server failed")?,
@@ -173,4 +179,12 @@ fn reload_on_hangup(handle: reload::Handle) -> std::io::Result<impl Future<Outpu
             handle.trigger();
         }
     })
+}
+
+/// Sends small writes at once: with Nagle's algorithm the second of them waits
+/// for the client's delayed acknowledgement, 40 ms.
+fn no_delay(stream: &mut TcpStream) {
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%error, "cannot set TCP_NODELAY");
+    }
 }

@@ -64,13 +64,20 @@ impl Handle {
     }
 }
 
-/// What the loop works with.
+/// Where the configuration comes from.
 #[derive(Debug)]
-pub struct Reloader {
-    /// The configuration file.
+pub struct Origin {
+    /// The file.
     pub path: PathBuf,
     /// Where it takes variables from.
     pub environment: Environment,
+}
+
+/// What the loop works with.
+#[derive(Debug)]
+pub struct Reloader {
+    /// Where the configuration comes from.
+    pub origin: Origin,
     /// What it replaces.
     pub current: Current,
     /// Opens backends.
@@ -112,7 +119,7 @@ impl Reloader {
             while let Ok(more) = queue.try_recv() {
                 askers.extend(more);
             }
-            let outcome = match config::load(&self.path, &self.environment) {
+            let outcome = match config::load(&self.origin.path, &self.origin.environment) {
                 Ok(config) => {
                     let report = self.apply(&running, &config).await;
                     running.models = config.models;
@@ -145,19 +152,15 @@ impl Reloader {
         let mut opening = JoinSet::new();
         for spec in &config.models {
             let before = old.by_id(spec.id);
+            match before {
+                None => report.added.push(spec.name.clone()),
+                Some(model) if model.differs(spec) => report.changed.push(spec.name.clone()),
+                Some(_) => {}
+            }
             if let Some(same) = before.and_then(|model| model.reconfigured(spec)) {
-                if before.is_some_and(|model| is_changed(model, spec)) {
-                    report.changed.push(spec.name.clone());
-                }
                 live.insert(same);
                 continue;
             }
-            let list = if before.is_some() {
-                &mut report.changed
-            } else {
-                &mut report.added
-            };
-            list.push(spec.name.clone());
             let model = Model::new(spec.clone());
             // until the new one is ready the old one answers, if it can
             let kept = before.filter(|model| !matches!(model.state(), State::Unavailable(_)));
@@ -196,12 +199,6 @@ impl Reloader {
         }
         report
     }
-}
-
-fn is_changed(model: &Model, spec: &config::Model) -> bool {
-    model.spec.name != spec.name
-        || model.spec.price_per_million != spec.price_per_million
-        || model.spec.preload != spec.preload
 }
 
 fn needs_restart(running: &Config, config: &Config) -> Vec<&'static str> {

@@ -55,7 +55,11 @@ pub fn start() -> anyhow::Result<Telemetry> {
     };
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let lines = if is_json {
-        lines.json().flatten_event(true).boxed()
+        lines
+            .json()
+            .flatten_event(true)
+            .with_span_list(false)
+            .boxed()
     } else {
         lines.with_target(false).boxed()
     };

@@ -13,12 +13,12 @@ use crate::config::Environment;
 /// # Errors
 /// When the database cannot be written.
 pub fn reset_key(options: &Options, environment: &Environment) -> anyhow::Result<()> {
-    let config = options.load(environment)?;
+    let (config, server) = options.load(environment)?;
     let key = Builder::new_current_thread()
         .enable_all()
         .build()?
         .block_on(async {
-            let (store, keys) = app::open(&config).await?;
+            let (store, keys) = app::open(&config, &server).await?;
             let key = keys
                 .reset_admin()
                 .await

@@ -11,7 +11,7 @@ use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use secrecy::SecretString;
 
-use crate::config::{self, Config, Environment};
+use crate::config::{self, Config, Environment, Server};
 
 /// Where variables are kept that are not in the environment.
 const ENV_FILE: &str = ".env";
@@ -71,18 +71,19 @@ fn secret(text: &str) -> Result<SecretString, std::convert::Infallible> {
 }
 
 impl Options {
-    /// The configuration with these options over it.
-    fn load(&self, environment: &Environment) -> anyhow::Result<Config> {
-        let mut config = config::load(&self.config, environment)?;
+    /// The configuration, and its server section with these options over it.
+    fn load(&self, environment: &Environment) -> anyhow::Result<(Config, Server)> {
+        let config = config::load(&self.config, environment)?;
+        let mut server = config.server.clone();
         if let Some(listen) = self.listen {
-            config.server.listen = listen;
+            server.listen = listen;
         }
         if let Some(data_dir) = &self.data_dir {
-            config.server.data_dir.clone_from(data_dir);
+            server.data_dir.clone_from(data_dir);
         }
-        std::fs::create_dir_all(&config.server.data_dir)
-            .with_context(|| format!("cannot make {}", config.server.data_dir.display()))?;
-        Ok(config)
+        std::fs::create_dir_all(&server.data_dir)
+            .with_context(|| format!("cannot make {}", server.data_dir.display()))?;
+        Ok((config, server))
     }
 }
 

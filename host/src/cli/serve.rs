@@ -5,6 +5,7 @@ use tokio::runtime::Builder;
 use super::Options;
 use crate::app::App;
 use crate::config::Environment;
+use crate::reload::Origin;
 use crate::{shutdown, telemetry};
 
 /// Serves until a signal comes.
@@ -12,20 +13,18 @@ use crate::{shutdown, telemetry};
 /// # Errors
 /// When the server cannot start.
 pub fn run(options: &Options, environment: Environment) -> anyhow::Result<()> {
-    let config = options.load(&environment)?;
+    let (config, server) = options.load(&environment)?;
     Builder::new_multi_thread()
         .enable_all()
         .build()?
         .block_on(async {
             let telemetry = telemetry::start()?;
             let stop = shutdown::on_signal()?;
-            let app = App::build(
-                config,
-                &options.config,
+            let origin = Origin {
+                path: options.config.clone(),
                 environment,
-                options.admin_key.as_ref(),
-            )
-            .await?;
+            };
+            let app = App::build(config, server, origin, options.admin_key.as_ref()).await?;
             let served = app.serve(stop).await;
             telemetry.end();
             served

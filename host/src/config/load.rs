@@ -79,7 +79,7 @@ impl Environment {
 }
 
 /// Reads the configuration at `path`. Texts in it may name environment
-/// variables as `${NAME}`; relative paths are taken from the file's folder.
+/// variables as `${NAME}` or `${NAME:-default}`; relative paths are taken from the file's folder.
 ///
 /// A model that names a variable which is not set is kept, marked unavailable.
 ///
@@ -162,7 +162,7 @@ fn model(mut entry: Value, variables: &HashMap<String, String>) -> Result<Model,
     Ok(model)
 }
 
-/// Replaces `${NAME}` in every text of `value`; names of unset variables go to
+/// Replaces `${NAME}` and `${NAME:-default}` in every text of `value`; names of unset variables go to
 /// `missing` and the text is left as it is.
 fn expand(value: &mut Value, variables: &HashMap<String, String>, missing: &mut Vec<String>) {
     match value {
@@ -174,7 +174,11 @@ fn expand(value: &mut Value, variables: &HashMap<String, String>, missing: &mut 
                     break;
                 };
                 done.push_str(before);
-                match variables.get(name) {
+                let (name, default) = match name.split_once(":-") {
+                    Some((name, default)) => (name, Some(default)),
+                    None => (name, None),
+                };
+                match variables.get(name).map(String::as_str).or(default) {
                     Some(found) => done.push_str(found),
                     None => missing.push(name.to_owned()),
                 }

@@ -256,6 +256,14 @@ impl Model {
         })
     }
 
+    /// Whether the configuration says something else of this model.
+    pub fn differs(&self, spec: &config::Model) -> bool {
+        self.slot.fingerprint != fingerprint(spec)
+            || self.spec.name != spec.name
+            || self.spec.price_per_million != spec.price_per_million
+            || self.spec.preload != spec.preload
+    }
+
     /// Whether both have one backend.
     pub fn is(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.slot, &other.slot)
