@@ -152,7 +152,10 @@ impl App {
         };
         tokio::select! {
             served = server => served.context("the server failed")?,
-            () = drained => tracing::warn!("requests still in flight are cut off"),
+            () = drained => {
+                tracing::warn!("requests still in flight are cut off");
+                generator.cut_off();
+            }
         }
         // what is cut off is settled all the same
         generator.drained().await;

@@ -158,6 +158,13 @@ impl Reloader {
                 Some(_) => {}
             }
             if let Some(same) = before.and_then(|model| model.reconfigured(spec)) {
+                if spec.preload && matches!(same.state(), State::OnDemand) {
+                    let (model, loader) = (same.clone(), self.loader.clone());
+                    opening.spawn(async move {
+                        model.load(&loader).await;
+                        model
+                    });
+                }
                 live.insert(same);
                 continue;
             }

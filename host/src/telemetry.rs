@@ -10,6 +10,7 @@ use opentelemetry::trace::TracerProvider;
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::metrics::SdkMeterProvider;
 use opentelemetry_sdk::trace::SdkTracerProvider;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
@@ -71,11 +72,12 @@ pub fn start() -> anyhow::Result<Telemetry> {
     let traces = telemetry
         .traces
         .as_ref()
-        .map(|provider| tracing_opentelemetry::layer().with_tracer(provider.tracer("model-host")));
+        .map(|provider| tracing_opentelemetry::layer().with_tracer(provider.tracer("model-host")))
+        // whatever is logged, and nothing of the exporter's own requests
+        .with_filter(Targets::new().with_target("model_host", LevelFilter::INFO));
     tracing_subscriber::registry()
-        .with(filter)
         .with(traces)
-        .with(lines)
+        .with(lines.with_filter(filter))
         .init();
     Ok(telemetry)
 }

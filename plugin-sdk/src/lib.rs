@@ -7,6 +7,12 @@
 //!
 //! The types mirror `wit/0.1/plugin.wit`, which is the contract.
 
+#[cfg(target_family = "wasm")]
+#[doc(hidden)]
+pub mod component;
+#[cfg(feature = "http")]
+pub mod http;
+pub mod log;
 mod schema;
 
 pub use schema::{
@@ -64,4 +70,45 @@ pub trait Completion {
     /// # Errors
     /// See [`ErrorKind`] for what becomes of each kind.
     fn next(&mut self) -> Result<Vec<Event>, Error>;
+}
+
+/// Makes a component of a [`Backend`]. Call it once, in a crate of type
+/// `cdylib`. Natively it does nothing, so that the crate's own unit tests build.
+///
+/// ```
+/// # use plugin_sdk::{Backend, Completion, Error, Event, PluginInfo, Request, Settings};
+/// struct Silent;
+/// # impl Completion for Silent {
+/// #     fn next(&mut self) -> Result<Vec<Event>, Error> { Ok(vec![]) }
+/// # }
+/// impl Backend for Silent {
+///     // …
+/// #     type Completion = Silent;
+/// #     fn open(_: &Settings) -> Result<Self, Error> { Ok(Silent) }
+/// #     fn describe(&self) -> Result<PluginInfo, Error> { Ok(PluginInfo::default()) }
+/// #     fn generate(&self, _: Request) -> Result<Silent, Error> { Ok(Silent) }
+/// }
+///
+/// plugin_sdk::export!(Silent);
+/// ```
+#[cfg(not(target_family = "wasm"))]
+#[macro_export]
+macro_rules! export {
+    ($backend:ty) => {
+        const _: () = {
+            const fn is_backend<B: $crate::Backend>() {}
+            is_backend::<$backend>();
+        };
+    };
+}
+
+/// Makes a component of a [`Backend`]. Call it once, in a crate of type
+/// `cdylib`.
+#[cfg(target_family = "wasm")]
+#[macro_export]
+macro_rules! export {
+    ($backend:ty) => {
+        type ExportedBackend = $crate::component::Glue<$backend>;
+        $crate::component::export_component!(ExportedBackend with_types_in $crate::component::wit);
+    };
 }

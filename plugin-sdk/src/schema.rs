@@ -269,6 +269,13 @@ impl Error {
         self
     }
 
+    /// Adds a machine-readable reason finer than the kind.
+    #[must_use]
+    pub fn code(mut self, code: impl Into<String>) -> Self {
+        self.code = Some(code.into());
+        self
+    }
+
     /// Adds what only the log may say.
     #[must_use]
     pub fn detail(mut self, detail: impl fmt::Display) -> Self {

@@ -175,6 +175,7 @@ pub struct Generator {
     clock: Clock,
     metrics: Metrics,
     tasks: TaskTracker,
+    stopping: CancellationToken,
 }
 
 /// What was produced so far.
@@ -206,6 +207,7 @@ impl Generator {
             clock,
             metrics: Metrics::new(),
             tasks: TaskTracker::new(),
+            stopping: CancellationToken::new(),
         }
     }
 
@@ -255,7 +257,7 @@ impl Generator {
             at: self.clock.now(),
             since: Instant::now(),
         };
-        let left = CancellationToken::new();
+        let left = self.stopping.child_token();
         let generator = self.clone();
         let task = generator.execute(admitted, left.clone()).in_current_span();
         let _leaves_on_drop = left.drop_guard();
@@ -267,6 +269,11 @@ impl Generator {
             rate: Some(rate),
             result,
         }
+    }
+
+    /// Ends all generation; what was produced until then is settled.
+    pub fn cut_off(&self) {
+        self.stopping.cancel();
     }
 
     /// Waits until every request that was admitted is settled.

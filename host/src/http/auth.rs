@@ -98,6 +98,13 @@ impl FromRequestParts<AppState> for Customer {
     }
 }
 
+/// Whether a key came in a header, valid or not.
+pub fn has_key(headers: &HeaderMap) -> bool {
+    headers.contains_key("x-admin-key")
+        || headers.contains_key("x-api-key")
+        || bearer(headers).is_some()
+}
+
 fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     // a header that is not text is a key that nobody has
     headers

@@ -7,7 +7,7 @@ use std::any::Any;
 use std::time::Duration;
 
 use axum::Json;
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use plugin_sdk::ErrorKind;
 use serde_json::json;
@@ -181,6 +181,11 @@ impl ApiError {
         &self.message
     }
 
+    /// The field at fault.
+    pub fn param(&self) -> Option<&str> {
+        self.param.as_deref()
+    }
+
     fn retry_after(mut self, after: Duration) -> Self {
         self.retry_after = Some(after);
         self
@@ -254,7 +259,7 @@ fn kind(status: StatusCode) -> &'static str {
 }
 
 /// Writes OpenAI's `x-ratelimit-*` headers.
-pub fn rate_headers(headers: &mut axum::http::HeaderMap, rate: Rate) {
+pub fn rate_headers(headers: &mut HeaderMap, rate: Rate) {
     headers.insert("x-ratelimit-limit-requests", rate.limit.into());
     headers.insert("x-ratelimit-remaining-requests", rate.remaining.into());
     let reset = format!("{}ms", rate.reset.as_millis());

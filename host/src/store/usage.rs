@@ -1,5 +1,8 @@
 //! Usage: one row for every request that the limits admitted.
 
+use std::collections::HashMap;
+use std::ops::RangeInclusive;
+
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, SqliteConnection};
 use time::OffsetDateTime;
@@ -211,6 +214,28 @@ impl Store {
                     totals: totals(row)?,
                 })
             })
+            .collect()
+    }
+
+    /// Sums by customer, of those with these numbers; one that used nothing has none.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn usage_by_customer(
+        &self,
+        customers: RangeInclusive<i64>,
+    ) -> Result<HashMap<i64, Totals>, Error> {
+        let rows = sqlx::query(
+            "SELECT customer_id, count(*) AS requests, sum(prompt_tokens) AS prompt_tokens, \
+             sum(completion_tokens) AS completion_tokens, sum(cost) AS cost FROM usage \
+             WHERE customer_id BETWEEN $1 AND $2 GROUP BY customer_id",
+        )
+        .bind(customers.start())
+        .bind(customers.end())
+        .fetch_all(&self.read)
+        .await?;
+        rows.iter()
+            .map(|row| Ok((row.try_get("customer_id")?, totals(row)?)))
             .collect()
     }
 

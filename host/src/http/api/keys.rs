@@ -19,7 +19,7 @@ use crate::store;
 use crate::store::keys::{Key, KeyChange};
 
 /// Highest rate a key may have.
-const HIGHEST_RATE: u32 = 1_000_000;
+pub const HIGHEST_RATE: u32 = 1_000_000;
 
 /// Body of `POST /api/keys`.
 #[derive(Debug, Deserialize)]
@@ -170,14 +170,19 @@ pub async fn delete(
     Ok(StatusCode::NO_CONTENT)
 }
 
-fn missing(error: store::Error) -> ApiError {
+/// What a missing key is called.
+pub fn missing(error: store::Error) -> ApiError {
     match error {
         store::Error::NotFound => ApiError::not_found("key"),
         error => error.into(),
     }
 }
 
-fn rate(per_minute: u32) -> Result<u32, ApiError> {
+/// A rate that a key may have.
+///
+/// # Errors
+/// 422 when it is none.
+pub fn rate(per_minute: u32) -> Result<u32, ApiError> {
     match per_minute {
         1..=HIGHEST_RATE => Ok(per_minute),
         _ => Err(ApiError::invalid(
@@ -187,7 +192,11 @@ fn rate(per_minute: u32) -> Result<u32, ApiError> {
     }
 }
 
-fn known(live: &Live, mut models: Vec<i64>) -> Result<Vec<i64>, ApiError> {
+/// The models' numbers, each once and in order.
+///
+/// # Errors
+/// 422 when a model does not exist.
+pub fn known(live: &Live, mut models: Vec<i64>) -> Result<Vec<i64>, ApiError> {
     models.sort_unstable();
     models.dedup();
     match models.iter().find(|&&id| live.by_id(id).is_none()) {

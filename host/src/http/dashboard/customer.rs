@@ -1,0 +1,107 @@
+//! `GET /dashboard/{customer_id}`: what a customer has and used.
+
+use axum::extract::State;
+use maud::{Markup, html};
+use serde::Deserialize;
+
+use super::chart::{self, Range};
+use super::figures::time;
+use super::session::Viewer;
+use super::{keys, layout, usage};
+use crate::http::AppState;
+use crate::http::api::customers::missing;
+use crate::http::error::ApiError;
+use crate::http::json::{Id, Query};
+use crate::store::customers::Customer;
+use crate::store::usage::PeriodTotals;
+
+/// Requests that are listed.
+const LATEST: u32 = 20;
+
+/// What to show, and whether it stays as it is.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct View {
+    range: Range,
+    paused: bool,
+}
+
+impl View {
+    fn path(self, customer_id: i64) -> String {
+        let paused = if self.paused { "&paused=true" } else { "" };
+        format!(
+            "/dashboard/{customer_id}?range={}{paused}",
+            self.range.as_str()
+        )
+    }
+}
+
+/// `GET /dashboard/{customer_id}`
+pub async fn show(
+    Viewer(caller): Viewer,
+    State(state): State<AppState>,
+    Id(id): Id,
+    Query(view): Query<View>,
+) -> Result<Markup, ApiError> {
+    // somebody else's is not told from one that does not exist
+    caller.scope(Some(id))?;
+    let AppState { store, clock, .. } = &state;
+    let customer = store.customer(id).await.map_err(missing)?;
+    let (now, range) = (clock.now(), view.range);
+    let period_ms = range.period().whole_seconds() * 1000;
+    let by_model = store.usage_by_model(Some(id)).await?;
+    let over_time = store
+        .usage_over_time(id, range.since(now), period_ms)
+        .await?;
+    let latest = store.latest_usage(id, LATEST).await?;
+    let content = html! {
+        h1 { (customer.name) }
+        (about(&customer))
+        p .note {
+            "As of " (time(now)) ". "
+            @let other = View { paused: !view.paused, ..view }.path(id);
+            @if view.paused {
+                a href=(other) { "Keep it up to date" }
+            } @else {
+                "Renewed every " (layout::REFRESH) " seconds: " a href=(other) { "pause" }
+            }
+            "."
+        }
+        (usage::totals(&by_model))
+        (requests_over_time(id, view, now, &over_time))
+        (usage::by_model(&by_model))
+        (keys::table(&state, &caller, id).await?)
+        (usage::requests(&latest))
+    };
+    Ok(layout::live(&customer.name, &caller, view.paused, content))
+}
+
+fn about(customer: &Customer) -> Markup {
+    html! {
+        p {
+            (customer.email)
+            @if !customer.company.is_empty() { " · " (customer.company) }
+            " · customer " (customer.id)
+        }
+    }
+}
+
+fn requests_over_time(
+    id: i64,
+    view: View,
+    now: time::OffsetDateTime,
+    over_time: &[PeriodTotals],
+) -> Markup {
+    html! {
+        section #over-time {
+            h2 { "Requests over time" }
+            nav aria-label="Range" {
+                @for range in [Range::Day, Range::Month] {
+                    a href=(View { range, ..view }.path(id))
+                        aria-current=[(range == view.range).then_some("true")] { (range.title()) }
+                }
+            }
+            (chart::requests(view.range, now, over_time))
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! `GET /dashboard`: the operator's view of everything. A customer is sent to
+//! its own page.
+
+use std::collections::HashMap;
+
+use axum::extract::State;
+use axum::response::{IntoResponse, Redirect, Response};
+use maud::{Markup, html};
+use serde::Deserialize;
+
+use super::figures::{count, time};
+use super::session::Viewer;
+use super::{layout, usage};
+use crate::http::AppState;
+use crate::http::api::models::Shown;
+use crate::http::auth::Caller;
+use crate::http::error::ApiError;
+use crate::http::json::Query;
+use crate::models::Live;
+use crate::store::customers::Customer;
+use crate::store::usage::Totals;
+
+/// Customers on a page.
+const PAGE: u32 = 100;
+
+/// Which part, and whether it stays as it is.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct View {
+    after: i64,
+    paused: bool,
+}
+
+/// `GET /dashboard`
+pub async fn show(
+    Viewer(caller): Viewer,
+    State(state): State<AppState>,
+    Query(view): Query<View>,
+) -> Result<Response, ApiError> {
+    if let Caller::Customer(key) = &caller {
+        return Ok(Redirect::to(&format!("/dashboard/{}", key.customer_id)).into_response());
+    }
+    let store = &state.store;
+    // one more than is shown tells whether there are more
+    let mut rows = store.customers(view.after, PAGE + 1).await?;
+    let is_last = rows.len() <= PAGE as usize;
+    rows.truncate(PAGE as usize);
+    let used = match (rows.first(), rows.last()) {
+        (Some(first), Some(last)) => store.usage_by_customer(first.id..=last.id).await?,
+        _ => HashMap::new(),
+    };
+    let by_model = store.usage_by_model(None).await?;
+    let content = html! {
+        h1 { "Dashboard" }
+        p .note {
+            "As of " (time(state.clock.now())) ". "
+            @let after = view.after;
+            @if view.paused {
+                a href={ "/dashboard?after=" (after) } { "Keep it up to date" }
+            } @else {
+                "Renewed every " (layout::REFRESH) " seconds: "
+                a href={ "/dashboard?paused=true&after=" (after) } { "pause" }
+            }
+            "."
+        }
+        @if let Some(error) = state.reload.error() {
+            div .box .problem #configuration-error role="alert" {
+                p { "The configuration file is not what runs:" }
+                pre { (error) }
+            }
+        }
+        (usage::totals(&by_model))
+        (customers(&rows, &used))
+        @if let (false, Some(last)) = (is_last, rows.last()) {
+            p { a href={ "/dashboard?after=" (last.id) } { "More customers" } }
+        }
+        (models(&state.generator.live().take()))
+        (usage::by_model(&by_model))
+    };
+    Ok(layout::live("Dashboard", &caller, view.paused, content).into_response())
+}
+
+fn customers(rows: &[Customer], used: &HashMap<i64, Totals>) -> Markup {
+    let nothing = Totals::default();
+    html! {
+        section #customers {
+            h2 { "Customers" }
+            @if rows.is_empty() {
+                p .note { "No customer yet: " code { "POST /customers" } " creates one." }
+            } @else {
+                div .scroll { table {
+                    thead { tr {
+                        th .figure { "#" }
+                        th { "Name" }
+                        th { "Email" }
+                        th .figure { "Requests" }
+                        th .figure { "Tokens in" }
+                        th .figure { "Tokens out" }
+                        th .figure { "Cost" }
+                    } }
+                    tbody { @for customer in rows { tr {
+                        td .figure { (customer.id) }
+                        td { a href={ "/dashboard/" (customer.id) } { (customer.name) } }
+                        td { (customer.email) }
+                        (usage::sums(used.get(&customer.id).unwrap_or(&nothing)))
+                    } } }
+                } }
+            }
+        }
+    }
+}
+
+fn models(live: &Live) -> Markup {
+    html! {
+        section #models {
+            h2 { "Models" }
+            div .scroll { table {
+                thead { tr {
+                    th .figure { "#" }
+                    th { "Name" }
+                    th { "Status" }
+                    th { "Plugin" }
+                    th { "Source" }
+                    th .figure { "Context" }
+                    th .figure { "Price, in / out" }
+                } }
+                tbody { @for model in live.models() { (model_row(&Shown::from(&**model))) } }
+            } }
+            p .note { "Prices are for a million tokens." }
+        }
+    }
+}
+
+fn model_row(model: &Shown) -> Markup {
+    html! {
+        tr {
+            td .figure { (model.id) }
+            td { (model.name) }
+            td {
+                span class={ "status " (model.status) } { (model.status.replace('_', " ")) }
+                @if let Some(reason) = &model.reason { p .problem { (reason) } }
+                @if let Some(problem) = &model.problem {
+                    p .problem { "its latest configuration does not run: " (problem) }
+                }
+            }
+            td {
+                @if let Some(plugin) = &model.plugin { (plugin) }
+                @if let Some(digest) = &model.digest {
+                    details { summary { "SHA-256" } code .digest { (digest) } }
+                }
+            }
+            td { @if let Some(source) = &model.source { (source) } }
+            td .figure { @if let Some(tokens) = model.context_window { (count(tokens)) } }
+            td .figure {
+                (model.price_per_million.prompt) " / " (model.price_per_million.completion)
+            }
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! What was used, as parts of pages: sums, sums by model, single requests.
+
+use maud::{Markup, html};
+
+use super::figures::{count, latency, time};
+use crate::http::api;
+use crate::store::usage::{ModelTotals, Totals, UsageRow};
+
+/// The sums of all models together.
+pub fn totals(by_model: &[ModelTotals]) -> Markup {
+    let Totals {
+        requests,
+        prompt_tokens,
+        completion_tokens,
+        cost,
+    } = api::usage::sum(by_model);
+    html! {
+        dl .totals {
+            div { dt { "Requests" } dd #total-requests { (count(requests)) } }
+            div {
+                dt { "Tokens" }
+                dd #total-tokens { (count(prompt_tokens + completion_tokens)) }
+                dd .note { (count(prompt_tokens)) " in, " (count(completion_tokens)) " out" }
+            }
+            div { dt { "Cost" } dd #total-cost { (cost) } }
+        }
+    }
+}
+
+/// A row for each model.
+pub fn by_model(by_model: &[ModelTotals]) -> Markup {
+    html! {
+        section #usage {
+            h2 { "Usage by model" }
+            @if by_model.is_empty() {
+                p .note { "Nothing was used yet." }
+            } @else {
+                div .scroll { table {
+                    thead { tr {
+                        th { "Model" }
+                        th .figure { "Requests" }
+                        th .figure { "Tokens in" }
+                        th .figure { "Tokens out" }
+                        th .figure { "Cost" }
+                    } }
+                    tbody { @for ModelTotals { model_id, model_name, totals } in by_model { tr {
+                        td { (model_name) " " span .note { "#" (model_id) } }
+                        (sums(totals))
+                    } } }
+                } }
+            }
+        }
+    }
+}
+
+/// Cells of sums: requests, tokens in and out, cost.
+pub fn sums(totals: &Totals) -> Markup {
+    html! {
+        td .figure { (count(totals.requests)) }
+        td .figure { (count(totals.prompt_tokens)) }
+        td .figure { (count(totals.completion_tokens)) }
+        td .figure { (totals.cost) }
+    }
+}
+
+/// A row for each request.
+pub fn requests(rows: &[UsageRow]) -> Markup {
+    html! {
+        section #requests {
+            h2 { "Latest requests" }
+            @if rows.is_empty() {
+                p .note { "No request yet." }
+            } @else {
+                div .scroll { table {
+                    thead { tr {
+                        th { "Time" }
+                        th { "Model" }
+                        th { "Status" }
+                        th .figure { "Tokens" }
+                        th .figure { "Cost" }
+                        th .figure { "Latency" }
+                    } }
+                    tbody { @for row in rows { (request(row)) } }
+                } }
+            }
+        }
+    }
+}
+
+fn request(UsageRow { usage, .. }: &UsageRow) -> Markup {
+    let tokens = i64::from(usage.prompt_tokens) + i64::from(usage.completion_tokens);
+    html! {
+        tr {
+            td { (time(usage.created_at)) }
+            td { (usage.model_name) }
+            td {
+                span class={ "status " (usage.status.as_str()) } { (usage.status.as_str()) }
+                @if let Some(code) = &usage.error_code { " " code { (code) } }
+            }
+            td .figure {
+                @if usage.tokens_estimated { abbr title="guessed, not counted" { "≈" } " " }
+                (count(tokens))
+            }
+            td .figure { (usage.cost) }
+            td .figure { (latency(usage.latency_ms)) }
+        }
+    }
+}

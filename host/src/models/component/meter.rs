@@ -1,0 +1,91 @@
+//! Limits on time: how long a guest computes, and how long a call takes.
+
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use plugin_sdk::{Error, ErrorKind};
+use wasmtime::{Store, UpdateDeadline};
+
+use super::{failure, runtime};
+
+/// A guest computed for longer than it may.
+#[derive(Debug, thiserror::Error)]
+#[error("the plugin computed for longer than it may")]
+struct Overrun;
+
+/// The time of one request. A call into the guest is only polled while the guest
+/// computes, so the time of its polls is the guest's CPU time.
+#[derive(Clone)]
+pub(super) struct Meter {
+    clock: Arc<Mutex<Clock>>,
+    deadline: Instant,
+}
+
+#[derive(Default)]
+struct Clock {
+    spent: Duration,
+    since: Option<Instant>,
+}
+
+impl Meter {
+    pub(super) fn new(deadline: Instant) -> Self {
+        Self { clock: Arc::default(), deadline }
+    }
+
+    /// Makes the guest give way at every tick of the engine's clock, and stop once
+    /// it has computed for `budget`.
+    pub(super) fn limit<T>(&self, store: &mut Store<T>, budget: Duration) {
+        let meter = self.clone();
+        store.set_epoch_deadline(1);
+        store.epoch_deadline_callback(move |_| {
+            if meter.with(|clock| clock.spent + clock.running()) > budget {
+                return Err(Overrun.into());
+            }
+            Ok(UpdateDeadline::Yield(1))
+        });
+    }
+
+    /// Runs a call into the guest.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Timeout`] at the deadline; otherwise the plugin has failed.
+    /// After any error the store is finished.
+    pub(super) async fn run<T>(
+        &self,
+        call: impl Future<Output = wasmtime::Result<T>>,
+    ) -> Result<T, Error> {
+        let mut call = pin!(call);
+        let metered = poll_fn(|context| {
+            self.with(|clock| clock.since = Some(Instant::now()));
+            let poll = call.as_mut().poll(context);
+            self.with(|clock| {
+                clock.spent += clock.running();
+                clock.since = None;
+            });
+            poll
+        });
+        match tokio::time::timeout_at(self.deadline.into(), metered).await {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(error)) if error.is::<wasmtime::PoolConcurrencyLimitError>() => {
+                Err(runtime::overloaded().detail(error))
+            }
+            Ok(Err(error)) => Err(failure::plugin_failed(format!("{error:#}"))),
+            Err(_) => Err(Error::new(
+                ErrorKind::Timeout,
+                "the model did not answer in time",
+            )),
+        }
+    }
+
+    fn with<R>(&self, act: impl FnOnce(&mut Clock) -> R) -> R {
+        act(&mut self.clock.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Clock {
+    fn running(&self) -> Duration {
+        self.since.map_or(Duration::ZERO, |since| since.elapsed())
+    }
+}

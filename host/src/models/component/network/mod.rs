@@ -1,0 +1,252 @@
+//! The one way out: requests of a component to its model's upstream, which the
+//! host sends for it. The component names what it wants; where it goes, with which
+//! secret, how long and how much is decided here.
+
+mod addresses;
+mod body;
+
+use std::borrow::Cow;
+use std::error::Error as _;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use http_body_util::{BodyExt, Limited};
+use reqwest::Url;
+use reqwest::header::{self, HeaderMap, HeaderName, HeaderValue};
+use reqwest::redirect::Policy;
+use secrecy::{ExposeSecret, SecretString};
+use tokio::time::timeout;
+use wasmtime_wasi_http::{
+    DEFAULT_FORBIDDEN_HEADERS, Error, ForbiddenHeaderFilter, RequestOptions, WasiBody,
+    WasiHttpHooks,
+};
+
+use self::addresses::{Prohibited, PublicAddresses};
+use super::limits::Limits;
+
+/// How long a connection may take to be made, TLS included.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long an unused connection is kept; many servers close theirs after 60 s.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(50);
+/// Unused connections kept for a component.
+const IDLE_CONNECTIONS: usize = 32;
+
+/// Headers that a component may neither set nor read, besides those of the
+/// connection itself.
+const SECRET_HEADERS: [HeaderName; 3] = [header::AUTHORIZATION, header::COOKIE, header::SET_COOKIE];
+
+/// The API behind a model.
+#[derive(Debug)]
+pub struct Upstream {
+    /// Its scheme, host and port are what the component may reach, and nothing
+    /// else.
+    pub url: Url,
+    /// Sent as `Authorization: Bearer`. The component never sees it.
+    pub secret: Option<SecretString>,
+}
+
+impl Upstream {
+    /// `text` without the secret.
+    pub(super) fn redact<'a>(&self, text: &'a str) -> Cow<'a, str> {
+        match &self.secret {
+            Some(secret) if !secret.expose_secret().is_empty() => {
+                text.replace(secret.expose_secret(), "[secret]").into()
+            }
+            _ => text.into(),
+        }
+    }
+
+    fn authorization(&self) -> Result<Option<HeaderValue>, header::InvalidHeaderValue> {
+        let Some(secret) = &self.secret else {
+            return Ok(None);
+        };
+        let mut value = HeaderValue::try_from(format!("Bearer {}", secret.expose_secret()))?;
+        value.set_sensitive(true);
+        Ok(Some(value))
+    }
+}
+
+/// The way to one upstream, with its connections. Each component has its own, so
+/// that no connection is shared between models.
+pub(super) struct Gate {
+    model: Arc<str>,
+    upstream: Arc<Upstream>,
+    authorization: Option<HeaderValue>,
+    client: reqwest::Client,
+    limits: Limits,
+}
+
+impl Gate {
+    /// # Errors
+    /// With what to tell the operator.
+    pub(super) fn new(
+        model: Arc<str>,
+        upstream: Arc<Upstream>,
+        limits: Limits,
+    ) -> Result<Self, String> {
+        let authorization = upstream
+            .authorization()
+            .map_err(|_| "api_key cannot be sent as a header".to_owned())?;
+        // An operator who names this machine means it. So does one who gives an
+        // address instead of a name; those never come to a resolver.
+        let exempt = (upstream.url.host_str() == Some("localhost")).then_some("localhost");
+        let client = reqwest::Client::builder()
+            .dns_resolver(Arc::new(PublicAddresses { exempt }))
+            // the environment's proxy, or an upstream's redirect, would lead past the grant
+            .no_proxy()
+            .redirect(Policy::none())
+            .connect_timeout(CONNECT_TIMEOUT)
+            .pool_idle_timeout(IDLE_TIMEOUT)
+            .pool_max_idle_per_host(IDLE_CONNECTIONS)
+            .user_agent(concat!("model-host/", env!("CARGO_PKG_VERSION")))
+            .build()
+            .map_err(|error| format!("no HTTP client: {error}"))?;
+        Ok(Self { model, upstream, authorization, client, limits })
+    }
+
+    async fn send(
+        &self,
+        request: http::Request<WasiBody>,
+        options: RequestOptions,
+        deadline: Instant,
+    ) -> Result<http::Response<WasiBody>, Error> {
+        let (parts, body) = request.into_parts();
+        let url = self.granted(&parts.uri)?;
+        let mut headers = parts.headers;
+        for name in DEFAULT_FORBIDDEN_HEADERS.iter().chain(&SECRET_HEADERS) {
+            headers.remove(name);
+        }
+        if let Some(authorization) = &self.authorization {
+            headers.insert(header::AUTHORIZATION, authorization.clone());
+        }
+        let body = Limited::new(body, self.limits.request_bytes).collect().await;
+        let body = body
+            .map_err(|_| Error::HttpRequestBodySize(u64::try_from(self.limits.request_bytes).ok()))?
+            .to_bytes();
+
+        let sending = self
+            .client
+            .request(parts.method, url)
+            .headers(headers)
+            .body(body)
+            .send();
+        let patience = shorter(options.first_byte_timeout, deadline);
+        let response = timeout(patience, sending)
+            .await
+            .map_err(|_| Error::HttpResponseTimeout)?
+            .map_err(|error| self.failure(error))?;
+
+        let mut answer = http::Response::new(());
+        *answer.status_mut() = response.status();
+        *answer.headers_mut() = self.readable(response.headers());
+        let secret = self.upstream.secret.clone();
+        let body = body::limited(response, self.limits.response_bytes, secret, move || {
+            shorter(options.between_bytes_timeout, deadline)
+        });
+        Ok(answer.map(|()| body))
+    }
+
+    fn granted(&self, uri: &http::Uri) -> Result<Url, Error> {
+        let url = Url::parse(&uri.to_string()).map_err(|_| Error::HttpRequestUriInvalid)?;
+        let granted = &self.upstream.url;
+        let same = url.scheme() == granted.scheme()
+            && url.host() == granted.host()
+            && url.port_or_known_default() == granted.port_or_known_default()
+            && url.username().is_empty()
+            && url.password().is_none();
+        if same {
+            return Ok(url);
+        }
+        let host = url.host_str();
+        tracing::warn!(model = &*self.model, host, "plugin asked for a host it is not granted");
+        Err(Error::HttpRequestDenied)
+    }
+
+    /// An upstream that repeats the secret does not tell it to the component.
+    fn readable(&self, headers: &HeaderMap) -> HeaderMap {
+        let secret = self.upstream.secret.as_ref().map(ExposeSecret::expose_secret);
+        let is_telling = |value: &HeaderValue| {
+            secret.is_some_and(|secret| body::contains(value.as_bytes(), secret.as_bytes()))
+        };
+        headers
+            .iter()
+            .filter(|(_, value)| !is_telling(value))
+            .map(|(name, value)| (name.clone(), value.clone()))
+            .collect()
+    }
+
+    fn failure(&self, error: reqwest::Error) -> Error {
+        // the URL may hold what the caller wrote
+        let error = error.without_url();
+        let mut reason = error.to_string();
+        let mut is_prohibited = false;
+        let mut cause = error.source();
+        while let Some(error) = cause {
+            reason += &format!(": {error}");
+            is_prohibited |= error.is::<Prohibited>();
+            cause = error.source();
+        }
+        tracing::warn!(model = &*self.model, reason, "upstream request failed");
+        if is_prohibited {
+            Error::DestinationIpProhibited
+        } else if error.is_timeout() {
+            Error::ConnectionTimeout
+        } else if error.is_connect() {
+            Error::ConnectionRefused
+        } else {
+            Error::HttpProtocolError
+        }
+    }
+}
+
+/// The shorter of what the component waits and what is left of the request.
+fn shorter(wanted: Option<Duration>, deadline: Instant) -> Duration {
+    let left = deadline.saturating_duration_since(Instant::now());
+    wanted.map_or(left, |wanted| wanted.min(left))
+}
+
+/// What one request may do through the gate, if its model has one.
+pub(super) struct Network {
+    pub(super) gate: Option<Arc<Gate>>,
+    pub(super) requests_left: u32,
+    pub(super) deadline: Instant,
+}
+
+/// What follows a response: nothing, the client sees to its connection itself.
+type Connection = Box<dyn Future<Output = Result<(), Error>> + Send>;
+type Sending = Box<dyn Future<Output = Result<(http::Response<WasiBody>, Connection), Error>> + Send>;
+
+impl WasiHttpHooks for Network {
+    fn send_request(
+        &mut self,
+        request: http::Request<WasiBody>,
+        options: Option<RequestOptions>,
+        _response_errors: Connection,
+    ) -> Sending {
+        let Some(gate) = self.gate.clone() else {
+            return Box::new(async { Err(Error::HttpRequestDenied) });
+        };
+        if self.requests_left == 0 {
+            return Box::new(async { Err(Error::ConnectionLimitReached) });
+        }
+        self.requests_left -= 1;
+        let deadline = self.deadline;
+        Box::new(async move {
+            let options = options.unwrap_or_default();
+            let whole = gate.send(request, options, deadline);
+            let response = timeout(shorter(None, deadline), whole)
+                .await
+                .map_err(|_| Error::HttpResponseTimeout)??;
+            Ok((response, Box::new(async { Ok(()) }) as Connection))
+        })
+    }
+
+    fn forbidden_header_filter(&mut self) -> ForbiddenHeaderFilter {
+        Arc::new(|name| DEFAULT_FORBIDDEN_HEADERS.contains(name) || SECRET_HEADERS.contains(name))
+    }
+
+    fn set_host_header(&mut self) -> bool {
+        false
+    }
+}

@@ -1,0 +1,134 @@
+//! What an instance sees of this machine: its settings, its log, clocks, random
+//! numbers, and its upstream if it has one. No files, no environment, no sockets.
+
+use std::sync::Arc;
+
+use plugin_sdk::Settings;
+use tracing::Level;
+use wasmtime::component::{Linker, ResourceTable};
+use wasmtime::{Engine, StoreLimits, StoreLimitsBuilder};
+use wasmtime_wasi::cli::{WasiCli, WasiCliView};
+use wasmtime_wasi::filesystem::{WasiFilesystem, WasiFilesystemView};
+use wasmtime_wasi::p2::bindings::{cli, filesystem, random};
+use wasmtime_wasi::random::WasiRandom;
+use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
+use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
+
+use super::journal::{Journal, Print};
+use super::limits::Limits;
+use super::network::Network;
+
+/// The state of one request.
+pub(super) struct State {
+    pub(super) settings: Arc<Settings>,
+    pub(super) journal: Journal,
+    pub(super) memory: StoreLimits,
+    network: Network,
+    wasi: WasiCtx,
+    http: WasiHttpCtx,
+    table: ResourceTable,
+}
+
+impl State {
+    pub(super) fn new(
+        settings: Arc<Settings>,
+        journal: Journal,
+        network: Network,
+        limits: &Limits,
+    ) -> Self {
+        let print = |level| Print { journal: journal.clone(), level };
+        let wasi = WasiCtx::builder()
+            .stdout(print(Level::INFO))
+            .stderr(print(Level::WARN))
+            .allow_tcp(false)
+            .allow_udp(false)
+            .build();
+        let memory = StoreLimitsBuilder::new()
+            .memory_size(limits.memory_bytes())
+            .memories(1)
+            .table_elements(20_000)
+            // so that the log says what happened, rather than the guest's allocator
+            .trap_on_grow_failure(true)
+            .build();
+        Self {
+            settings,
+            journal,
+            memory,
+            network,
+            wasi,
+            http: WasiHttpCtx::new(),
+            table: ResourceTable::new(),
+        }
+    }
+}
+
+impl WasiView for State {
+    fn ctx(&mut self) -> WasiCtxView<'_> {
+        WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
+    }
+}
+
+impl WasiHttpView for State {
+    fn http(&mut self) -> WasiHttpCtxView<'_> {
+        WasiHttpCtxView {
+            hooks: &mut self.network,
+            table: &mut self.table,
+            ctx: &mut self.http,
+        }
+    }
+}
+
+/// Interfaces that any component may import. Standard libraries import files and
+/// the environment whether they are used or not: there are none behind them.
+const OFFERED: [&str; 9] = [
+    "model:plugin/config",
+    "model:plugin/log",
+    "model:plugin/schema",
+    "wasi:cli/",
+    "wasi:clocks/monotonic-clock",
+    "wasi:clocks/wall-clock",
+    "wasi:filesystem/",
+    "wasi:io/",
+    "wasi:random/",
+];
+
+/// Interfaces that a component with an upstream may import as well.
+const OFFERED_WITH_UPSTREAM: [&str; 2] = ["wasi:http/types", "wasi:http/outgoing-handler"];
+
+/// Whether `import` is among the interfaces that [`linker`] links.
+///
+/// # Errors
+/// With what to tell the operator.
+pub(super) fn check_import(import: &str, has_upstream: bool) -> Result<(), String> {
+    let is_in = |offered: &[&str]| offered.iter().any(|name| import.starts_with(name));
+    if is_in(&OFFERED) || (has_upstream && is_in(&OFFERED_WITH_UPSTREAM)) {
+        Ok(())
+    } else if is_in(&OFFERED_WITH_UPSTREAM) {
+        Err(format!("it imports {import}, but the model has no api_url"))
+    } else {
+        Err(format!("it imports {import}, which no plugin gets here"))
+    }
+}
+
+/// Links everything but the interfaces of the plugin contract. `wasi:sockets` is
+/// not there at all, `wasi:http` only for a model with an upstream.
+pub(super) fn linker(engine: &Engine, has_upstream: bool) -> wasmtime::Result<Linker<State>> {
+    let mut linker = Linker::new(engine);
+    let l = &mut linker;
+    wasmtime_wasi::p2::add_to_linker_proxy_interfaces_async(l)?;
+    cli::environment::add_to_linker::<State, WasiCli>(l, State::cli)?;
+    cli::exit::add_to_linker::<State, WasiCli>(l, State::cli)?;
+    cli::terminal_input::add_to_linker::<State, WasiCli>(l, State::cli)?;
+    cli::terminal_output::add_to_linker::<State, WasiCli>(l, State::cli)?;
+    cli::terminal_stdin::add_to_linker::<State, WasiCli>(l, State::cli)?;
+    cli::terminal_stdout::add_to_linker::<State, WasiCli>(l, State::cli)?;
+    cli::terminal_stderr::add_to_linker::<State, WasiCli>(l, State::cli)?;
+    filesystem::preopens::add_to_linker::<State, WasiFilesystem>(l, State::filesystem)?;
+    filesystem::types::add_to_linker::<State, WasiFilesystem>(l, State::filesystem)?;
+    random::insecure::add_to_linker::<State, WasiRandom>(l, |state| state.wasi.random())?;
+    random::insecure_seed::add_to_linker::<State, WasiRandom>(l, |state| state.wasi.random())?;
+    if has_upstream {
+        wasmtime_wasi_http::p2::add_only_http_to_linker_async(l)?;
+    }
+    Ok(linker)
+}

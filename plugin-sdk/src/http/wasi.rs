@@ -1,0 +1,159 @@
+//! The exchange itself, over `wasi:http`.
+
+use std::time::Duration;
+
+use super::{Failure, Post, Response, Url};
+use crate::component::wit::wasi::clocks::monotonic_clock::subscribe_duration;
+use crate::component::wit::wasi::http::outgoing_handler;
+use crate::component::wit::wasi::http::types::{
+    ErrorCode, Fields, HeaderError, IncomingBody, IncomingResponse, Method, OutgoingBody,
+    OutgoingRequest, RequestOptions, Scheme, http_error_code,
+};
+use crate::component::wit::wasi::io::poll::{Pollable, poll};
+use crate::component::wit::wasi::io::streams::StreamError;
+
+/// Bytes to ask for at once when reading an answer.
+const CHUNK: u64 = 64 * 1024;
+
+pub(super) fn send(post: &Post<'_>, url: &Url<'_>) -> Result<Response, Failure> {
+    let deadline = subscribe_duration(nanoseconds(post.timeout));
+    let request = outgoing(post, url)?;
+    // taken before the request is sent; no second body can be taken
+    let body = request.body().map_err(|()| Failure::Broken("no request body".to_owned()))?;
+    let pending = outgoing_handler::handle(request, Some(options(post.timeout)))
+        .map_err(|code| failure(&code))?;
+
+    // The host starts to read the body once the request is handed over. If it
+    // refuses the request this write fails, and `pending` says why.
+    let written = write(body, post.json, &deadline);
+
+    wait(&pending.subscribe(), &deadline)?;
+    let response = match pending.get() {
+        Some(Ok(Ok(response))) => response,
+        Some(Ok(Err(code))) => return Err(failure(&code)),
+        Some(Err(())) | None => return Err(Failure::Broken("no response".to_owned())),
+    };
+    written?;
+    read(&response, post.response_limit, &deadline)
+}
+
+fn outgoing(post: &Post<'_>, url: &Url<'_>) -> Result<OutgoingRequest, Failure> {
+    let headers = Fields::new();
+    let fixed = [("content-type", "application/json"), ("accept", "application/json")];
+    for &(name, value) in fixed.iter().chain(post.headers) {
+        headers.append(name, value.as_bytes()).map_err(|error| {
+            Failure::Invalid(match error {
+                HeaderError::Forbidden => format!("header {name} is set by the host alone"),
+                HeaderError::InvalidSyntax | HeaderError::Immutable => {
+                    format!("header {name} cannot be sent")
+                }
+            })
+        })?;
+    }
+    let request = OutgoingRequest::new(headers);
+    let scheme = if url.secure { Scheme::Https } else { Scheme::Http };
+    request
+        .set_method(&Method::Post)
+        .and_then(|()| request.set_scheme(Some(&scheme)))
+        .and_then(|()| request.set_authority(Some(url.authority)))
+        .and_then(|()| request.set_path_with_query(Some(url.path_and_query)))
+        .map_err(|()| Failure::Invalid("api_url cannot be sent".to_owned()))?;
+    Ok(request)
+}
+
+fn options(timeout: Duration) -> RequestOptions {
+    let timeout = Some(nanoseconds(timeout));
+    let options = RequestOptions::new();
+    // a host may support none of them; `deadline` holds in any case
+    let _ = options.set_connect_timeout(timeout);
+    let _ = options.set_first_byte_timeout(timeout);
+    let _ = options.set_between_bytes_timeout(timeout);
+    options
+}
+
+fn write(body: OutgoingBody, mut bytes: &[u8], deadline: &Pollable) -> Result<(), Failure> {
+    let broken = |what: &str| Failure::Broken(format!("the request body was not taken: {what}"));
+    let stream = body.write().map_err(|()| broken("no stream"))?;
+    let ready = stream.subscribe();
+    while !bytes.is_empty() {
+        wait(&ready, deadline)?;
+        let room = stream.check_write().map_err(|error| broken(&error.to_string()))?;
+        let room = usize::try_from(room).unwrap_or(usize::MAX).min(bytes.len());
+        let (now, later) = bytes.split_at(room);
+        stream.write(now).map_err(|error| broken(&error.to_string()))?;
+        bytes = later;
+    }
+    // children of a resource are dropped before it
+    drop(ready);
+    drop(stream);
+    OutgoingBody::finish(body, None).map_err(|code| failure(&code))
+}
+
+fn read(
+    response: &IncomingResponse,
+    limit: usize,
+    deadline: &Pollable,
+) -> Result<Response, Failure> {
+    let status = response.status();
+    let headers = response.headers().entries();
+    let body = response
+        .consume()
+        .map_err(|()| Failure::Broken("no response body".to_owned()))?;
+    let body = read_body(&body, limit, deadline)?;
+    Ok(Response { status, headers, body })
+}
+
+fn read_body(body: &IncomingBody, limit: usize, deadline: &Pollable) -> Result<Vec<u8>, Failure> {
+    let stream = body.stream().map_err(|()| Failure::Broken("no response body".to_owned()))?;
+    let ready = stream.subscribe();
+    let mut bytes = Vec::new();
+    loop {
+        match stream.read(CHUNK) {
+            Ok(chunk) if chunk.is_empty() => wait(&ready, deadline)?,
+            Ok(chunk) if bytes.len() + chunk.len() > limit => return Err(Failure::TooLarge),
+            Ok(chunk) => bytes.extend(chunk),
+            Err(StreamError::Closed) => return Ok(bytes),
+            Err(StreamError::LastOperationFailed(error)) => {
+                return Err(match http_error_code(&error) {
+                    Some(code) => failure(&code),
+                    None => Failure::Broken(error.to_debug_string()),
+                });
+            }
+        }
+    }
+}
+
+/// Waits for `event`, or fails when `deadline` comes first.
+fn wait(event: &Pollable, deadline: &Pollable) -> Result<(), Failure> {
+    if poll(&[event, deadline]).contains(&0) {
+        Ok(())
+    } else {
+        Err(Failure::Timeout)
+    }
+}
+
+fn failure(code: &ErrorCode) -> Failure {
+    match code {
+        ErrorCode::HttpRequestDenied | ErrorCode::DestinationIpProhibited => Failure::Denied,
+        ErrorCode::DnsTimeout
+        | ErrorCode::ConnectionTimeout
+        | ErrorCode::ConnectionReadTimeout
+        | ErrorCode::ConnectionWriteTimeout
+        | ErrorCode::HttpResponseTimeout => Failure::Timeout,
+        ErrorCode::HttpResponseBodySize(_) => Failure::TooLarge,
+        ErrorCode::DnsError(_)
+        | ErrorCode::DestinationNotFound
+        | ErrorCode::DestinationUnavailable
+        | ErrorCode::DestinationIpUnroutable
+        | ErrorCode::ConnectionRefused
+        | ErrorCode::TlsProtocolError
+        | ErrorCode::TlsCertificateError
+        | ErrorCode::TlsAlertReceived(_)
+        | ErrorCode::ConnectionLimitReached => Failure::Unreachable(code.to_string()),
+        code => Failure::Broken(code.to_string()),
+    }
+}
+
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}

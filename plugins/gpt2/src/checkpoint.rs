@@ -1,0 +1,116 @@
+//! A checkpoint: the three files of a model, wherever they come from.
+
+use std::borrow::Cow;
+use std::path::Path;
+
+use candle_core::DType;
+
+use crate::config::Config;
+use crate::model::{Cache, Model, Weights};
+use crate::tokenizer::Tokenizer;
+
+/// The model's shape.
+pub(crate) const CONFIG: &str = "config.json";
+/// The weights.
+pub(crate) const WEIGHTS: &str = "model.safetensors";
+/// The tokenizer.
+pub(crate) const TOKENIZER: &str = "tokenizer.json";
+/// What a checkpoint consists of, the file that is quick to check first.
+pub(crate) const FILES: [&str; 3] = [CONFIG, TOKENIZER, WEIGHTS];
+
+/// Why a checkpoint cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Refusal {
+    /// One of its files is at fault.
+    #[error("{file}: {reason}")]
+    File {
+        /// Its name.
+        file: &'static str,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// It could not be had.
+    #[error("{0}")]
+    Source(String),
+}
+
+impl Refusal {
+    /// A file is at fault.
+    pub(crate) fn file(file: &'static str, reason: impl ToString) -> Self {
+        Self::File {
+            file,
+            reason: reason.to_string(),
+        }
+    }
+}
+
+/// The bytes of the three files.
+#[derive(Debug)]
+pub(crate) struct Checkpoint {
+    pub(crate) config: Cow<'static, [u8]>,
+    pub(crate) weights: Cow<'static, [u8]>,
+    pub(crate) tokenizer: Cow<'static, [u8]>,
+}
+
+/// A checkpoint that was found in order and can generate.
+#[derive(Debug)]
+pub(crate) struct Loaded {
+    pub(crate) model: Model,
+    pub(crate) tokenizer: Tokenizer,
+    /// Tokens that end a text.
+    pub(crate) end_tokens: Vec<u32>,
+}
+
+impl Checkpoint {
+    /// Reads the three files whole; `path` says where each of them is.
+    ///
+    /// They are read and not memory-mapped: a mapped file that is changed while
+    /// the server runs would change the model, or crash the process.
+    pub(crate) fn read(path: impl Fn(&str) -> Box<Path>) -> Result<Self, Refusal> {
+        let read = |file: &'static str| {
+            std::fs::read(path(file))
+                .map(Cow::Owned)
+                .map_err(|error| Refusal::file(file, error))
+        };
+        Ok(Self {
+            config: read(CONFIG)?,
+            tokenizer: read(TOKENIZER)?,
+            weights: read(WEIGHTS)?,
+        })
+    }
+
+    /// Checks the files against each other, makes the model of them and takes
+    /// one step with it.
+    pub(crate) fn load(&self, dtype: DType) -> Result<Loaded, Refusal> {
+        let config = Config::from_json(&self.config)?;
+        let tokenizer = Tokenizer::from_json(&self.tokenizer, config.vocab())?;
+        let weights = Weights::parse(&self.weights, dtype)?;
+        let model = Model::load(&config, &weights)?;
+
+        let mut end_tokens = config.end_tokens().to_vec();
+        end_tokens.extend(tokenizer.end_of_text());
+        end_tokens.dedup();
+
+        prove(&model)?;
+        Ok(Loaded {
+            model,
+            tokenizer,
+            end_tokens,
+        })
+    }
+}
+
+/// Takes one step: weights that hold a NaN, or overflow, pass every check of
+/// shape and answer nothing.
+fn prove(model: &Model) -> Result<(), Refusal> {
+    let mut cache = Cache::new(model.config(), 1);
+    let logits = model
+        .next_logits(&[0], &mut cache)
+        .and_then(|logits| logits.to_vec1::<f32>())
+        .map_err(|error| Refusal::file(WEIGHTS, error))?;
+    if logits.iter().all(|logit| logit.is_finite()) {
+        Ok(())
+    } else {
+        Err(Refusal::file(WEIGHTS, "the predictions are not finite"))
+    }
+}

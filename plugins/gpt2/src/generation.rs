@@ -1,0 +1,112 @@
+//! One answer in the making: a token a step.
+
+use std::sync::Arc;
+
+use candle_transformers::generation::LogitsProcessor;
+use plugin_sdk::{
+    Completion, CountSource, Error, ErrorKind, Event, Finish, FinishReason, Params, Usage,
+};
+
+use crate::checkpoint::Loaded;
+use crate::detokenize::Detokenizer;
+use crate::model::Cache;
+use crate::sampling;
+use crate::stop::{Passed, StopFinder};
+
+/// New tokens where the request does not say.
+const DEFAULT_MAX_TOKENS: u32 = 100;
+
+/// One answer of GPT-2. Each step runs the model over one token; the first one
+/// over the whole prompt.
+pub struct Generation {
+    loaded: Arc<Loaded>,
+    cache: Cache,
+    sampler: LogitsProcessor,
+    /// Tokens the model has not seen yet.
+    unseen: Vec<u32>,
+    characters: Detokenizer,
+    stops: StopFinder,
+    prompt_tokens: u32,
+    completion_tokens: u32,
+    max_tokens: u32,
+}
+
+impl Generation {
+    /// An answer to a prompt that is not empty and fits the context window.
+    pub(crate) fn new(loaded: Arc<Loaded>, prompt: Vec<u32>, params: Params) -> Result<Self, Error> {
+        let sampler = sampling::sampler(&params, loaded.tokenizer.size())?;
+        let config = loaded.model.config();
+        let left = u32::try_from(config.positions() - prompt.len()).unwrap_or(u32::MAX);
+        let max_tokens = params.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS).min(left);
+        Ok(Self {
+            cache: Cache::new(config, prompt.len() + max_tokens as usize),
+            sampler,
+            characters: Detokenizer::default(),
+            stops: StopFinder::new(params.stop),
+            prompt_tokens: u32::try_from(prompt.len()).unwrap_or(u32::MAX),
+            completion_tokens: 0,
+            max_tokens,
+            unseen: prompt,
+            loaded,
+        })
+    }
+
+    /// Runs the model over what it has not seen and chooses the next token.
+    fn step(&mut self) -> candle_core::Result<u32> {
+        let logits = self.loaded.model.next_logits(&self.unseen, &mut self.cache)?;
+        // rows that pad the embedding stand for no token
+        let logits = logits.narrow(0, 0, self.loaded.tokenizer.size())?;
+        let token = self.sampler.sample(&logits)?;
+        self.completion_tokens += 1;
+        self.unseen.clear();
+        self.unseen.push(token);
+        Ok(token)
+    }
+
+    fn usage(&self) -> Usage {
+        Usage {
+            prompt_tokens: self.prompt_tokens,
+            completion_tokens: self.completion_tokens,
+            source: CountSource::Exact,
+            ..Usage::default()
+        }
+    }
+
+    /// The last events: what was held back, unless a stop string came.
+    fn finish(&mut self, mut text: String, reason: FinishReason, is_stopped: bool) -> Vec<Event> {
+        let mut reason = reason;
+        if !is_stopped {
+            match self.stops.push(self.characters.finish()) {
+                Passed::On(rest) => text = text + &rest + &self.stops.finish(),
+                Passed::Stopped(rest) => {
+                    text += &rest;
+                    reason = FinishReason::Stop;
+                }
+            }
+        }
+        let finish = Event::Finish(Finish { reason, usage: self.usage(), ext: Vec::new() });
+        let text = (!text.is_empty()).then_some(Event::Text(text));
+        text.into_iter().chain([finish]).collect()
+    }
+}
+
+impl Completion for Generation {
+    fn next(&mut self) -> Result<Vec<Event>, Error> {
+        let token = self
+            .step()
+            .map_err(|error| Error::new(ErrorKind::Internal, "the model failed").detail(error))?;
+        if self.loaded.end_tokens.contains(&token) {
+            return Ok(self.finish(String::new(), FinishReason::Stop, false));
+        }
+        let piece = self.characters.push(self.loaded.tokenizer.bytes(token));
+        let text = match self.stops.push(&piece) {
+            Passed::On(text) => text,
+            Passed::Stopped(text) => return Ok(self.finish(text, FinishReason::Stop, true)),
+        };
+        if self.completion_tokens >= self.max_tokens {
+            return Ok(self.finish(text, FinishReason::Length, false));
+        }
+        let text = (!text.is_empty()).then_some(Event::Text(text));
+        Ok(text.into_iter().chain([Event::Usage(self.usage())]).collect())
+    }
+}

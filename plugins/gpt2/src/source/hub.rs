@@ -1,0 +1,188 @@
+//! Models on the Hugging Face hub, by hf-hub: its cache layout
+//! (`blobs`, `snapshots/<commit>`, `refs/<revision>`), its variables (`HF_HOME`,
+//! `HF_ENDPOINT`), and downloads in pieces that go on where they were cut off.
+//!
+//! What is added here: bounds on waiting, and a check of what came. The hub's
+//! ETag of a file is its SHA-256 where it is kept as a large file, otherwise the
+//! SHA-1 that git gives the blob.
+
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use hf_hub::api::tokio::{Api, ApiBuilder, ApiError, ApiRepo, Progress};
+use hf_hub::{Cache, Repo, RepoType};
+use indicatif::ProgressBar;
+use sha1::Sha1;
+use sha2::{Digest, Sha256};
+
+use crate::checkpoint::{FILES, Refusal};
+
+/// How long the hub may take to say what it has. Without a network the next
+/// source is tried after this.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a download may stand still.
+const STALL: Duration = Duration::from_secs(60);
+/// A line in the log for each of these of a download.
+const STEP_PERCENT: u64 = 10;
+
+/// The folder of a model's files, fetched if they are not in the cache.
+pub(super) fn fetch(id: &str, revision: &str, cache: Option<&str>) -> Result<PathBuf, Refusal> {
+    let cache = match cache {
+        // the links in the cache are relative between absolute paths
+        Some(folder) => Cache::new(std::path::absolute(folder).map_err(refusal)?),
+        None => Cache::from_env(),
+    };
+    let repo = Repo::with_revision(id.to_owned(), RepoType::Model, revision.to_owned());
+    let cached = cache.repo(repo.clone());
+    let paths: Option<Vec<_>> = FILES.iter().map(|file| cached.get(file)).collect();
+    if let Some(folder) = paths.iter().flatten().next().and_then(|path| path.parent()) {
+        return Ok(folder.to_owned());
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(refusal)?.block_on(download(cache, repo))
+}
+
+async fn download(cache: Cache, repo: Repo) -> Result<PathBuf, Refusal> {
+    let token = variable("HF_TOKEN").or_else(|| cache.token());
+    let mut builder = ApiBuilder::from_cache(cache).with_token(token);
+    if let Some(endpoint) = variable("HF_ENDPOINT") {
+        builder = builder.with_endpoint(endpoint.trim_end_matches('/').to_owned());
+    }
+    let api = builder.build().map_err(refusal)?;
+    let files = api.repo(repo);
+    let mut folder = PathBuf::new();
+    for file in FILES {
+        let path = one(&api, &files, file).await?;
+        verify(file, &path)?;
+        folder = path.parent().unwrap_or(Path::new("")).to_owned();
+    }
+    Ok(folder)
+}
+
+/// Downloads one file, or goes on with a download that was cut off.
+async fn one(api: &Api, files: &ApiRepo, file: &'static str) -> Result<PathBuf, Refusal> {
+    let failed = |error: ApiError| Refusal::file(file, reason(&error));
+    // a look first, with a short patience: the download itself has none
+    tokio::time::timeout(PATIENCE, api.metadata(&files.url(file)))
+        .await
+        .map_err(|_| Refusal::Source(format!("no answer within {} s", PATIENCE.as_secs())))?
+        .map_err(failed)?;
+    let display = Display::new();
+    let moved = Arc::clone(&display.moved);
+    tokio::select! {
+        done = files.download_with_progress(file, display) => done.map_err(failed),
+        () = stalled(&moved) => {
+            Err(Refusal::file(file, format!("nothing came for {} s", STALL.as_secs())))
+        }
+    }
+}
+
+/// Ends when nothing has come for a while.
+async fn stalled(moved: &AtomicU64) {
+    let mut before = None;
+    loop {
+        let now = moved.load(Ordering::Relaxed);
+        if before.replace(now) == Some(now) {
+            return;
+        }
+        tokio::time::sleep(STALL).await;
+    }
+}
+
+/// What people see of a download: a bar on a terminal, lines in the log elsewhere.
+#[derive(Clone)]
+struct Display {
+    moved: Arc<AtomicU64>,
+    size: u64,
+    bar: Option<ProgressBar>,
+}
+
+impl Display {
+    fn new() -> Self {
+        let bar = std::io::stderr().is_terminal().then(|| ProgressBar::new(0));
+        Self { moved: Arc::default(), size: 0, bar }
+    }
+}
+
+impl Progress for Display {
+    async fn init(&mut self, size: usize, filename: &str) {
+        self.size = size as u64;
+        match &mut self.bar {
+            Some(bar) => Progress::init(bar, size, filename).await,
+            None => tracing::info!(file = filename, bytes = size, "downloading"),
+        }
+    }
+
+    async fn update(&mut self, size: usize) {
+        let before = self.moved.fetch_add(size as u64, Ordering::Relaxed);
+        if let Some(bar) = &mut self.bar {
+            return Progress::update(bar, size).await;
+        }
+        let percent = |bytes: u64| bytes * 100 / self.size.max(1);
+        let (before, now) = (percent(before), percent(before + size as u64));
+        if before / STEP_PERCENT < now / STEP_PERCENT {
+            tracing::info!(percent = now, "downloading");
+        }
+    }
+
+    async fn finish(&mut self) {
+        if let Some(bar) = &mut self.bar {
+            Progress::finish(bar).await;
+        }
+    }
+}
+
+/// Checks a file that came against its name in the cache, the hub's ETag. A file
+/// that is not what the hub has is removed, so that the next try fetches it anew.
+fn verify(file: &'static str, path: &Path) -> Result<(), Refusal> {
+    let failed = |error: std::io::Error| Refusal::file(file, error);
+    let blob = path.canonicalize().map_err(failed)?;
+    let etag = blob.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let bytes = std::fs::read(&blob).map_err(failed)?;
+    let sum = match etag.len() {
+        64 => hex(&Sha256::digest(&bytes)),
+        40 => {
+            let mut hash = Sha1::new_with_prefix(format!("blob {}\0", bytes.len()));
+            hash.update(&bytes);
+            hex(&hash.finalize())
+        }
+        // a mirror with ETags of its own: there is nothing to check against
+        _ => return Ok(()),
+    };
+    if sum == etag {
+        return Ok(());
+    }
+    std::fs::remove_file(path).map_err(failed)?;
+    std::fs::remove_file(&blob).map_err(failed)?;
+    Err(Refusal::file(file, format!("damaged on its way: its checksum is {sum}, not {etag}")))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The whole chain of causes: "error sending request" alone says nothing.
+fn reason(error: &ApiError) -> String {
+    let mut reason = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        let text = error.to_string();
+        if !reason.contains(&text) {
+            reason = format!("{reason}: {text}");
+        }
+        cause = error.source();
+    }
+    reason
+}
+
+fn refusal(error: impl std::fmt::Display) -> Refusal {
+    Refusal::Source(error.to_string())
+}
+
+#[expect(clippy::disallowed_methods, reason = "the variables of the hub's own tools")]
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
