@@ -3,6 +3,7 @@
 use axum::extract::State;
 use maud::{Markup, html};
 use serde::Deserialize;
+use time::OffsetDateTime;
 
 use super::chart::{self, Range};
 use super::figures::time;
@@ -89,7 +90,7 @@ fn about(customer: &Customer) -> Markup {
 fn requests_over_time(
     id: i64,
     view: View,
-    now: time::OffsetDateTime,
+    now: OffsetDateTime,
     over_time: &[PeriodTotals],
 ) -> Markup {
     html! {

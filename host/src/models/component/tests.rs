@@ -1,1 +1,321 @@
+//! Real components against a real socket: what a plugin can do, and what it can't.
 
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use plugin_sdk::{
+    CountSource, Error, ErrorKind, Event, Finish, FinishReason, Params, Prompt, Request, Settings,
+    Usage,
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+
+use super::{Component, Limits, Runtime, Spec, Upstream};
+
+const SECRET: &str = "sk-very-secret";
+
+/// An HTTP server that answers every request with the same bytes, or never.
+struct Api {
+    url: String,
+    requests: mpsc::Receiver<String>,
+}
+
+impl Api {
+    async fn start(response: Option<String>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/v1/completions", listener.local_addr().unwrap());
+        let (sender, requests) = mpsc::channel(16);
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(serve(stream, response.clone(), sender.clone()));
+            }
+        });
+        Self { url, requests }
+    }
+
+    async fn answering(status: &str, headers: &str, body: &str) -> Self {
+        let length = body.len();
+        let head = format!("HTTP/1.1 {status}\r\ncontent-length: {length}\r\n{headers}\r\n");
+        Self::start(Some(head + body)).await
+    }
+}
+
+/// Reports each request, and "gone" when the client is.
+async fn serve(mut stream: TcpStream, response: Option<String>, requests: mpsc::Sender<String>) {
+    let mut bytes = Vec::new();
+    while let Ok(1..) = stream.read_buf(&mut bytes).await {
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
+        let length = head
+            .lines()
+            .find_map(|line| line.strip_prefix("content-length: ")?.parse().ok())
+            .unwrap_or(0);
+        if body.len() < length {
+            continue;
+        }
+        bytes.clear();
+        requests.send(text).await.unwrap();
+        if let Some(response) = &response {
+            stream.write_all(response.as_bytes()).await.unwrap();
+        }
+    }
+    let _ = requests.send("gone".to_owned()).await;
+}
+
+fn runtime() -> Arc<Runtime> {
+    static RUNTIME: OnceLock<(Arc<Runtime>, tempfile::TempDir)> = OnceLock::new();
+    let (runtime, _) = RUNTIME.get_or_init(|| {
+        let folder = tempfile::tempdir().unwrap();
+        (Arc::new(Runtime::new(folder.path()).unwrap()), folder)
+    });
+    Arc::clone(runtime)
+}
+
+fn spec(plugin: &str, api_url: Option<&str>) -> Spec {
+    let plugins = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../plugins"));
+    let settings = [("model_name", Some("thinker")), ("api_url", api_url)];
+    let settings = settings.into_iter().filter_map(|(key, value)| Some((key, value?)));
+    Spec {
+        model: format!("test-{plugin}"),
+        path: plugins.join(plugin).join(plugin).with_extension("wasm"),
+        settings: settings.map(|(key, value)| (key.to_owned(), value.to_owned())).collect(),
+        upstream: api_url.map(|url| Upstream {
+            url: url.parse().unwrap(),
+            secret: Some(SECRET.into()),
+        }),
+        limits: Limits {
+            cpu_ms: 200,
+            response_bytes: 1 << 20,
+            ..Limits::default()
+        },
+    }
+}
+
+async fn open(plugin: &str, api_url: &str) -> Component {
+    Component::open(&runtime(), spec(plugin, Some(api_url))).await.unwrap()
+}
+
+fn request(prompt: &str) -> Request {
+    Request {
+        request_id: "r-1".to_owned(),
+        model: "thinker".to_owned(),
+        prompt: Prompt::Text(prompt.to_owned()),
+        params: Params { max_tokens: Some(5), temperature: Some(0.5), ..Params::default() },
+        tools: vec![],
+        deadline_ms: 5_000,
+        ext: vec![],
+    }
+}
+
+/// All events up to the end.
+async fn answer(component: &Component, request: Request) -> Result<Vec<Event>, Error> {
+    let mut completion = component.generate(request).await?;
+    let mut events = Vec::new();
+    while !matches!(events.last(), Some(Event::Finish(_))) {
+        events.extend(completion.next().await?);
+    }
+    Ok(events)
+}
+
+/// The one text of an answer of misbehave.
+async fn said(component: &Component, prompt: &str) -> Result<String, Error> {
+    match answer(component, request(prompt)).await?.remove(0) {
+        Event::Text(text) => Ok(text),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn an_api_answers_through_the_adapter() {
+    let body = r#"{"choices":[{"text":" you?","finish_reason":"stop"}],
+        "usage":{"prompt_tokens":2,"completion_tokens":3}}"#;
+    let mut api = Api::answering("200 OK", "", body).await;
+    let component = open("lawgent-thinking", &api.url).await;
+    assert_eq!(component.info().name, "lawgent-thinking");
+    assert_eq!(component.info().models[0].id, "thinker");
+    assert_eq!(component.digest().len(), 64);
+    let estimate = component.estimate(&request("how are")).await.unwrap();
+    assert_eq!(estimate.prompt_tokens, 2);
+
+    let usage = Usage {
+        prompt_tokens: 2,
+        completion_tokens: 3,
+        source: CountSource::Exact,
+        ..Usage::default()
+    };
+    let finish = Finish { reason: FinishReason::Stop, usage, ext: vec![] };
+    let events = answer(&component, request("how are")).await.unwrap();
+    assert_eq!(events, [Event::Text(" you?".to_owned()), Event::Finish(finish)]);
+
+    // describing and estimating have sent nothing, so this is the first request
+    let sent = api.requests.recv().await.unwrap();
+    let (head, body) = sent.split_once("\r\n\r\n").unwrap();
+    assert!(head.starts_with("POST /v1/completions HTTP/1.1"), "{head}");
+    assert!(head.contains(&format!("authorization: Bearer {SECRET}")), "{head}");
+    assert!(head.contains("x-request-id: r-1"), "{head}");
+    assert_eq!(
+        body,
+        r#"{"model":"thinker","prompt":"how are","max_tokens":5,"temperature":0.5}"#
+    );
+}
+
+#[tokio::test]
+async fn an_apis_failure_has_its_kind() {
+    use ErrorKind::{InvalidRequest, Overloaded, RateLimited, Upstream, UpstreamAuth};
+    let long = "a".repeat(2 << 20);
+    for (status, body, kind, retry_after_ms) in [
+        ("400 Bad Request", r#"{"error":{"message":"no such thing"}}"#, InvalidRequest, None),
+        ("401 Unauthorized", "{}", UpstreamAuth, None),
+        ("404 Not Found", "{}", Upstream, None),
+        ("429 Too Many", "{}", RateLimited, Some(7000)),
+        ("500 Oops", "<html>", Upstream, None),
+        ("503 Busy", "", Overloaded, Some(7000)),
+        ("302 Found", "", Upstream, None),
+        ("200 OK", "rubbish", Upstream, None),
+        ("200 OK", &long, Upstream, None),
+    ] {
+        let headers = "retry-after: 7\r\nlocation: http://127.0.0.1:1/\r\n";
+        let mut api = Api::answering(status, headers, body).await;
+        let component = open("lawgent-thinking", &api.url).await;
+        let error = answer(&component, request("hi")).await.unwrap_err();
+        assert_eq!(error.kind, kind, "{status}: {error:?}");
+        assert_eq!(error.retry_after_ms, retry_after_ms, "{status}");
+        assert!(api.requests.recv().await.unwrap().starts_with("POST"));
+        assert!(api.requests.try_recv().is_err(), "{status} was tried again");
+    }
+    let refusing = open("lawgent-thinking", "http://127.0.0.1:1/").await;
+    let error = answer(&refusing, request("hi")).await.unwrap_err();
+    assert_eq!((error.kind, error.code.as_deref()), (Upstream, Some("upstream_unreachable")));
+}
+
+#[tokio::test]
+async fn a_silent_api_is_a_timeout() {
+    let api = Api::start(None).await;
+    let component = open("lawgent-thinking", &api.url).await;
+    let start = Instant::now();
+    let request = Request { deadline_ms: 200, ..request("hi") };
+    let error = answer(&component, request).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Timeout, "{error:?}");
+    assert!(start.elapsed() < Duration::from_secs(2));
+}
+
+#[tokio::test]
+async fn dropping_a_request_ends_it_at_the_api() {
+    let mut api = Api::start(None).await;
+    let component = open("lawgent-thinking", &api.url).await;
+    {
+        let generating = component.generate(request("hi"));
+        tokio::pin!(generating);
+        tokio::select! {
+            _ = &mut generating => panic!("there is no answer"),
+            sent = api.requests.recv() => assert!(sent.unwrap().starts_with("POST")),
+        }
+    }
+    let gone = tokio::time::timeout(Duration::from_secs(2), api.requests.recv()).await;
+    assert_eq!(gone.unwrap().as_deref(), Some("gone"));
+}
+
+#[tokio::test]
+async fn misbehaviour_costs_its_own_request_only() {
+    let component = open("misbehave", "http://127.0.0.1:1/").await;
+    for (prompt, detail) in [
+        ("loop", "computed for longer"),
+        ("trap", "unreachable"),
+        ("allocate", "forcing trap when growing memory"),
+        ("recurse", ""),
+        ("exit", "exited with i32 exit status 0"),
+        ("empty", "no event"),
+        ("endless stream", ""),
+    ] {
+        let error = answer(&component, request(prompt)).await.unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Upstream, "{prompt}: {error:?}");
+        assert_eq!(error.code.as_deref(), Some("plugin_failed"), "{prompt}: {error:?}");
+        assert!(error.detail.clone().unwrap().contains(detail), "{prompt}: {error:?}");
+        assert!(!error.message.contains("wasm"), "{prompt}: {error:?}");
+        assert_eq!(said(&component, "still there?").await.unwrap(), "still there?");
+    }
+    let asleep = Request { deadline_ms: 100, ..request("sleep") };
+    let error = answer(&component, asleep).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Timeout);
+    let shouted = answer(&component, request("shout")).await.unwrap_err();
+    assert!(shouted.message.len() < 1000);
+    for flood in ["log flood", "print flood"] {
+        assert_eq!(said(&component, flood).await.unwrap(), flood);
+    }
+}
+
+#[tokio::test]
+async fn a_loop_leaves_others_their_turn() {
+    let component = Arc::new(open("misbehave", "http://127.0.0.1:1/").await);
+    let looping = Arc::clone(&component);
+    // on the one thread of this test
+    let looping = tokio::spawn(async move { answer(&looping, request("loop")).await });
+    tokio::task::yield_now().await;
+    assert_eq!(said(&component, "hello").await.unwrap(), "hello");
+    assert!(!looping.is_finished(), "the loop ended before anyone else had a turn");
+    assert!(looping.await.unwrap().is_err());
+}
+
+#[tokio::test]
+async fn a_plugin_sees_nothing_of_this_machine() {
+    let component = open("misbehave", "http://127.0.0.1:1/").await;
+    let seen = said(&component, "peek").await.unwrap();
+    assert_eq!(seen, "0 variables 0 arguments 0 files");
+}
+
+#[tokio::test]
+async fn a_plugin_reaches_its_upstream_and_nothing_else() {
+    let mut api = Api::answering("200 OK", "set-cookie: a=b\r\nx-more: c\r\n", "hello").await;
+    let component = open("misbehave", &api.url).await;
+    let seen = said(&component, "fetch").await.unwrap();
+    assert_eq!(seen, r#"200 ["content-length", "x-more"] hello"#);
+    assert!(api.requests.recv().await.unwrap().contains(SECRET));
+
+    let error = said(&component, "forbidden").await.unwrap_err();
+    assert_eq!(error.code.as_deref(), Some("not_granted"), "{error:?}");
+    let error = said(&component, "smuggle").await.unwrap_err();
+    assert_eq!(error.code.as_deref(), Some("invalid_upstream_request"), "{error:?}");
+    assert!(api.requests.try_recv().is_err());
+
+    // a name that leads into the operator's network, at an API of that very name
+    let inside = open("misbehave", "http://localhost.localdomain:1/").await;
+    let error = said(&inside, "fetch").await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Upstream, "{error:?}");
+}
+
+#[tokio::test]
+async fn the_secret_is_not_told_even_if_the_upstream_repeats_it() {
+    let header = format!("x-echo: {SECRET}\r\n");
+    let api = Api::answering("200 OK", &header, "fine").await;
+    let component = open("misbehave", &api.url).await;
+    assert_eq!(said(&component, "fetch").await.unwrap(), r#"200 ["content-length"] fine"#);
+
+    let api = Api::answering("401 No", "", &format!("wrong key {SECRET}")).await;
+    for plugin in ["misbehave", "lawgent-thinking"] {
+        let component = open(plugin, &api.url).await;
+        let error = answer(&component, request("fetch")).await.unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Upstream);
+        assert!(!format!("{error:?}").contains(SECRET), "{error:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_file_that_is_no_plugin_says_why() {
+    let reason = async |spec| Component::open(&runtime(), spec).await.unwrap_err().to_string();
+
+    let missing = Spec { path: "no/such.wasm".into(), ..spec("misbehave", None) };
+    assert!(reason(missing).await.contains("cannot read it"));
+    let text = Spec { path: "Cargo.toml".into(), ..spec("misbehave", None) };
+    assert!(reason(text).await.contains("not a WebAssembly component"));
+    let offline = reason(spec("lawgent-thinking", None)).await;
+    assert!(offline.contains("wasi:http") && offline.contains("no api_url"), "{offline}");
+    let unset = Spec { settings: Settings::default(), ..spec("lawgent-thinking", Some("http://a")) };
+    assert!(reason(unset).await.contains("setting api_url is missing"));
+
+    let exports = |exports: &[&str]| super::check_exports(exports).unwrap_err();
+    assert!(exports(&["wasi:http/incoming-handler@0.2.0"]).contains("no model:plugin/backend"));
+    assert!(exports(&["model:plugin/backend@0.2.0"]).contains("made for model:plugin@0.2.0"));
+    assert!(super::check_exports(&["exports", "model:plugin/backend@0.1.7"]).is_ok());
+}

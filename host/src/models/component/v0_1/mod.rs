@@ -11,7 +11,6 @@ use self::bindings::model::plugin::{config, log, schema};
 use super::state::State;
 
 /// `http-backend` is this world and `wasi:http`, which is linked apart.
-#[expect(missing_docs, reason = "generated")]
 mod bindings {
     wasmtime::component::bindgen!({
         path: "../plugin-sdk/wit/0.1",

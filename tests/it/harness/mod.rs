@@ -1,0 +1,289 @@
+//! The built server, started as a user starts it: a process with a database
+//! and a port of its own, killed when the test ends.
+
+mod client;
+mod upstream;
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+pub use client::{Client, Reply};
+pub use upstream::{Act, Upstream};
+
+/// Longer than anything that should happen takes, on a busy machine too.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+/// The admin key of every test's server.
+pub const ADMIN_KEY: &str = "admin-key-of-the-tests";
+/// The built server.
+pub const BINARY: &str = env!("CARGO_BIN_EXE_model-host");
+
+/// GPT-2 from the binary itself: quick to load, and what a newcomer gets.
+pub const GPT2: &str = r#"
+[[models]]
+id = 1
+name = "gpt2"
+plugin = "gpt2"
+model_path = "embedded"
+"#;
+
+/// Path of a component of this repository.
+pub fn component(name: &str) -> String {
+    format!("{}/../plugins/{name}/{name}.wasm", env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The entry of a `lawgent-thinking` model with number 2 and this upstream.
+pub fn lawgent(upstream: &str) -> String {
+    let plugin = component("lawgent-thinking");
+    format!(
+        "[[models]]\nid = 2\nname = \"lawgent-thinking\"\nplugin = \"{plugin}\"\n\
+         api_url = \"{upstream}\"\napi_key = \"sk-upstream-secret\"\nmodel_name = \"upstream\"\n"
+    )
+}
+
+/// A server under test.
+#[derive(Debug)]
+pub struct Host {
+    setup: Setup,
+    dir: TempDir,
+    child: Child,
+    url: String,
+    log: Arc<Mutex<String>>,
+    out: Arc<Mutex<String>>,
+}
+
+/// How to start a server.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    config: String,
+    env: Vec<(String, String)>,
+    has_admin_key: bool,
+}
+
+impl Setup {
+    /// Uses this as the configuration file.
+    pub fn config(mut self, config: impl Into<String>) -> Self {
+        self.config = config.into();
+        self
+    }
+
+    /// Sets an environment variable.
+    pub fn env(mut self, name: &str, value: impl Into<String>) -> Self {
+        self.env.push((name.to_owned(), value.into()));
+        self
+    }
+
+    /// Lets the server make its admin key.
+    pub fn without_admin_key(mut self) -> Self {
+        self.has_admin_key = false;
+        self
+    }
+
+    /// Starts the server and waits until it listens.
+    pub async fn start(self) -> Host {
+        let dir = TempDir::new().expect("a folder");
+        std::fs::write(dir.path().join("model-host.toml"), &self.config).expect("a file");
+        Host::spawn(self, dir).await
+    }
+}
+
+impl Host {
+    /// A server with GPT-2 alone.
+    pub async fn start() -> Self {
+        Self::builder().start().await
+    }
+
+    /// A server to be set up.
+    pub fn builder() -> Setup {
+        Setup { config: GPT2.to_owned(), env: Vec::new(), has_admin_key: true }
+    }
+
+    /// A command of the binary in the server's folder and environment.
+    fn command(setup: &Setup, dir: &Path) -> Command {
+        let mut command = Command::new(BINARY);
+        command.current_dir(dir).env_clear().env("MODEL_HOST_DATA_DIR", dir.join("data"));
+        command.env("MODEL_HOST_LOG", "info,model_host=debug").env("HF_HOME", dir.join("hub"));
+        if setup.has_admin_key {
+            command.env("MODEL_HOST_ADMIN_KEY", ADMIN_KEY);
+        }
+        command.envs(setup.env.iter().map(|(name, value)| (name, value)));
+        command
+    }
+
+    async fn spawn(setup: Setup, dir: TempDir) -> Self {
+        let mut child = Self::command(&setup, dir.path())
+            .args(["serve", "--listen", "127.0.0.1:0"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the server starts");
+        let log = collect(child.stderr.take().expect("a pipe"));
+        let out = collect(child.stdout.take().expect("a pipe"));
+        let mut this = Self { setup, dir, child, url: String::new(), log, out };
+        let started = Instant::now();
+        this.url = loop {
+            let log = this.log();
+            if let Some(url) = log.lines().find_map(address) {
+                break url;
+            }
+            if let Some(status) = this.child.try_wait().expect("a child") {
+                panic!("the server ended with {status}: {log}");
+            }
+            assert!(started.elapsed() < PATIENCE, "the server does not listen: {log}");
+            pause().await;
+        };
+        this
+    }
+
+    /// Waits until the models that are loaded at start are.
+    pub async fn ready(self) -> Self {
+        let anyone = self.anyone();
+        eventually("the server is ready", async || anyone.get("/ready").await.status == 200).await;
+        self
+    }
+
+    /// Stops the server, if it runs, and starts it again on the same data.
+    pub async fn restart(mut self) -> Self {
+        self.child.kill().ok();
+        self.child.wait().expect("a child");
+        let (setup, dir) = (self.setup.clone(), std::mem::replace(&mut self.dir, TempDir::new().expect("a folder")));
+        Self::spawn(setup, dir).await
+    }
+
+    /// Runs another command of the binary on the same data; returns what it prints.
+    pub fn run(&self, arguments: &[&str]) -> String {
+        let output = Self::command(&self.setup, self.dir()).args(arguments).output().expect("it runs");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).expect("text")
+    }
+
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// The folder it runs in: `model-host.toml` and `data/`.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// What it wrote to standard error.
+    pub fn log(&self) -> String {
+        self.log.lock().expect("no panic").clone()
+    }
+
+    /// What it wrote to standard output.
+    pub fn out(&self) -> String {
+        self.out.lock().expect("no panic").clone()
+    }
+
+    /// Replaces the configuration file, as editors do.
+    pub fn write_config(&self, config: &str) {
+        let new = self.dir().join("model-host.toml.new");
+        std::fs::write(&new, config).expect("a file");
+        std::fs::rename(new, self.dir().join("model-host.toml")).expect("a file");
+    }
+
+    /// Sends a signal, such as `TERM`.
+    pub fn signal(&self, name: &str) {
+        let status = Command::new("kill").args(["-s", name, &self.child.id().to_string()]).status();
+        assert!(status.expect("kill runs").success());
+    }
+
+    /// Waits until the process has ended.
+    pub async fn wait_exit(&mut self) -> ExitStatus {
+        let started = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().expect("a child") {
+                return status;
+            }
+            assert!(started.elapsed() < PATIENCE, "the server does not end: {}", self.log());
+            pause().await;
+        }
+    }
+
+    /// Somebody without a key.
+    pub fn anyone(&self) -> Client {
+        Client::new(&self.url, None)
+    }
+
+    /// The operator.
+    pub fn admin(&self) -> Client {
+        Client::new(&self.url, Some(("x-admin-key", ADMIN_KEY.to_owned())))
+    }
+
+    /// A new customer with a key for all models and a high rate.
+    pub async fn customer(&self) -> Client {
+        self.customer_with(json!({ "rate_limit": 100_000 })).await
+    }
+
+    /// A new customer with a key; `more` are more fields of the key.
+    pub async fn customer_with(&self, more: Value) -> Client {
+        let admin = self.admin();
+        static CUSTOMERS: AtomicUsize = AtomicUsize::new(1);
+        let number = CUSTOMERS.fetch_add(1, Ordering::Relaxed);
+        let email = format!("customer-{number}@example.com");
+        let new = json!({ "name": "Customer", "email": email, "company": "Customer Inc" });
+        admin.post("/customers", new).await.expect(201);
+        let mut key = json!({ "customer_email": email, "name": "Key" });
+        key.as_object_mut().expect("an object").extend(more.as_object().cloned().expect("an object"));
+        let key = admin.post("/api/keys", key).await.expect(201);
+        let text = key["key"].as_str().expect("a key").to_owned();
+        Client::new(&self.url, Some(("x-api-key", text)))
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+        if std::thread::panicking() {
+            eprintln!("--- log of {}\n{}", self.url, self.log());
+        }
+    }
+}
+
+/// Waits until the condition holds.
+///
+/// # Panics
+/// When it does not in a long time.
+#[track_caller]
+pub fn eventually(what: &str, condition: impl AsyncFn() -> bool) -> impl Future<Output = ()> {
+    let caller = std::panic::Location::caller();
+    async move {
+        let started = Instant::now();
+        while !condition().await {
+            assert!(started.elapsed() < PATIENCE, "{caller}: not in time: {what}");
+            pause().await;
+        }
+    }
+}
+
+/// Between two looks at something that is polled with a deadline.
+async fn pause() {
+    tokio::time::sleep(Duration::from_millis(10)).await;
+}
+
+fn address(line: &str) -> Option<String> {
+    let line: Value = serde_json::from_str(line).ok()?;
+    line["message"].as_str()?.strip_prefix("serving ").map(str::to_owned)
+}
+
+fn collect(pipe: impl std::io::Read + Send + 'static) -> Arc<Mutex<String>> {
+    let text: Arc<Mutex<String>> = Arc::default();
+    let all = Arc::clone(&text);
+    std::thread::spawn(move || {
+        for line in BufReader::new(pipe).lines().map_while(Result::ok) {
+            let mut all = all.lock().expect("no panic");
+            all.push_str(&line);
+            all.push('\n');
+        }
+    });
+    text
+}

@@ -1,0 +1,160 @@
+//! An API that a component adapts: OpenAI's `/v1/completions`, by a script.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+
+/// What the upstream does with a request.
+#[derive(Clone, Debug)]
+pub enum Act {
+    /// Answers with this text and counted tokens: 7 and 3.
+    Answer(&'static str),
+    /// Answers without counting tokens.
+    AnswerWithoutUsage(&'static str),
+    /// Answers with this status, these headers and this body.
+    Say(u16, Vec<(&'static str, &'static str)>, &'static str),
+    /// Answers with the headers that came, the secret among them.
+    Echo,
+    /// Answers once the test says so: [`Upstream::release`].
+    Hold(&'static str),
+    /// Never answers.
+    Stall,
+    /// Cuts the connection in the middle of the body.
+    Cut,
+}
+
+/// A request as it came.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    pub headers: HeaderMap,
+    pub body: Value,
+}
+
+/// A running upstream.
+#[derive(Clone, Debug)]
+pub struct Upstream {
+    act: Arc<Mutex<Act>>,
+    seen: Arc<Mutex<Vec<Seen>>>,
+    open: Arc<AtomicUsize>,
+    released: Arc<Semaphore>,
+    url: String,
+}
+
+/// A request that is being answered; a client that leaves drops it.
+struct Open(Arc<AtomicUsize>);
+
+impl Open {
+    fn new(count: &Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, Ordering::SeqCst);
+        Self(Arc::clone(count))
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl Upstream {
+    /// Starts one that does this with every request.
+    pub async fn start(act: Act) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let this = Self {
+            act: Arc::new(Mutex::new(act)),
+            seen: Arc::default(),
+            open: Arc::default(),
+            released: Arc::new(Semaphore::new(0)),
+            url: format!("http://{address}/v1/completions"),
+        };
+        let router = Router::new().fallback(answer).with_state(this.clone());
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        this
+    }
+
+    /// Address of its completions endpoint.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// What it does from now on.
+    pub fn act(&self, act: Act) {
+        *self.act.lock().expect("no panic") = act;
+    }
+
+    /// Lets it answer as many of the requests it holds.
+    pub fn release(&self, requests: usize) {
+        self.released.add_permits(requests);
+    }
+
+    /// The requests that came.
+    pub fn seen(&self) -> Vec<Seen> {
+        self.seen.lock().expect("no panic").clone()
+    }
+
+    /// Requests that it has not answered and whose clients are still there.
+    pub fn open(&self) -> usize {
+        self.open.load(Ordering::SeqCst)
+    }
+}
+
+async fn answer(State(upstream): State<Upstream>, headers: HeaderMap, body: Bytes) -> Response {
+    let _open = Open::new(&upstream.open);
+    let body = serde_json::from_slice(&body).unwrap_or_default();
+    let echo = format!("{headers:?}");
+    upstream.seen.lock().expect("no panic").push(Seen { headers, body });
+    let act = upstream.act.lock().expect("no panic").clone();
+    match act {
+        Act::Answer(text) => completion(text, Some(7)),
+        Act::AnswerWithoutUsage(text) => completion(text, None),
+        Act::Echo => completion(&echo, Some(7)),
+        Act::Hold(text) => {
+            upstream.released.acquire().await.expect("open").forget();
+            completion(text, Some(7))
+        }
+        Act::Say(status, headers, body) => {
+            let status = StatusCode::from_u16(status).expect("a status");
+            let mut response = (status, body).into_response();
+            for (name, value) in headers {
+                response.headers_mut().insert(name, value.parse().expect("a header"));
+            }
+            response
+        }
+        Act::Stall => std::future::pending().await,
+        Act::Cut => {
+            let pieces = [
+                Ok(Bytes::from_static(b"{\"choices\":")),
+                Err(std::io::Error::from(std::io::ErrorKind::BrokenPipe)),
+            ];
+            Body::from_stream(futures_util::stream::iter(pieces)).into_response()
+        }
+    }
+}
+
+fn completion(text: &str, prompt_tokens: Option<u32>) -> Response {
+    let mut answer = json!({
+        "id": "cmpl-1",
+        "object": "text_completion",
+        "created": 1,
+        "model": "upstream",
+        "choices": [{ "text": text, "index": 0, "logprobs": null, "finish_reason": "stop" }],
+    });
+    if let Some(prompt) = prompt_tokens {
+        let completion = 3;
+        answer["usage"] = json!({
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "total_tokens": prompt + completion,
+        });
+    }
+    axum::Json(answer).into_response()
+}
