@@ -41,7 +41,7 @@ pub struct App {
 pub async fn open(config: &Config, server: &Server) -> anyhow::Result<(Store, Keys)> {
     let folder = &server.data_dir;
     let outbox = if config.stripe.secret_key.is_some() {
-        Outbox::On
+        Outbox::On(Arc::default())
     } else {
         Outbox::Off
     };
@@ -140,7 +140,7 @@ impl App {
             tracing::warn!(%error, "configuration is not watched: reload it by SIGHUP or POST /admin/reload");
         }
         let hangup = tokio::spawn(reload_on_hangup(state.reload.clone())?);
-        let reporting = billing::start(&stripe, &state.store, stop.clone())?;
+        let reporting = billing::start(&stripe, state.store.clone(), state.clock, stop.clone())?;
 
         let (store, generator) = (state.store.clone(), state.generator.clone());
         let server = axum::serve(listener.tap_io(no_delay), http::router(state))

@@ -12,6 +12,16 @@ const TOKENS_PER_PRICE: i128 = 1_000_000;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct NanoDollars(pub i64);
 
+impl NanoDollars {
+    /// A hundredth of a dollar, the least that can be charged.
+    pub const CENT: Self = Self(NANOS_PER_DOLLAR / 100);
+
+    /// How many whole cents are in it, and what is left over.
+    pub fn cents(self) -> (i64, Self) {
+        (self.0 / Self::CENT.0, Self(self.0 % Self::CENT.0))
+    }
+}
+
 /// Why a text is not an amount of dollars.
 #[derive(Debug, thiserror::Error)]
 #[error(
@@ -166,5 +176,11 @@ mod tests {
         assert_eq!(NanoDollars(1_500_000_000).to_string(), "$1.50");
         assert_eq!(NanoDollars(1_000_000).to_string(), "$0.001");
         assert_eq!(NanoDollars(-20_000_000).to_string(), "-$0.02");
+    }
+
+    #[test]
+    fn cents_and_what_is_left_over_are_the_amount() {
+        assert_eq!(NanoDollars(9_999_999).cents(), (0, NanoDollars(9_999_999)));
+        assert_eq!(NanoDollars(30_000_001).cents(), (3, NanoDollars(1)));
     }
 }

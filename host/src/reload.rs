@@ -97,8 +97,8 @@ impl Reloader {
         for spec in &config.models {
             live.insert(Model::new(spec.clone()));
         }
-        for model in live.models().filter(|model| model.spec.preload).cloned() {
-            let loader = self.loader.clone();
+        for model in live.models().filter(|model| model.spec.preload) {
+            let (model, loader) = (Arc::clone(model), self.loader.clone());
             tokio::spawn(async move { model.load(&loader).await });
         }
         self.current.swap(live);
@@ -130,7 +130,7 @@ impl Reloader {
             match &outcome {
                 Ok(report) => tracing::info!(?report, "configuration reloaded"),
                 Err(error) => {
-                    tracing::error!(%error, "configuration refused; what ran before runs on")
+                    tracing::error!(%error, "configuration refused; what ran before runs on");
                 }
             }
             *last_error.lock().unwrap_or_else(PoisonError::into_inner) =

@@ -60,21 +60,32 @@ CREATE TABLE usage (
 CREATE INDEX usage_customer ON usage (customer_id, id);
 CREATE INDEX usage_customer_time ON usage (customer_id, created_at);
 
--- What another service is still to be told, written with the change it reports.
+-- What Stripe is still to be told, written with the change it reports.
 CREATE TABLE outbox (
     id              INTEGER PRIMARY KEY AUTOINCREMENT,
+    -- what makes the message one and the same however often it is sent
+    key             TEXT NOT NULL UNIQUE DEFAULT (lower(hex(randomblob(16)))),
     kind            TEXT NOT NULL CHECK (kind IN ('customer', 'usage')),
     customer_id     INTEGER NOT NULL REFERENCES customers (id),
-    -- what makes the message one and the same however often it is written
-    dedup_key       TEXT NOT NULL UNIQUE,
-    -- nano-dollars, for kind 'usage'
-    amount          INTEGER NOT NULL DEFAULT 0,
-    -- messages sent together carry the same batch, which is also their idempotency key
-    batch           TEXT,
-    attempts        INTEGER NOT NULL DEFAULT 0,
-    next_attempt_at INTEGER NOT NULL,
-    last_error      TEXT,
+    -- nano-dollars, for kind 'usage'; whole cents once it is sealed
+    amount          INTEGER NOT NULL DEFAULT 0 CHECK (amount >= 0),
     created_at      INTEGER NOT NULL,
-    delivered_at    INTEGER
+    -- when it was made ready to be sent; until then more usage is added to it
+    sealed_at       INTEGER,
+    -- each is written before it is made
+    attempts        INTEGER NOT NULL DEFAULT 0,
+    next_attempt_at INTEGER,
+    last_error      TEXT,
+    delivered_at    INTEGER,
+    -- what Stripe calls what was made
+    stripe_id       TEXT,
+    CHECK (kind = 'usage' OR sealed_at IS NOT NULL),
+    CHECK ((sealed_at IS NULL) = (next_attempt_at IS NULL)),
+    CHECK ((delivered_at IS NULL) = (stripe_id IS NULL))
 ) STRICT;
-CREATE INDEX outbox_pending ON outbox (next_attempt_at) WHERE delivered_at IS NULL;
+CREATE INDEX outbox_pending ON outbox (next_attempt_at) WHERE sealed_at IS NOT NULL AND delivered_at IS NULL;
+-- of a customer: one announcement, one message being filled, one on its way
+CREATE UNIQUE INDEX outbox_customer ON outbox (customer_id) WHERE kind = 'customer';
+CREATE UNIQUE INDEX outbox_open ON outbox (customer_id) WHERE sealed_at IS NULL;
+CREATE UNIQUE INDEX outbox_on_its_way ON outbox (customer_id)
+    WHERE kind = 'usage' AND sealed_at IS NOT NULL AND delivered_at IS NULL;

@@ -24,20 +24,41 @@ async fn a_customer_is_created_as_the_contract_says() {
     assert_eq!(created.len(), "2024-01-01T00:00:00Z".len(), "{created}");
 
     assert_eq!(host.admin().get("/customers/1").await.expect(200), customer);
-    assert_eq!(host.admin().get("/customers").await.expect(200), json!({ "customers": [customer] }));
+    assert_eq!(
+        host.admin().get("/customers").await.expect(200),
+        json!({ "customers": [customer] })
+    );
 }
 
 #[tokio::test]
 async fn an_address_belongs_to_one_customer_until_that_is_deleted() {
     let host = Host::start().await;
     let new = json!({ "name": "A", "email": "a@b.c" });
-    host.admin().post("/customers", new.clone()).await.expect(201);
+    host.admin()
+        .post("/customers", new.clone())
+        .await
+        .expect(201);
     let again = json!({ "name": "B", "email": "A@B.C" });
-    assert_eq!(host.admin().post("/customers", again).await.expect_error(409), "email_taken");
+    assert_eq!(
+        host.admin()
+            .post("/customers", again)
+            .await
+            .expect_error(409),
+        "email_taken"
+    );
     host.admin().delete("/customers/1").await.expect(204);
-    assert_eq!(host.admin().get("/customers/1").await.expect_error(404), "customer_not_found");
-    assert_eq!(host.admin().delete("/customers/1").await.expect_error(404), "customer_not_found");
-    assert_eq!(host.admin().post("/customers", new).await.expect(201)["id"], 2);
+    assert_eq!(
+        host.admin().get("/customers/1").await.expect_error(404),
+        "customer_not_found"
+    );
+    assert_eq!(
+        host.admin().delete("/customers/1").await.expect_error(404),
+        "customer_not_found"
+    );
+    assert_eq!(
+        host.admin().post("/customers", new).await.expect(201)["id"],
+        2
+    );
 }
 
 #[tokio::test]
@@ -61,7 +82,10 @@ async fn what_is_not_a_customer_is_refused_by_field() {
         assert_eq!(reply.expect_error(422), "invalid_request");
         assert_eq!(found, param, "{body}");
     }
-    assert_eq!(host.admin().get("/customers").await.expect(200), json!({ "customers": [] }));
+    assert_eq!(
+        host.admin().get("/customers").await.expect(200),
+        json!({ "customers": [] })
+    );
 }
 
 #[tokio::test]
@@ -71,12 +95,25 @@ async fn only_the_operator_manages_customers() {
     let new = json!({ "name": "A", "email": "a@b.c" });
     for (caller, status, code) in [
         (host.anyone(), 401, "missing_api_key"),
-        (host.anyone().with_header("x-admin-key", "wrong".into()), 401, "invalid_api_key"),
+        (
+            host.anyone().with_header("x-admin-key", "wrong".into()),
+            401,
+            "invalid_api_key",
+        ),
         (customer.clone(), 403, "wrong_kind_of_key"),
     ] {
-        assert_eq!(caller.post("/customers", new.clone()).await.expect_error(status), code);
+        assert_eq!(
+            caller
+                .post("/customers", new.clone())
+                .await
+                .expect_error(status),
+            code
+        );
         assert_eq!(caller.get("/customers").await.expect_error(status), code);
-        assert_eq!(caller.delete("/customers/1").await.expect_error(status), code);
+        assert_eq!(
+            caller.delete("/customers/1").await.expect_error(status),
+            code
+        );
     }
     customer.get("/customers/1").await.expect(200);
 }
@@ -87,11 +124,30 @@ async fn another_customer_is_a_missing_one() {
     let (mine, _) = (host.customer().await, host.customer().await);
     let foreign = mine.get("/customers/2").await;
     let missing = mine.get("/customers/99").await;
-    assert_eq!(foreign.body["error"]["message"], missing.body["error"]["message"]);
+    assert_eq!(
+        foreign.body["error"]["message"],
+        missing.body["error"]["message"]
+    );
     assert_eq!(foreign.expect_error(404), "customer_not_found");
     assert_eq!(missing.expect_error(404), "customer_not_found");
-    assert_eq!(mine.get("/usage?customer_id=2").await.expect_error(404), "customer_not_found");
-    assert_eq!(mine.get("/usage/requests?customer_id=2").await.expect_error(404), "customer_not_found");
-    assert_eq!(mine.get("/api/keys/2").await.expect_error(404), "key_not_found");
-    assert_eq!(mine.get("/api/keys").await.expect(200)["keys"].as_array().map(Vec::len), Some(1));
+    assert_eq!(
+        mine.get("/usage?customer_id=2").await.expect_error(404),
+        "customer_not_found"
+    );
+    assert_eq!(
+        mine.get("/usage/requests?customer_id=2")
+            .await
+            .expect_error(404),
+        "customer_not_found"
+    );
+    assert_eq!(
+        mine.get("/api/keys/2").await.expect_error(404),
+        "key_not_found"
+    );
+    assert_eq!(
+        mine.get("/api/keys").await.expect(200)["keys"]
+            .as_array()
+            .map(Vec::len),
+        Some(1)
+    );
 }

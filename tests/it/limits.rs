@@ -37,10 +37,19 @@ async fn sixty_requests_a_minute_by_default_and_then_429() {
 
 #[tokio::test]
 async fn each_key_and_each_model_has_a_limit_of_its_own() {
-    let other = GPT2.replace("id = 1", "id = 2").replace("\"gpt2\"\nplugin", "\"other\"\nplugin");
-    let host = Host::builder().config(format!("{GPT2}{other}")).start().await.ready().await;
-    let (one, two) =
-        (host.customer_with(json!({ "rate_limit": 1 })).await, host.customer_with(json!({ "rate_limit": 1 })).await);
+    let other = GPT2
+        .replace("id = 1", "id = 2")
+        .replace("\"gpt2\"\nplugin", "\"other\"\nplugin");
+    let host = Host::builder()
+        .config(format!("{GPT2}{other}"))
+        .start()
+        .await
+        .ready()
+        .await;
+    let (one, two) = (
+        host.customer_with(json!({ "rate_limit": 1 })).await,
+        host.customer_with(json!({ "rate_limit": 1 })).await,
+    );
     let ask = |id: i64| json!({ "text": ASK, "model_id": id, "max_new_tokens": 1 });
     one.post("/generate", ask(1)).await.expect(200);
     one.post("/generate", ask(1)).await.expect_error(429);
@@ -49,7 +58,12 @@ async fn each_key_and_each_model_has_a_limit_of_its_own() {
     two.post("/generate", ask(1)).await.expect_error(429);
     let completion = json!({ "model": "other", "prompt": ASK, "max_tokens": 1 });
     let refused = one.post("/v1/completions", completion).await;
-    assert!(refused.header("retry-after").parse::<u32>().is_ok_and(|seconds| (1..=60).contains(&seconds)));
+    assert!(
+        refused
+            .header("retry-after")
+            .parse::<u32>()
+            .is_ok_and(|seconds| (1..=60).contains(&seconds))
+    );
     refused.expect_error(429);
 }
 

@@ -2,7 +2,16 @@
 
 mod harness;
 
+mod bad_input;
+mod component;
 mod customers;
 mod generate;
 mod keys;
 mod limits;
+mod models;
+mod openai;
+mod process;
+mod reload;
+mod telemetry;
+mod tidy;
+mod usage;

@@ -10,7 +10,10 @@ const PRICE: &str = "price_per_million = { prompt = 2.5, completion = 10 }\n";
 async fn both() -> (Host, Upstream) {
     let upstream = Upstream::start(Act::Answer(" and so it was.")).await;
     let config = format!("{GPT2}{}{PRICE}", lawgent(upstream.url()));
-    (Host::builder().config(config).start().await.ready().await, upstream)
+    (
+        Host::builder().config(config).start().await.ready().await,
+        upstream,
+    )
 }
 
 async fn ask(customer: &Client, model_id: i64) -> Value {
@@ -27,27 +30,50 @@ async fn totals_are_the_sums_of_what_was_answered() {
     ask(&two, 2).await;
 
     let usage = one.get("/usage").await.expect(200);
-    let sum = |field: &str| local.iter().map(|answer| answer[field].as_i64().expect("an integer")).sum::<i64>();
+    let sum = |field: &str| {
+        local
+            .iter()
+            .map(|answer| answer[field].as_i64().expect("an integer"))
+            .sum::<i64>()
+    };
     let by_model = usage["by_model"].as_array().expect("a list");
     assert_eq!(by_model.len(), 2);
-    assert_eq!((&by_model[0]["model_id"], &by_model[0]["model"]), (&json!(1), &json!("gpt2")));
+    assert_eq!(
+        (&by_model[0]["model_id"], &by_model[0]["model"]),
+        (&json!(1), &json!("gpt2"))
+    );
     assert_eq!(by_model[0]["requests"], 2);
     assert_eq!(by_model[0]["prompt_tokens"], sum("prompt_tokens"));
     assert_eq!(by_model[0]["completion_tokens"], sum("completion_tokens"));
     // 7 tokens at 2.50 and 3 at 10.00 dollars a million, to the nano-dollar
     assert_eq!(remote["cost"], json!(0.0000475));
     assert_eq!(by_model[1]["cost"], json!(0.0000475));
-    assert_eq!((&by_model[1]["prompt_tokens"], &by_model[1]["completion_tokens"]), (&json!(7), &json!(3)));
+    assert_eq!(
+        (
+            &by_model[1]["prompt_tokens"],
+            &by_model[1]["completion_tokens"]
+        ),
+        (&json!(7), &json!(3))
+    );
     assert_eq!(usage["totals"]["requests"], 3);
     assert_eq!(usage["totals"]["prompt_tokens"], sum("prompt_tokens") + 7);
     let tokens = sum("prompt_tokens") + sum("completion_tokens");
     let cost = usage["totals"]["cost"].as_f64().expect("a number");
-    assert!((cost - (tokens as f64 * 0.00001 + 0.0000475)).abs() < 1e-12, "{usage}");
+    assert!(
+        (cost - (tokens as f64 * 0.00001 + 0.0000475)).abs() < 1e-12,
+        "{usage}"
+    );
 
     let admin = host.admin();
     assert_eq!(admin.get("/usage?customer_id=1").await.expect(200), usage);
-    assert_eq!(admin.get("/usage").await.expect(200)["totals"]["requests"], 4);
-    assert_eq!(two.get("/usage?customer_id=2").await.expect(200)["totals"]["requests"], 1);
+    assert_eq!(
+        admin.get("/usage").await.expect(200)["totals"]["requests"],
+        4
+    );
+    assert_eq!(
+        two.get("/usage?customer_id=2").await.expect(200)["totals"]["requests"],
+        1
+    );
 }
 
 #[tokio::test]
@@ -57,7 +83,10 @@ async fn nothing_used_is_zero_of_everything() {
     let nothing = json!({ "requests": 0, "prompt_tokens": 0, "completion_tokens": 0, "cost": 0.0 });
     let usage = customer.get("/usage").await.expect(200);
     assert_eq!(usage, json!({ "totals": nothing, "by_model": [] }));
-    assert_eq!(customer.get("/usage/requests").await.expect(200), json!({ "requests": [] }));
+    assert_eq!(
+        customer.get("/usage/requests").await.expect(200),
+        json!({ "requests": [] })
+    );
 }
 
 #[tokio::test]
@@ -71,7 +100,10 @@ async fn rows_have_every_field_and_come_in_pages() {
     }
     let (mut found, mut after) = (Vec::new(), 0);
     loop {
-        let page = customer.get(&format!("/usage/requests?limit=2&after={after}")).await.expect(200);
+        let page = customer
+            .get(&format!("/usage/requests?limit=2&after={after}"))
+            .await
+            .expect(200);
         let rows = page["requests"].as_array().expect("a list").clone();
         let Some(last) = rows.last() else { break };
         assert!(rows.len() <= 2);
@@ -95,9 +127,27 @@ async fn rows_have_every_field_and_come_in_pages() {
     ] {
         assert_eq!(row[field], value, "{field} of {row}");
     }
-    assert!(row["latency_ms"].as_i64().is_some_and(|latency| latency >= 0), "{row}");
-    assert!(row["created_at"].as_str().is_some_and(|time| time.contains('T') && time.ends_with('Z')), "{row}");
-    assert_eq!(host.admin().get("/usage/requests?limit=1000").await.expect(200)["requests"].as_array().map(Vec::len), Some(10));
+    assert!(
+        row["latency_ms"]
+            .as_i64()
+            .is_some_and(|latency| latency >= 0),
+        "{row}"
+    );
+    assert!(
+        row["created_at"]
+            .as_str()
+            .is_some_and(|time| time.contains('T') && time.ends_with('Z')),
+        "{row}"
+    );
+    assert_eq!(
+        host.admin()
+            .get("/usage/requests?limit=1000")
+            .await
+            .expect(200)["requests"]
+            .as_array()
+            .map(Vec::len),
+        Some(10)
+    );
 }
 
 #[tokio::test]
@@ -108,10 +158,16 @@ async fn what_failed_is_on_record_and_costs_nothing() {
     let body = json!({ "text": "Once", "model_id": 2 });
     customer.post("/generate", body).await.expect_error(502);
     let row = customer.get("/usage/requests").await.expect(200)["requests"][0].clone();
-    assert_eq!((&row["status"], &row["cost"]), (&json!("failed"), &json!(0.0)));
+    assert_eq!(
+        (&row["status"], &row["cost"]),
+        (&json!("failed"), &json!(0.0))
+    );
     assert!(row["error_code"].is_string(), "{row}");
     let totals = customer.get("/usage").await.expect(200)["totals"].clone();
-    assert_eq!((&totals["requests"], &totals["cost"]), (&json!(1), &json!(0.0)));
+    assert_eq!(
+        (&totals["requests"], &totals["cost"]),
+        (&json!(1), &json!(0.0))
+    );
 }
 
 #[tokio::test]
@@ -120,7 +176,10 @@ async fn tokens_that_nobody_counted_are_estimated_and_marked() {
     upstream.act(Act::AnswerWithoutUsage("12345678"));
     let customer = host.customer().await;
     let answer = ask(&customer, 2).await;
-    assert_eq!((&answer["prompt_tokens"], &answer["completion_tokens"]), (&json!(4), &json!(2)));
+    assert_eq!(
+        (&answer["prompt_tokens"], &answer["completion_tokens"]),
+        (&json!(4), &json!(2))
+    );
     let row = customer.get("/usage/requests").await.expect(200)["requests"][0].clone();
     assert_eq!(row["tokens_estimated"], true);
 }
@@ -160,6 +219,11 @@ async fn an_answer_survives_a_kill_right_after_it() {
     let host = host.restart().await;
     let customer = host.anyone().with_header("x-api-key", key);
     let rows = customer.get("/usage/requests").await.expect(200);
-    let kept: Vec<_> = rows["requests"].as_array().expect("a list").iter().map(|row| row["request_id"].clone()).collect();
+    let kept: Vec<_> = rows["requests"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|row| row["request_id"].clone())
+        .collect();
     assert_eq!(kept, asked);
 }

@@ -1,20 +1,182 @@
 //! Billing: tells Stripe of customers and usage.
+//!
+//! What there is to tell is in the store's outbox; one task sends it, message by
+//! message, and goes on trying for as long as it takes. A message is delivered
+//! once although an answer may be lost and the process may end at any moment: an
+//! attempt is written down before it is made, each sends the same request with
+//! the same idempotency key, and each but the first looks for what an earlier
+//! one may have made. The key alone would not do: Stripe forgets it after a day.
 
+mod stripe;
+
+use std::time::Duration;
+
+use anyhow::Context;
+use time::OffsetDateTime;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use self::stripe::{Failure, Stripe};
+use crate::clock::Clock;
 use crate::config;
-use crate::store::Store;
+use crate::store::outbox::{Content, Message};
+use crate::store::{self, Store};
+
+/// Until the second attempt; each one after that waits twice as long.
+const FIRST_DELAY: Duration = Duration::from_secs(1);
+/// Longest wait for a failure that may pass: an outage costs at most this more.
+const LONGEST_DELAY: Duration = Duration::from_secs(10 * 60);
+/// Between attempts at what Stripe refuses; somebody has to do something about it.
+const REFUSED_DELAY: Duration = Duration::from_secs(60 * 60);
+/// Longest sleep, so that a clock that is set does not put off a report by much.
+const LONGEST_SLEEP: Duration = Duration::from_secs(60);
 
 /// Starts to report to Stripe, if a key for it is configured.
+///
+/// The task ends, after the message it is sending, when `stop` is cancelled.
 ///
 /// # Errors
 /// When the configuration cannot be used.
 pub fn start(
     config: &config::Stripe,
-    store: &Store,
+    store: Store,
+    clock: Clock,
     stop: CancellationToken,
 ) -> anyhow::Result<Option<JoinHandle<()>>> {
-    let _ = (config, store, stop);
-    Ok(None)
+    let Some(key) = &config.secret_key else {
+        return Ok(None);
+    };
+    let stripe = Stripe::new(key, config.api_base.as_deref())
+        .context("STRIPE_SECRET_KEY or [stripe] api_base cannot be used")?;
+    let reporter = Reporter {
+        stripe,
+        store,
+        clock,
+        period: Duration::from_secs(config.report_seconds.into()),
+    };
+    Ok(Some(tokio::spawn(reporter.run(stop))))
+}
+
+struct Reporter {
+    stripe: Stripe,
+    store: Store,
+    clock: Clock,
+    /// Between two reports of a customer's usage.
+    period: Duration,
+}
+
+impl Reporter {
+    async fn run(self, stop: CancellationToken) {
+        let mut is_announced = false;
+        while !stop.is_cancelled() {
+            let sleep = match self.step(&mut is_announced).await {
+                Ok(sleep) => sleep,
+                Err(error) => {
+                    tracing::error!(%error, "cannot read or write what Stripe is to be told");
+                    LONGEST_SLEEP
+                }
+            };
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = self.store.outbox_changed() => {}
+                () = tokio::time::sleep(sleep) => {}
+            }
+        }
+    }
+
+    /// Sends the next message, if one is due. Returns how long to sleep.
+    async fn step(&self, is_announced: &mut bool) -> Result<Duration, store::Error> {
+        let now = self.clock.now();
+        if !*is_announced {
+            self.store.announce_customers(now).await?;
+            *is_announced = true;
+        }
+        self.store.seal_usage(now - self.period, now).await?;
+        if let Some(message) = self.store.due_message(now).await? {
+            self.attempt(&message).await?;
+            return Ok(Duration::ZERO);
+        }
+        let due = self.store.outbox_due_at(self.period).await?;
+        Ok(due.map_or(LONGEST_SLEEP, |due| until(due, now)))
+    }
+
+    /// Tries once to deliver a message, and writes down what came of it.
+    async fn attempt(&self, message: &Message) -> Result<(), store::Error> {
+        let attempt = message.attempts.saturating_add(1);
+        let (id, delay) = (message.id, delay(attempt));
+        self.store
+            .begin_attempt(id, self.clock.now() + delay)
+            .await?;
+        let outcome = self.deliver(message).await;
+        let now = self.clock.now();
+        match outcome {
+            Ok(stripe_id) => {
+                self.store
+                    .message_delivered(message, &stripe_id, now)
+                    .await?;
+                tracing::info!(
+                    customer = message.customer_id,
+                    stripe_id,
+                    attempt,
+                    "told Stripe"
+                );
+            }
+            Err(failure) => {
+                let customer = message.customer_id;
+                let (reason, is_refused) = (&failure.reason, failure.is_refused);
+                let delay = if is_refused { REFUSED_DELAY } else { delay };
+                if is_refused {
+                    tracing::error!(customer, message = id, attempt, %reason, "refused by Stripe: nothing is lost, but somebody must see to it");
+                } else {
+                    tracing::warn!(customer, message = id, attempt, %reason, "cannot tell Stripe yet");
+                }
+                self.store.attempt_failed(id, reason, now + delay).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends a message, unless an earlier attempt turns out to have arrived.
+    /// Returns what Stripe calls what was made.
+    async fn deliver(&self, message: &Message) -> Result<String, Failure> {
+        if message.attempts > 0
+            && let Some(found) = self.stripe.find(message).await?
+        {
+            return Ok(found);
+        }
+        self.stripe.create(message).await
+    }
+}
+
+/// How long to wait after this attempt, counted from one.
+fn delay(attempt: u32) -> Duration {
+    let doubled = attempt.saturating_sub(1).min(16);
+    (FIRST_DELAY * 2_u32.pow(doubled)).min(LONGEST_DELAY)
+}
+
+fn until(due: OffsetDateTime, now: OffsetDateTime) -> Duration {
+    Duration::try_from(due - now)
+        .unwrap_or_default()
+        .min(LONGEST_SLEEP)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn delays_double_up_to_ten_minutes() {
+        let seconds: Vec<_> = [1, 2, 3, 10, 11, u32::MAX]
+            .map(|attempt| delay(attempt).as_secs())
+            .into();
+        assert_eq!(seconds, [1, 2, 4, 512, 600, 600]);
+    }
+
+    #[test]
+    fn a_time_past_is_not_slept_for() {
+        let now = OffsetDateTime::UNIX_EPOCH;
+        assert_eq!(until(now - Duration::from_secs(5), now), Duration::ZERO);
+        assert_eq!(until(now + Duration::from_secs(5), now).as_secs(), 5);
+        assert_eq!(until(now + Duration::from_secs(5_000), now), LONGEST_SLEEP);
+    }
 }

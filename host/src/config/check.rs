@@ -35,6 +35,9 @@ pub fn problems(config: &Config) -> Vec<Problem> {
     if config.requests.max_body_bytes == 0 {
         report("requests.max_body_bytes".into(), "must be at least 1");
     }
+    if let Some(problem) = config.stripe.api_base.as_deref().and_then(of_url) {
+        report("stripe.api_base".into(), problem);
+    }
     let (mut ids, mut names) = (HashSet::new(), HashSet::new());
     for (index, model) in config.models.iter().enumerate() {
         let at = |field: &str| format!("models[{index}].{field}");
@@ -79,18 +82,19 @@ fn of_model(model: &Model) -> Vec<(&'static str, &'static str)> {
     }
     if let Some(url) = &model.api_url
         && model.unavailable.is_none()
+        && let Some(problem) = of_url(url)
     {
-        match reqwest::Url::parse(url) {
-            Ok(url) if matches!(url.scheme(), "http" | "https") && url.has_host() => {
-                if !url.username().is_empty() || url.password().is_some() {
-                    found.push((
-                        "api_url",
-                        "must not hold a user name or password; use api_key",
-                    ));
-                }
-            }
-            _ => found.push(("api_url", "must be an http or https URL")),
-        }
+        found.push(("api_url", problem));
     }
     found
+}
+
+fn of_url(url: &str) -> Option<&'static str> {
+    match reqwest::Url::parse(url) {
+        Ok(url) if matches!(url.scheme(), "http" | "https") && url.has_host() => {
+            let has_secret = !url.username().is_empty() || url.password().is_some();
+            has_secret.then_some("must not hold a user name or password: the key has a place of its own")
+        }
+        _ => Some("must be an http or https URL"),
+    }
 }

@@ -71,15 +71,29 @@ impl Default for Requests {
     }
 }
 
-/// Payments; nothing of it runs without `STRIPE_SECRET_KEY`.
-#[derive(Clone, Debug, Default, Deserialize)]
+/// Payments; nothing of it runs without `STRIPE_SECRET_KEY`, and changes need
+/// a restart.
+#[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Stripe {
     /// Base URL of Stripe's API, where it is not the usual one.
     pub api_base: Option<String>,
+    /// Seconds between two reports of a customer's usage.
+    pub report_seconds: u32,
     /// From the environment only.
     #[serde(skip)]
     pub secret_key: Option<SecretString>,
+}
+
+impl Default for Stripe {
+    fn default() -> Self {
+        Self {
+            api_base: None,
+            // a day: an invoice takes 250 items, and most are monthly
+            report_seconds: 24 * 60 * 60,
+            secret_key: None,
+        }
+    }
 }
 
 /// One model on offer.

@@ -15,6 +15,9 @@ const SWEEP_AT: usize = 10_000;
 
 type Limiter = RateLimiter<NotKeyed, InMemoryState, DefaultClock, StateInformationMiddleware>;
 
+/// The numbers of a key and a model.
+type KeyAndModel = (i64, i64);
+
 /// What is left of a rate; for the `x-ratelimit-*` headers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate {
@@ -38,7 +41,7 @@ pub struct Exceeded {
 /// The limiters of all keys and models.
 #[derive(Debug, Default)]
 pub struct Limits {
-    limiters: Mutex<HashMap<(i64, i64), (NonZeroU32, Arc<Limiter>)>>,
+    limiters: Mutex<HashMap<KeyAndModel, (NonZeroU32, Arc<Limiter>)>>,
     clock: DefaultClock,
 }
 

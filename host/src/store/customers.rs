@@ -67,10 +67,11 @@ impl Store {
             _ => error.into(),
         })?
         .last_insert_rowid();
-        if self.outbox == Outbox::On {
+        if let Outbox::On(_) = self.outbox {
             outbox::announce_customer(&mut transaction, id, now).await?;
         }
         transaction.commit().await?;
+        self.outbox.wake();
         let NewCustomer {
             name,
             email,

@@ -19,6 +19,7 @@ use sqlx::sqlite::{
 };
 use time::OffsetDateTime;
 
+pub use outbox::Outbox;
 pub use settle::Settler;
 
 /// Why the database did not do what it was asked.
@@ -45,15 +46,6 @@ impl From<sqlx::Error> for Error {
             error => Self::Database(error.to_string()),
         }
     }
-}
-
-/// Whether changes are also written to the outbox, for Stripe.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outbox {
-    /// Customers and usage are to be reported.
-    On,
-    /// Nobody wants to know.
-    Off,
 }
 
 /// A handle to the database; clones share its connections.

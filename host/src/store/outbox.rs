@@ -1,11 +1,80 @@
-//! Messages for another service, written in the transaction of the change that
-//! they report, so that neither is there without the other.
+//! Messages for Stripe, written in the transaction of the change that they
+//! report, so that neither is there without the other.
+//!
+//! Usage is added up in the customer's one open message. Sealing it leaves whole
+//! cents in it and moves the rest to the next one, so that at any time the
+//! amounts of all messages are the sum of what was used, to the nano-dollar.
 
-use sqlx::SqliteConnection;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::sqlite::SqliteRow;
+use sqlx::{Row, SqliteConnection};
 use time::OffsetDateTime;
+use tokio::sync::Notify;
 
 use super::usage::Usage;
-use super::{Error, millis};
+use super::{Error, Store, from_millis, millis};
+use crate::money::NanoDollars;
+
+/// Whether changes are also written to the outbox, for Stripe.
+#[derive(Clone, Debug)]
+pub enum Outbox {
+    /// Customers and usage are to be reported. Notified when there is something
+    /// new to be sent.
+    On(Arc<Notify>),
+    /// Nobody wants to know.
+    Off,
+}
+
+impl Outbox {
+    /// Tells whoever sends the messages that there is something new.
+    pub(super) fn wake(&self) {
+        if let Self::On(notify) = self {
+            notify.notify_one();
+        }
+    }
+}
+
+/// A message to be sent.
+#[derive(Clone, Debug)]
+pub struct Message {
+    /// Its number.
+    pub id: i64,
+    /// What makes it one and the same however often it is sent.
+    pub key: String,
+    /// The customer it is about.
+    pub customer_id: i64,
+    /// How often sending it was begun.
+    pub attempts: u32,
+    /// What it says; the same at each attempt.
+    pub content: Content,
+}
+
+/// What a message says.
+#[derive(Clone, Debug)]
+pub enum Content {
+    /// There is a new customer.
+    Customer {
+        /// Name of the person or team.
+        name: String,
+        /// Address.
+        email: String,
+        /// Company, which may be empty.
+        company: String,
+    },
+    /// A customer used something.
+    Usage {
+        /// Stripe's name of the customer.
+        stripe_id: String,
+        /// What it costs: whole cents.
+        amount: NanoDollars,
+        /// The time that the message covers.
+        from: OffsetDateTime,
+        /// The end of that time.
+        until: OffsetDateTime,
+    },
+}
 
 /// Writes that a customer is to be created at Stripe.
 pub(super) async fn announce_customer(
@@ -14,8 +83,8 @@ pub(super) async fn announce_customer(
     now: OffsetDateTime,
 ) -> Result<(), Error> {
     sqlx::query(
-        "INSERT INTO outbox (kind, customer_id, dedup_key, next_attempt_at, created_at) \
-         VALUES ('customer', $1, 'customer:' || $1, $2, $2)",
+        "INSERT INTO outbox (kind, customer_id, created_at, sealed_at, next_attempt_at) \
+         VALUES ('customer', $1, $2, $2, $2)",
     )
     .bind(customer_id)
     .bind(millis(now))
@@ -24,20 +93,228 @@ pub(super) async fn announce_customer(
     Ok(())
 }
 
-/// Writes that usage is to be reported to Stripe.
+/// Adds usage to what is to be reported to Stripe. Returns whether that has now
+/// come to a cent.
 pub(super) async fn announce_usage(
     connection: &mut SqliteConnection,
     usage: &Usage,
-) -> Result<(), Error> {
-    sqlx::query(
-        "INSERT INTO outbox (kind, customer_id, dedup_key, amount, next_attempt_at, created_at) \
-         VALUES ('usage', $1, 'usage:' || $2, $3, $4, $4)",
+) -> Result<bool, Error> {
+    let row = sqlx::query(
+        "INSERT INTO outbox (kind, customer_id, amount, created_at) \
+         VALUES ('usage', $1, $2, $3) ON CONFLICT (customer_id) WHERE sealed_at IS NULL \
+         DO UPDATE SET amount = amount + excluded.amount RETURNING amount",
     )
     .bind(usage.customer_id)
-    .bind(&usage.request_id)
     .bind(usage.cost.0)
     .bind(millis(usage.created_at))
-    .execute(connection)
+    .fetch_one(connection)
     .await?;
-    Ok(())
+    let amount: i64 = row.try_get("amount")?;
+    let before = amount - usage.cost.0;
+    Ok(before < NanoDollars::CENT.0 && amount >= NanoDollars::CENT.0)
+}
+
+/// What can be sealed: a cent or more of a customer whom Stripe knows and who has
+/// no other message on its way, so that an outage adds to one amount rather than
+/// to a heap of messages.
+const READY: &str = "\
+    FROM outbox open JOIN customers ON customers.id = open.customer_id \
+    WHERE open.sealed_at IS NULL AND open.amount >= 10000000 AND customers.stripe_id IS NOT NULL \
+    AND NOT EXISTS (SELECT 1 FROM outbox other WHERE other.customer_id = open.customer_id \
+        AND other.kind = 'usage' AND other.sealed_at IS NOT NULL AND other.delivered_at IS NULL)";
+
+fn message(row: &SqliteRow) -> Result<Message, Error> {
+    let content = match row.try_get("kind")? {
+        "customer" => Content::Customer {
+            name: row.try_get("name")?,
+            email: row.try_get("email")?,
+            company: row.try_get("company")?,
+        },
+        _ => Content::Usage {
+            stripe_id: row.try_get("stripe_id")?,
+            amount: NanoDollars(row.try_get("amount")?),
+            from: from_millis(row.try_get("created_at")?),
+            until: from_millis(row.try_get("sealed_at")?),
+        },
+    };
+    Ok(Message {
+        id: row.try_get("id")?,
+        key: row.try_get("key")?,
+        customer_id: row.try_get("customer_id")?,
+        attempts: row.try_get("attempts")?,
+        content,
+    })
+}
+
+impl Store {
+    /// Waits until there is something new to be sent, since the last time.
+    pub async fn outbox_changed(&self) {
+        match &self.outbox {
+            Outbox::On(notify) => notify.notified().await,
+            Outbox::Off => std::future::pending().await,
+        }
+    }
+
+    /// Writes that the customers are to be created at Stripe who came before
+    /// Stripe was in use.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn announce_customers(&self, now: OffsetDateTime) -> Result<(), Error> {
+        sqlx::query(
+            "INSERT INTO outbox (kind, customer_id, created_at, sealed_at, next_attempt_at) \
+             SELECT 'customer', id, $1, $1, $1 FROM customers WHERE deleted_at IS NULL \
+             AND id NOT IN (SELECT customer_id FROM outbox WHERE kind = 'customer')",
+        )
+        .bind(millis(now))
+        .execute(&self.write)
+        .await?;
+        Ok(())
+    }
+
+    /// Makes usage ready to be sent of which the open message is as old as
+    /// `opened_before`.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn seal_usage(
+        &self,
+        opened_before: OffsetDateTime,
+        now: OffsetDateTime,
+    ) -> Result<(), Error> {
+        let mut transaction = self.write.begin().await?;
+        let sql = format!(
+            "SELECT open.id, open.customer_id, open.amount {READY} AND open.created_at <= $1"
+        );
+        let ready = sqlx::query(sqlx::AssertSqlSafe(sql))
+            .bind(millis(opened_before))
+            .fetch_all(&mut *transaction)
+            .await?;
+        for row in ready {
+            let amount = NanoDollars(row.try_get("amount")?);
+            let (_, rest) = amount.cents();
+            sqlx::query(
+                "UPDATE outbox SET amount = $2, sealed_at = $3, next_attempt_at = $3 WHERE id = $1",
+            )
+            .bind(row.try_get::<i64, _>("id")?)
+            .bind(amount.0 - rest.0)
+            .bind(millis(now))
+            .execute(&mut *transaction)
+            .await?;
+            // always, even of nothing: the time until the next report starts here
+            sqlx::query(
+                "INSERT INTO outbox (kind, customer_id, amount, created_at) \
+                 VALUES ('usage', $1, $2, $3)",
+            )
+            .bind(row.try_get::<i64, _>("customer_id")?)
+            .bind(rest.0)
+            .bind(millis(now))
+            .execute(&mut *transaction)
+            .await?;
+        }
+        transaction.commit().await?;
+        Ok(())
+    }
+
+    /// The message that has waited longest to be sent.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn due_message(&self, now: OffsetDateTime) -> Result<Option<Message>, Error> {
+        let row = sqlx::query(
+            "SELECT outbox.id, key, kind, customer_id, amount, outbox.created_at, sealed_at, \
+             attempts, name, email, company, customers.stripe_id \
+             FROM outbox JOIN customers ON customers.id = customer_id \
+             WHERE sealed_at IS NOT NULL AND delivered_at IS NULL AND next_attempt_at <= $1 \
+             ORDER BY next_attempt_at, outbox.id LIMIT 1",
+        )
+        .bind(millis(now))
+        .fetch_optional(&self.read)
+        .await?;
+        row.as_ref().map(message).transpose()
+    }
+
+    /// When there will be something to seal or to send, where usage is reported
+    /// `period` after its message was opened.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn outbox_due_at(&self, period: Duration) -> Result<Option<OffsetDateTime>, Error> {
+        let sql = format!(
+            "SELECT min(at) AS at FROM (SELECT next_attempt_at AS at FROM outbox \
+             WHERE sealed_at IS NOT NULL AND delivered_at IS NULL \
+             UNION ALL SELECT open.created_at + $1 {READY})"
+        );
+        let row = sqlx::query(sqlx::AssertSqlSafe(sql))
+            .bind(i64::try_from(period.as_millis()).unwrap_or(i64::MAX))
+            .fetch_one(&self.read)
+            .await?;
+        let at: Option<i64> = row.try_get("at")?;
+        Ok(at.map(from_millis))
+    }
+
+    /// Writes that a message is about to be sent, and when to send it again
+    /// should nothing more be written about it.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn begin_attempt(&self, id: i64, retry_at: OffsetDateTime) -> Result<(), Error> {
+        sqlx::query(
+            "UPDATE outbox SET attempts = attempts + 1, next_attempt_at = $2 WHERE id = $1",
+        )
+        .bind(id)
+        .bind(millis(retry_at))
+        .execute(&self.write)
+        .await?;
+        Ok(())
+    }
+
+    /// Writes that a message could not be delivered, why, and when to try again.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn attempt_failed(
+        &self,
+        id: i64,
+        reason: &str,
+        retry_at: OffsetDateTime,
+    ) -> Result<(), Error> {
+        sqlx::query("UPDATE outbox SET last_error = $2, next_attempt_at = $3 WHERE id = $1")
+            .bind(id)
+            .bind(reason)
+            .bind(millis(retry_at))
+            .execute(&self.write)
+            .await?;
+        Ok(())
+    }
+
+    /// Writes that a message was delivered, and what Stripe calls what it made.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn message_delivered(
+        &self,
+        message: &Message,
+        stripe_id: &str,
+        now: OffsetDateTime,
+    ) -> Result<(), Error> {
+        let mut transaction = self.write.begin().await?;
+        sqlx::query(
+            "UPDATE outbox SET delivered_at = $2, stripe_id = $3, last_error = NULL WHERE id = $1",
+        )
+        .bind(message.id)
+        .bind(millis(now))
+        .bind(stripe_id)
+        .execute(&mut *transaction)
+        .await?;
+        if let Content::Customer { .. } = message.content {
+            sqlx::query("UPDATE customers SET stripe_id = $2 WHERE id = $1")
+                .bind(message.customer_id)
+                .bind(stripe_id)
+                .execute(&mut *transaction)
+                .await?;
+        }
+        transaction.commit().await?;
+        Ok(())
+    }
 }

@@ -63,12 +63,16 @@ async fn run(store: Store, mut queue: mpsc::Receiver<(Usage, Reply)>) {
 
 async fn commit(store: &Store, rows: impl Iterator<Item = &Usage>) -> Result<(), Error> {
     let mut transaction = store.write.begin().await?;
+    let mut can_report = false;
     for row in rows {
         let is_new = usage::insert(&mut transaction, row).await?;
-        if is_new && row.cost.0 > 0 && store.outbox == Outbox::On {
-            outbox::announce_usage(&mut transaction, row).await?;
+        if is_new && row.cost.0 > 0 && matches!(store.outbox, Outbox::On(_)) {
+            can_report |= outbox::announce_usage(&mut transaction, row).await?;
         }
     }
     transaction.commit().await?;
+    if can_report {
+        store.outbox.wake();
+    }
     Ok(())
 }

@@ -50,8 +50,16 @@ impl From<wit::Part> for schema::Part {
 
 impl From<wit::ToolCall> for schema::ToolCall {
     fn from(call: wit::ToolCall) -> Self {
-        let wit::ToolCall { id, name, arguments } = call;
-        Self { id, name, arguments }
+        let wit::ToolCall {
+            id,
+            name,
+            arguments,
+        } = call;
+        Self {
+            id,
+            name,
+            arguments,
+        }
     }
 }
 
@@ -69,8 +77,16 @@ impl From<wit::Message> for schema::Message {
 
 impl From<wit::Tool> for schema::Tool {
     fn from(tool: wit::Tool) -> Self {
-        let wit::Tool { name, description, parameters } = tool;
-        Self { name, description, parameters }
+        let wit::Tool {
+            name,
+            description,
+            parameters,
+        } = tool;
+        Self {
+            name,
+            description,
+            parameters,
+        }
     }
 }
 
@@ -116,8 +132,16 @@ impl From<schema::Extension> for wit::Extension {
 
 impl From<schema::ToolCall> for wit::ToolCall {
     fn from(call: schema::ToolCall) -> Self {
-        let schema::ToolCall { id, name, arguments } = call;
-        Self { id, name, arguments }
+        let schema::ToolCall {
+            id,
+            name,
+            arguments,
+        } = call;
+        Self {
+            id,
+            name,
+            arguments,
+        }
     }
 }
 

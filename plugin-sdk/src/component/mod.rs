@@ -5,7 +5,9 @@ mod convert;
 use std::cell::RefCell;
 use std::marker::PhantomData;
 
-use crate::component::wit::exports::model::plugin::backend::{self as guest, Guest, GuestCompletion};
+use crate::component::wit::exports::model::plugin::backend::{
+    self as guest, Guest, GuestCompletion,
+};
 use crate::component::wit::model::plugin::config;
 use crate::component::wit::model::plugin::schema;
 use crate::{Backend, Completion, Error, ErrorKind, Settings};

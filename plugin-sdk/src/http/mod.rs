@@ -131,7 +131,10 @@ impl Post<'_> {
 /// An absolute URL in the parts that `wasi:http` wants. The host checks them
 /// again, strictly; this only takes them apart.
 #[derive(Debug, PartialEq, Eq)]
-#[cfg_attr(not(target_family = "wasm"), expect(dead_code, reason = "read by wasi::send"))]
+#[cfg_attr(
+    not(target_family = "wasm"),
+    expect(dead_code, reason = "read by wasi::send")
+)]
 struct Url<'a> {
     secure: bool,
     authority: &'a str,
@@ -160,7 +163,11 @@ impl<'a> Url<'a> {
         Ok(Self {
             secure,
             authority,
-            path_and_query: if path_and_query.is_empty() { "/" } else { path_and_query },
+            path_and_query: if path_and_query.is_empty() {
+                "/"
+            } else {
+                path_and_query
+            },
         })
     }
 }
@@ -176,7 +183,14 @@ mod tests {
         assert_eq!(url.authority, "api.example:8443");
         assert_eq!(url.path_and_query, "/v1/completions?v=1");
         assert_eq!(Url::parse("http://[::1]:80").unwrap().path_and_query, "/");
-        for bad in ["", "api.example/v1", "ftp://a/", "https://", "https:///v1", "https://u:p@a/"] {
+        for bad in [
+            "",
+            "api.example/v1",
+            "ftp://a/",
+            "https://",
+            "https:///v1",
+            "https://u:p@a/",
+        ] {
             assert!(matches!(Url::parse(bad), Err(Failure::Invalid(_))), "{bad}");
         }
     }

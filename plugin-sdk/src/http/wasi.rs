@@ -19,7 +19,9 @@ pub(super) fn send(post: &Post<'_>, url: &Url<'_>) -> Result<Response, Failure> 
     let deadline = subscribe_duration(nanoseconds(post.timeout));
     let request = outgoing(post, url)?;
     // taken before the request is sent; no second body can be taken
-    let body = request.body().map_err(|()| Failure::Broken("no request body".to_owned()))?;
+    let body = request
+        .body()
+        .map_err(|()| Failure::Broken("no request body".to_owned()))?;
     let pending = outgoing_handler::handle(request, Some(options(post.timeout)))
         .map_err(|code| failure(&code))?;
 
@@ -39,7 +41,10 @@ pub(super) fn send(post: &Post<'_>, url: &Url<'_>) -> Result<Response, Failure> 
 
 fn outgoing(post: &Post<'_>, url: &Url<'_>) -> Result<OutgoingRequest, Failure> {
     let headers = Fields::new();
-    let fixed = [("content-type", "application/json"), ("accept", "application/json")];
+    let fixed = [
+        ("content-type", "application/json"),
+        ("accept", "application/json"),
+    ];
     for &(name, value) in fixed.iter().chain(post.headers) {
         headers.append(name, value.as_bytes()).map_err(|error| {
             Failure::Invalid(match error {
@@ -51,7 +56,11 @@ fn outgoing(post: &Post<'_>, url: &Url<'_>) -> Result<OutgoingRequest, Failure> 
         })?;
     }
     let request = OutgoingRequest::new(headers);
-    let scheme = if url.secure { Scheme::Https } else { Scheme::Http };
+    let scheme = if url.secure {
+        Scheme::Https
+    } else {
+        Scheme::Http
+    };
     request
         .set_method(&Method::Post)
         .and_then(|()| request.set_scheme(Some(&scheme)))
@@ -77,10 +86,14 @@ fn write(body: OutgoingBody, mut bytes: &[u8], deadline: &Pollable) -> Result<()
     let ready = stream.subscribe();
     while !bytes.is_empty() {
         wait(&ready, deadline)?;
-        let room = stream.check_write().map_err(|error| broken(&error.to_string()))?;
+        let room = stream
+            .check_write()
+            .map_err(|error| broken(&error.to_string()))?;
         let room = usize::try_from(room).unwrap_or(usize::MAX).min(bytes.len());
         let (now, later) = bytes.split_at(room);
-        stream.write(now).map_err(|error| broken(&error.to_string()))?;
+        stream
+            .write(now)
+            .map_err(|error| broken(&error.to_string()))?;
         bytes = later;
     }
     // children of a resource are dropped before it
@@ -100,11 +113,17 @@ fn read(
         .consume()
         .map_err(|()| Failure::Broken("no response body".to_owned()))?;
     let body = read_body(&body, limit, deadline)?;
-    Ok(Response { status, headers, body })
+    Ok(Response {
+        status,
+        headers,
+        body,
+    })
 }
 
 fn read_body(body: &IncomingBody, limit: usize, deadline: &Pollable) -> Result<Vec<u8>, Failure> {
-    let stream = body.stream().map_err(|()| Failure::Broken("no response body".to_owned()))?;
+    let stream = body
+        .stream()
+        .map_err(|()| Failure::Broken("no response body".to_owned()))?;
     let ready = stream.subscribe();
     let mut bytes = Vec::new();
     loop {

@@ -11,7 +11,6 @@ use crate::checkpoint::{CONFIG, Refusal};
 /// such as the dropouts, are not read.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Config {
-    model_type: String,
     /// Rows of the embedding; ids of tokens are below it.
     pub vocab_size: NonZeroUsize,
     /// The most positions of a sequence: prompt and answer together.
@@ -49,11 +48,7 @@ pub struct Config {
 pub enum Activation {
     /// GELU approximated with tanh. The names differ in how they round, if at all.
     #[default]
-    #[serde(
-        rename = "gelu_new",
-        alias = "gelu_pytorch_tanh",
-        alias = "gelu_fast"
-    )]
+    #[serde(rename = "gelu_new", alias = "gelu_pytorch_tanh", alias = "gelu_fast")]
     GeluTanh,
     /// GELU by the error function.
     #[serde(rename = "gelu")]

@@ -33,7 +33,11 @@ pub struct Generation {
 
 impl Generation {
     /// An answer to a prompt that is not empty and fits the context window.
-    pub(crate) fn new(loaded: Arc<Loaded>, prompt: Vec<u32>, params: Params) -> Result<Self, Error> {
+    pub(crate) fn new(
+        loaded: Arc<Loaded>,
+        prompt: Vec<u32>,
+        params: Params,
+    ) -> Result<Self, Error> {
         let sampler = sampling::sampler(&params, loaded.tokenizer.size())?;
         let config = loaded.model.config();
         let left = u32::try_from(config.positions() - prompt.len()).unwrap_or(u32::MAX);
@@ -53,7 +57,10 @@ impl Generation {
 
     /// Runs the model over what it has not seen and chooses the next token.
     fn step(&mut self) -> candle_core::Result<u32> {
-        let logits = self.loaded.model.next_logits(&self.unseen, &mut self.cache)?;
+        let logits = self
+            .loaded
+            .model
+            .next_logits(&self.unseen, &mut self.cache)?;
         // rows that pad the embedding stand for no token
         let logits = logits.narrow(0, 0, self.loaded.tokenizer.size())?;
         let token = self.sampler.sample(&logits)?;
@@ -84,7 +91,11 @@ impl Generation {
                 }
             }
         }
-        let finish = Event::Finish(Finish { reason, usage: self.usage(), ext: Vec::new() });
+        let finish = Event::Finish(Finish {
+            reason,
+            usage: self.usage(),
+            ext: Vec::new(),
+        });
         let text = (!text.is_empty()).then_some(Event::Text(text));
         text.into_iter().chain([finish]).collect()
     }
@@ -107,6 +118,9 @@ impl Completion for Generation {
             return Ok(self.finish(text, FinishReason::Length, false));
         }
         let text = (!text.is_empty()).then_some(Event::Text(text));
-        Ok(text.into_iter().chain([Event::Usage(self.usage())]).collect())
+        Ok(text
+            .into_iter()
+            .chain([Event::Usage(self.usage())])
+            .collect())
     }
 }

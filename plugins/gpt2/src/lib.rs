@@ -13,6 +13,8 @@ mod model;
 mod sampling;
 mod source;
 mod stop;
+#[cfg(test)]
+mod tests;
 mod tokenizer;
 
 use std::sync::Arc;
@@ -53,7 +55,13 @@ impl Backend for Gpt2 {
         let mut refusals = Vec::new();
         for source in sources {
             match source.load(cache_dir, dtype) {
-                Ok((loaded, source)) => return Ok(Self { loaded: Arc::new(loaded), source, dtype }),
+                Ok((loaded, source)) => {
+                    return Ok(Self {
+                        loaded: Arc::new(loaded),
+                        source,
+                        dtype,
+                    });
+                }
                 Err(refusal) => {
                     tracing::warn!(%source, %refusal, "source cannot be loaded");
                     refusals.push(format!("{source}: {refusal}"));
@@ -89,14 +97,19 @@ impl Backend for Gpt2 {
 
     fn estimate(&self, request: &Request) -> Result<TokenEstimate, Error> {
         let prompt_tokens = u32::try_from(self.encode(request)?.len()).unwrap_or(u32::MAX);
-        Ok(TokenEstimate { prompt_tokens, source: CountSource::Exact })
+        Ok(TokenEstimate {
+            prompt_tokens,
+            source: CountSource::Exact,
+        })
     }
 
     fn generate(&self, request: Request) -> Result<Generation, Error> {
         let prompt = self.encode(&request)?;
         let window = self.context_window() as usize;
         if prompt.is_empty() {
-            return Err(Error::new(ErrorKind::InvalidRequest, "the prompt is empty").param("prompt"));
+            return Err(
+                Error::new(ErrorKind::InvalidRequest, "the prompt is empty").param("prompt")
+            );
         }
         if prompt.len() >= window {
             let message = format!(
@@ -116,7 +129,10 @@ impl Gpt2 {
 
     fn encode(&self, request: &Request) -> Result<Vec<u32>, Error> {
         let Prompt::Text(text) = &request.prompt else {
-            return Err(Error::new(ErrorKind::Unsupported, "this model continues text; it cannot chat"));
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                "this model continues text; it cannot chat",
+            ));
         };
         self.loaded.tokenizer.encode(text).map_err(|error| {
             Error::new(ErrorKind::Internal, "the prompt cannot be tokenized").detail(error)

@@ -26,7 +26,10 @@ pub(crate) fn sampler(params: &Params, vocab: usize) -> Result<LogitsProcessor, 
             Error::new(ErrorKind::Internal, "the system gives no random seed").detail(error)
         })?,
     };
-    Ok(LogitsProcessor::from_sampling(seed, sampling(params, vocab)?))
+    Ok(LogitsProcessor::from_sampling(
+        seed,
+        sampling(params, vocab)?,
+    ))
 }
 
 fn sampling(params: &Params, vocab: usize) -> Result<Sampling, Error> {
@@ -104,8 +107,14 @@ mod tests {
         let (k, p, temperature) = (5, 0.5, 2.0);
         assert_eq!(both, Ok(Sampling::TopKThenTopP { k, p, temperature }));
         let temperature = 1.0;
-        assert_eq!(of(|p| p.top_k = Some(1)), Ok(Sampling::TopK { k: 1, temperature }));
-        assert_eq!(of(|p| p.top_p = Some(0.5)), Ok(Sampling::TopP { p, temperature }));
+        assert_eq!(
+            of(|p| p.top_k = Some(1)),
+            Ok(Sampling::TopK { k: 1, temperature })
+        );
+        assert_eq!(
+            of(|p| p.top_p = Some(0.5)),
+            Ok(Sampling::TopP { p, temperature })
+        );
     }
 
     #[test]

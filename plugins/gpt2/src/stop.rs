@@ -40,7 +40,11 @@ impl StopFinder {
             self.held.truncate(start);
             return Passed::Stopped(std::mem::take(&mut self.held));
         }
-        let keep = self.stops.iter().map(|stop| overlap(&self.held, stop)).max();
+        let keep = self
+            .stops
+            .iter()
+            .map(|stop| overlap(&self.held, stop))
+            .max();
         let held = self.held.split_off(self.held.len() - keep.unwrap_or(0));
         Passed::On(std::mem::replace(&mut self.held, held))
     }

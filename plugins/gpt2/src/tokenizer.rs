@@ -24,8 +24,8 @@ impl Tokenizer {
     /// Reads `tokenizer.json` for a model with a vocabulary of `vocab` tokens.
     pub(crate) fn from_json(json: &[u8], vocab: usize) -> Result<Self, Refusal> {
         let refuse = |reason: String| Refusal::file(TOKENIZER, reason);
-        let mut encoder = tokenizers::Tokenizer::from_bytes(json)
-            .map_err(|error| refuse(error.to_string()))?;
+        let mut encoder =
+            tokenizers::Tokenizer::from_bytes(json).map_err(|error| refuse(error.to_string()))?;
         if !matches!(encoder.get_decoder(), Some(DecoderWrapper::ByteLevel(_))) {
             return Err(refuse("it is not byte-level, as GPT-2's is".to_owned()));
         }
@@ -48,7 +48,12 @@ impl Tokenizer {
         for (token, id) in ids {
             let is_added = added.contains_key(&id);
             let decoded = (!is_added)
-                .then(|| token.chars().map(|char| byte_of.get(&char).copied()).collect())
+                .then(|| {
+                    token
+                        .chars()
+                        .map(|char| byte_of.get(&char).copied())
+                        .collect()
+                })
                 .flatten();
             bytes[id as usize] = decoded.unwrap_or_else(|| token.into_bytes().into());
         }

@@ -25,9 +25,17 @@ impl Client {
     /// A client of the server at `url`; `key` is a header and its value.
     pub fn new(url: &str, key: Option<(&'static str, String)>) -> Self {
         // harmless when another test was first
-        rustls::crypto::ring::default_provider().install_default().ok();
-        let http = reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none());
-        Self { http: http.build().expect("an HTTP client"), url: url.to_owned(), key }
+        rustls::crypto::ring::default_provider()
+            .install_default()
+            .ok();
+        let http = reqwest::Client::builder()
+            .no_proxy()
+            .redirect(reqwest::redirect::Policy::none());
+        Self {
+            http: http.build().expect("an HTTP client"),
+            url: url.to_owned(),
+            key,
+        }
     }
 
     /// The key's text.
@@ -37,7 +45,10 @@ impl Client {
 
     /// The same caller, who sends the key in another header.
     pub fn with_header(&self, name: &'static str, value: String) -> Self {
-        Self { key: Some((name, value)), ..self.clone() }
+        Self {
+            key: Some((name, value)),
+            ..self.clone()
+        }
     }
 
     pub async fn get(&self, path: &str) -> Reply {
@@ -80,7 +91,11 @@ impl Reply {
         let (status, headers) = (response.status(), response.headers().clone());
         let text = response.text().await.expect("a body");
         let body = serde_json::from_str(&text).unwrap_or(Value::String(text));
-        Self { status, headers, body }
+        Self {
+            status,
+            headers,
+            body,
+        }
     }
 
     /// The body, if the status is this one.
@@ -97,12 +112,23 @@ impl Reply {
         let body = self.expect(status);
         let error = &body["error"];
         assert_eq!(error["request_id"], id.as_str(), "{body}");
-        assert!(error["message"].as_str().is_some_and(|text| !text.is_empty()), "{body}");
-        error["code"].as_str().unwrap_or_else(|| panic!("no code in {body}")).to_owned()
+        assert!(
+            error["message"]
+                .as_str()
+                .is_some_and(|text| !text.is_empty()),
+            "{body}"
+        );
+        error["code"]
+            .as_str()
+            .unwrap_or_else(|| panic!("no code in {body}"))
+            .to_owned()
     }
 
     /// A header's text, empty when there is none.
     pub fn header(&self, name: &str) -> &str {
-        self.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
+        self.headers
+            .get(name)
+            .and_then(|value| value.to_str().ok())
+            .unwrap_or_default()
     }
 }

@@ -35,7 +35,10 @@ model_path = "embedded"
 
 /// Path of a component of this repository.
 pub fn component(name: &str) -> String {
-    format!("{}/../plugins/{name}/{name}.wasm", env!("CARGO_MANIFEST_DIR"))
+    format!(
+        "{}/../plugins/{name}/{name}.wasm",
+        env!("CARGO_MANIFEST_DIR")
+    )
 }
 
 /// The entry of a `lawgent-thinking` model with number 2 and this upstream.
@@ -63,6 +66,8 @@ pub struct Host {
 pub struct Setup {
     config: String,
     env: Vec<(String, String)>,
+    files: Vec<(&'static str, Vec<u8>)>,
+    arguments: Vec<String>,
     has_admin_key: bool,
 }
 
@@ -79,6 +84,18 @@ impl Setup {
         self
     }
 
+    /// Puts a file into the server's folder.
+    pub fn file(mut self, name: &'static str, content: impl Into<Vec<u8>>) -> Self {
+        self.files.push((name, content.into()));
+        self
+    }
+
+    /// Adds an argument of the command line.
+    pub fn argument(mut self, argument: impl Into<String>) -> Self {
+        self.arguments.push(argument.into());
+        self
+    }
+
     /// Lets the server make its admin key.
     pub fn without_admin_key(mut self) -> Self {
         self.has_admin_key = false;
@@ -88,8 +105,26 @@ impl Setup {
     /// Starts the server and waits until it listens.
     pub async fn start(self) -> Host {
         let dir = TempDir::new().expect("a folder");
-        std::fs::write(dir.path().join("model-host.toml"), &self.config).expect("a file");
+        self.write(dir.path());
         Host::spawn(self, dir).await
+    }
+
+    /// Starts the server, which must refuse to start: its status and what it says.
+    pub fn refused(self) -> (ExitStatus, String) {
+        let dir = TempDir::new().expect("a folder");
+        self.write(dir.path());
+        let output = Host::serve(&self, dir.path()).output().expect("it runs");
+        (
+            output.status,
+            String::from_utf8_lossy(&output.stderr).into_owned(),
+        )
+    }
+
+    fn write(&self, dir: &Path) {
+        std::fs::write(dir.join("model-host.toml"), &self.config).expect("a file");
+        for (name, content) in &self.files {
+            std::fs::write(dir.join(name), content).expect("a file");
+        }
     }
 }
 
@@ -101,14 +136,25 @@ impl Host {
 
     /// A server to be set up.
     pub fn builder() -> Setup {
-        Setup { config: GPT2.to_owned(), env: Vec::new(), has_admin_key: true }
+        Setup {
+            config: GPT2.to_owned(),
+            env: Vec::new(),
+            files: Vec::new(),
+            arguments: Vec::new(),
+            has_admin_key: true,
+        }
     }
 
     /// A command of the binary in the server's folder and environment.
     fn command(setup: &Setup, dir: &Path) -> Command {
         let mut command = Command::new(BINARY);
-        command.current_dir(dir).env_clear().env("MODEL_HOST_DATA_DIR", dir.join("data"));
-        command.env("MODEL_HOST_LOG", "info,model_host=debug").env("HF_HOME", dir.join("hub"));
+        command
+            .current_dir(dir)
+            .env_clear()
+            .env("MODEL_HOST_DATA_DIR", dir.join("data"));
+        command
+            .env("MODEL_HOST_LOG", "info,model_host=debug")
+            .env("HF_HOME", dir.join("hub"));
         if setup.has_admin_key {
             command.env("MODEL_HOST_ADMIN_KEY", ADMIN_KEY);
         }
@@ -116,17 +162,32 @@ impl Host {
         command
     }
 
-    async fn spawn(setup: Setup, dir: TempDir) -> Self {
-        let mut child = Self::command(&setup, dir.path())
+    /// The command that serves.
+    fn serve(setup: &Setup, dir: &Path) -> Command {
+        let mut command = Self::command(setup, dir);
+        command
             .args(["serve", "--listen", "127.0.0.1:0"])
-            .stdin(Stdio::null())
+            .args(&setup.arguments)
+            .stdin(Stdio::null());
+        command
+    }
+
+    async fn spawn(setup: Setup, dir: TempDir) -> Self {
+        let mut child = Self::serve(&setup, dir.path())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
             .expect("the server starts");
         let log = collect(child.stderr.take().expect("a pipe"));
         let out = collect(child.stdout.take().expect("a pipe"));
-        let mut this = Self { setup, dir, child, url: String::new(), log, out };
+        let mut this = Self {
+            setup,
+            dir,
+            child,
+            url: String::new(),
+            log,
+            out,
+        };
         let started = Instant::now();
         this.url = loop {
             let log = this.log();
@@ -136,7 +197,10 @@ impl Host {
             if let Some(status) = this.child.try_wait().expect("a child") {
                 panic!("the server ended with {status}: {log}");
             }
-            assert!(started.elapsed() < PATIENCE, "the server does not listen: {log}");
+            assert!(
+                started.elapsed() < PATIENCE,
+                "the server does not listen: {log}"
+            );
             pause().await;
         };
         this
@@ -145,7 +209,10 @@ impl Host {
     /// Waits until the models that are loaded at start are.
     pub async fn ready(self) -> Self {
         let anyone = self.anyone();
-        eventually("the server is ready", async || anyone.get("/ready").await.status == 200).await;
+        eventually("the server is ready", async || {
+            anyone.get("/ready").await.status == 200
+        })
+        .await;
         self
     }
 
@@ -153,14 +220,24 @@ impl Host {
     pub async fn restart(mut self) -> Self {
         self.child.kill().ok();
         self.child.wait().expect("a child");
-        let (setup, dir) = (self.setup.clone(), std::mem::replace(&mut self.dir, TempDir::new().expect("a folder")));
+        let (setup, dir) = (
+            self.setup.clone(),
+            std::mem::replace(&mut self.dir, TempDir::new().expect("a folder")),
+        );
         Self::spawn(setup, dir).await
     }
 
     /// Runs another command of the binary on the same data; returns what it prints.
     pub fn run(&self, arguments: &[&str]) -> String {
-        let output = Self::command(&self.setup, self.dir()).args(arguments).output().expect("it runs");
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let output = Self::command(&self.setup, self.dir())
+            .args(arguments)
+            .output()
+            .expect("it runs");
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         String::from_utf8(output.stdout).expect("text")
     }
 
@@ -192,7 +269,9 @@ impl Host {
 
     /// Sends a signal, such as `TERM`.
     pub fn signal(&self, name: &str) {
-        let status = Command::new("kill").args(["-s", name, &self.child.id().to_string()]).status();
+        let status = Command::new("kill")
+            .args(["-s", name, &self.child.id().to_string()])
+            .status();
         assert!(status.expect("kill runs").success());
     }
 
@@ -203,7 +282,11 @@ impl Host {
             if let Some(status) = self.child.try_wait().expect("a child") {
                 return status;
             }
-            assert!(started.elapsed() < PATIENCE, "the server does not end: {}", self.log());
+            assert!(
+                started.elapsed() < PATIENCE,
+                "the server does not end: {}",
+                self.log()
+            );
             pause().await;
         }
     }
@@ -232,7 +315,9 @@ impl Host {
         let new = json!({ "name": "Customer", "email": email, "company": "Customer Inc" });
         admin.post("/customers", new).await.expect(201);
         let mut key = json!({ "customer_email": email, "name": "Key" });
-        key.as_object_mut().expect("an object").extend(more.as_object().cloned().expect("an object"));
+        key.as_object_mut()
+            .expect("an object")
+            .extend(more.as_object().cloned().expect("an object"));
         let key = admin.post("/api/keys", key).await.expect(201);
         let text = key["key"].as_str().expect("a key").to_owned();
         Client::new(&self.url, Some(("x-api-key", text)))
@@ -259,7 +344,10 @@ pub fn eventually(what: &str, condition: impl AsyncFn() -> bool) -> impl Future<
     async move {
         let started = Instant::now();
         while !condition().await {
-            assert!(started.elapsed() < PATIENCE, "{caller}: not in time: {what}");
+            assert!(
+                started.elapsed() < PATIENCE,
+                "{caller}: not in time: {what}"
+            );
             pause().await;
         }
     }
@@ -272,7 +360,10 @@ async fn pause() {
 
 fn address(line: &str) -> Option<String> {
     let line: Value = serde_json::from_str(line).ok()?;
-    line["message"].as_str()?.strip_prefix("serving ").map(str::to_owned)
+    line["message"]
+        .as_str()?
+        .strip_prefix("serving ")
+        .map(str::to_owned)
 }
 
 fn collect(pipe: impl std::io::Read + Send + 'static) -> Arc<Mutex<String>> {

@@ -111,7 +111,11 @@ async fn answer(State(upstream): State<Upstream>, headers: HeaderMap, body: Byte
     let _open = Open::new(&upstream.open);
     let body = serde_json::from_slice(&body).unwrap_or_default();
     let echo = format!("{headers:?}");
-    upstream.seen.lock().expect("no panic").push(Seen { headers, body });
+    upstream
+        .seen
+        .lock()
+        .expect("no panic")
+        .push(Seen { headers, body });
     let act = upstream.act.lock().expect("no panic").clone();
     match act {
         Act::Answer(text) => completion(text, Some(7)),
@@ -125,7 +129,9 @@ async fn answer(State(upstream): State<Upstream>, headers: HeaderMap, body: Byte
             let status = StatusCode::from_u16(status).expect("a status");
             let mut response = (status, body).into_response();
             for (name, value) in headers {
-                response.headers_mut().insert(name, value.parse().expect("a header"));
+                response
+                    .headers_mut()
+                    .insert(name, value.parse().expect("a header"));
             }
             response
         }

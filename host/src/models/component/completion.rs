@@ -33,8 +33,16 @@ impl Completion {
         upstream: Option<Arc<Upstream>>,
         bytes: usize,
     ) -> Self {
-        let running = Some(Running { session, instance, resource });
-        Self { running, upstream, bytes_left: bytes }
+        let running = Some(Running {
+            session,
+            instance,
+            resource,
+        });
+        Self {
+            running,
+            upstream,
+            bytes_left: bytes,
+        }
     }
 
     /// What happened since the last call, at least one event. [`Event::Finish`] is
@@ -50,7 +58,9 @@ impl Completion {
             return Err(Error::new(ErrorKind::Internal, "the answer is over"));
         };
         let Session { store, meter, .. } = &mut running.session;
-        let called = meter.run(running.instance.next(store, running.resource)).await?;
+        let called = meter
+            .run(running.instance.next(store, running.resource))
+            .await?;
         let events = called.map_err(|error| failure::by_plugin(self.upstream.as_deref(), error))?;
 
         let size = events.iter().map(size).sum();
@@ -58,7 +68,9 @@ impl Completion {
             .bytes_left
             .checked_sub(size)
             .ok_or_else(|| failure::plugin_failed("its answer is longer than allowed"))?;
-        let end = events.iter().position(|event| matches!(event, Event::Finish(_)));
+        let end = events
+            .iter()
+            .position(|event| matches!(event, Event::Finish(_)));
         match end {
             None if events.is_empty() => Err(failure::plugin_failed("it reported no event")),
             None => {
@@ -84,9 +96,11 @@ impl fmt::Debug for Completion {
 fn size(event: &Event) -> usize {
     match event {
         Event::Text(text) | Event::Reasoning(text) => text.len(),
-        Event::ToolCall(ToolCall { id, name, arguments }) => {
-            id.len() + name.len() + arguments.len()
-        }
+        Event::ToolCall(ToolCall {
+            id,
+            name,
+            arguments,
+        }) => id.len() + name.len() + arguments.len(),
         Event::Other(extension) => extension.name.len() + extension.value.len(),
         // not nothing, or a plugin could go on for ever with them
         Event::Usage(_) | Event::Finish(_) => size_of::<Event>(),

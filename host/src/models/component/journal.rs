@@ -29,13 +29,21 @@ struct Inner {
 impl Journal {
     pub(super) fn new(model: Arc<str>, upstream: Option<Arc<Upstream>>, lines: u32) -> Self {
         let lines_left = Mutex::new(lines);
-        Self(Arc::new(Inner { model, upstream, lines_left }))
+        Self(Arc::new(Inner {
+            model,
+            upstream,
+            lines_left,
+        }))
     }
 
     pub(super) fn write(&self, level: Level, line: &str) {
         let model = &*self.0.model;
         let left = {
-            let mut lines = self.0.lines_left.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut lines = self
+                .0
+                .lines_left
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
             let left = *lines;
             *lines = left.saturating_sub(1);
             left
@@ -94,7 +102,10 @@ impl StdoutStream for Print {
 
 impl OutputStream for Print {
     fn write(&mut self, bytes: Bytes) -> StreamResult<()> {
-        for line in String::from_utf8_lossy(&bytes).lines().filter(|line| !line.is_empty()) {
+        for line in String::from_utf8_lossy(&bytes)
+            .lines()
+            .filter(|line| !line.is_empty())
+        {
             self.journal.write(self.level, line);
         }
         Ok(())

@@ -31,7 +31,10 @@ struct Clock {
 
 impl Meter {
     pub(super) fn new(deadline: Instant) -> Self {
-        Self { clock: Arc::default(), deadline }
+        Self {
+            clock: Arc::default(),
+            deadline,
+        }
     }
 
     /// Makes the guest give way at every tick of the engine's clock, and stop once

@@ -194,7 +194,11 @@ impl Component {
         store.limiter(|state| &mut state.memory);
         let meter = Meter::new(deadline);
         meter.limit(&mut store, self.limits.cpu());
-        Ok(Session { store, meter, _place: place })
+        Ok(Session {
+            store,
+            meter,
+            _place: place,
+        })
     }
 
     fn by_plugin(&self, error: Error) -> Error {
@@ -218,7 +222,10 @@ fn deadline_of(request: &Request) -> Duration {
 
 fn compile(runtime: &Runtime, path: &Path, has_upstream: bool) -> Result<(Plugin, String), String> {
     let bytes = std::fs::read(path).map_err(|error| format!("cannot read it: {error}"))?;
-    let digest = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+    let digest = Sha256::digest(&bytes)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
     let engine = &runtime.engine;
     let component = wasmtime::component::Component::new(engine, &bytes)
         .map_err(|error| format!("not a WebAssembly component that can run here: {error:#}"))?;
@@ -245,7 +252,10 @@ fn check_exports(exports: &[&str]) -> Result<(), String> {
     let mut versions = exports
         .iter()
         .filter_map(|export| export.strip_prefix("model:plugin/backend@"));
-    match versions.clone().find(|version| version.starts_with(v0_1::VERSION)) {
+    match versions
+        .clone()
+        .find(|version| version.starts_with(v0_1::VERSION))
+    {
         Some(_) => Ok(()),
         None => Err(match versions.next() {
             Some(version) => format!(

@@ -128,6 +128,8 @@ fn start_clock(engine: &Engine) -> std::io::Result<()> {
             thread::sleep(TICK);
         }
     };
-    thread::Builder::new().name("wasm-clock".to_owned()).spawn(tick)?;
+    thread::Builder::new()
+        .name("wasm-clock".to_owned())
+        .spawn(tick)?;
     Ok(())
 }

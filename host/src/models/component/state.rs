@@ -36,7 +36,10 @@ impl State {
         network: Network,
         limits: &Limits,
     ) -> Self {
-        let print = |level| Print { journal: journal.clone(), level };
+        let print = |level| Print {
+            journal: journal.clone(),
+            level,
+        };
         let wasi = WasiCtx::builder()
             .stdout(print(Level::INFO))
             .stderr(print(Level::WARN))
@@ -64,7 +67,10 @@ impl State {
 
 impl WasiView for State {
     fn ctx(&mut self) -> WasiCtxView<'_> {
-        WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
+        WasiCtxView {
+            ctx: &mut self.wasi,
+            table: &mut self.table,
+        }
     }
 }
 

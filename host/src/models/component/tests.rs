@@ -47,7 +47,9 @@ async fn serve(mut stream: TcpStream, response: Option<String>, requests: mpsc::
     let mut bytes = Vec::new();
     while let Ok(1..) = stream.read_buf(&mut bytes).await {
         let text = String::from_utf8_lossy(&bytes).into_owned();
-        let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
+        let Some((head, body)) = text.split_once("\r\n\r\n") else {
+            continue;
+        };
         let length = head
             .lines()
             .find_map(|line| line.strip_prefix("content-length: ")?.parse().ok())
@@ -76,11 +78,15 @@ fn runtime() -> Arc<Runtime> {
 fn spec(plugin: &str, api_url: Option<&str>) -> Spec {
     let plugins = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../plugins"));
     let settings = [("model_name", Some("thinker")), ("api_url", api_url)];
-    let settings = settings.into_iter().filter_map(|(key, value)| Some((key, value?)));
+    let settings = settings
+        .into_iter()
+        .filter_map(|(key, value)| Some((key, value?)));
     Spec {
         model: format!("test-{plugin}"),
         path: plugins.join(plugin).join(plugin).with_extension("wasm"),
-        settings: settings.map(|(key, value)| (key.to_owned(), value.to_owned())).collect(),
+        settings: settings
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .collect(),
         upstream: api_url.map(|url| Upstream {
             url: url.parse().unwrap(),
             secret: Some(SECRET.into()),
@@ -94,7 +100,9 @@ fn spec(plugin: &str, api_url: Option<&str>) -> Spec {
 }
 
 async fn open(plugin: &str, api_url: &str) -> Component {
-    Component::open(&runtime(), spec(plugin, Some(api_url))).await.unwrap()
+    Component::open(&runtime(), spec(plugin, Some(api_url)))
+        .await
+        .unwrap()
 }
 
 fn request(prompt: &str) -> Request {
@@ -102,7 +110,11 @@ fn request(prompt: &str) -> Request {
         request_id: "r-1".to_owned(),
         model: "thinker".to_owned(),
         prompt: Prompt::Text(prompt.to_owned()),
-        params: Params { max_tokens: Some(5), temperature: Some(0.5), ..Params::default() },
+        params: Params {
+            max_tokens: Some(5),
+            temperature: Some(0.5),
+            ..Params::default()
+        },
         tools: vec![],
         deadline_ms: 5_000,
         ext: vec![],
@@ -145,15 +157,25 @@ async fn an_api_answers_through_the_adapter() {
         source: CountSource::Exact,
         ..Usage::default()
     };
-    let finish = Finish { reason: FinishReason::Stop, usage, ext: vec![] };
+    let finish = Finish {
+        reason: FinishReason::Stop,
+        usage,
+        ext: vec![],
+    };
     let events = answer(&component, request("how are")).await.unwrap();
-    assert_eq!(events, [Event::Text(" you?".to_owned()), Event::Finish(finish)]);
+    assert_eq!(
+        events,
+        [Event::Text(" you?".to_owned()), Event::Finish(finish)]
+    );
 
     // describing and estimating have sent nothing, so this is the first request
     let sent = api.requests.recv().await.unwrap();
     let (head, body) = sent.split_once("\r\n\r\n").unwrap();
     assert!(head.starts_with("POST /v1/completions HTTP/1.1"), "{head}");
-    assert!(head.contains(&format!("authorization: Bearer {SECRET}")), "{head}");
+    assert!(
+        head.contains(&format!("authorization: Bearer {SECRET}")),
+        "{head}"
+    );
     assert!(head.contains("x-request-id: r-1"), "{head}");
     assert_eq!(
         body,
@@ -166,7 +188,12 @@ async fn an_apis_failure_has_its_kind() {
     use ErrorKind::{InvalidRequest, Overloaded, RateLimited, Upstream, UpstreamAuth};
     let long = "a".repeat(2 << 20);
     for (status, body, kind, retry_after_ms) in [
-        ("400 Bad Request", r#"{"error":{"message":"no such thing"}}"#, InvalidRequest, None),
+        (
+            "400 Bad Request",
+            r#"{"error":{"message":"no such thing"}}"#,
+            InvalidRequest,
+            None,
+        ),
         ("401 Unauthorized", "{}", UpstreamAuth, None),
         ("404 Not Found", "{}", Upstream, None),
         ("429 Too Many", "{}", RateLimited, Some(7000)),
@@ -187,7 +214,10 @@ async fn an_apis_failure_has_its_kind() {
     }
     let refusing = open("lawgent-thinking", "http://127.0.0.1:1/").await;
     let error = answer(&refusing, request("hi")).await.unwrap_err();
-    assert_eq!((error.kind, error.code.as_deref()), (Upstream, Some("upstream_unreachable")));
+    assert_eq!(
+        (error.kind, error.code.as_deref()),
+        (Upstream, Some("upstream_unreachable"))
+    );
 }
 
 #[tokio::test]
@@ -195,7 +225,10 @@ async fn a_silent_api_is_a_timeout() {
     let api = Api::start(None).await;
     let component = open("lawgent-thinking", &api.url).await;
     let start = Instant::now();
-    let request = Request { deadline_ms: 200, ..request("hi") };
+    let request = Request {
+        deadline_ms: 200,
+        ..request("hi")
+    };
     let error = answer(&component, request).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::Timeout, "{error:?}");
     assert!(start.elapsed() < Duration::from_secs(2));
@@ -231,12 +264,25 @@ async fn misbehaviour_costs_its_own_request_only() {
     ] {
         let error = answer(&component, request(prompt)).await.unwrap_err();
         assert_eq!(error.kind, ErrorKind::Upstream, "{prompt}: {error:?}");
-        assert_eq!(error.code.as_deref(), Some("plugin_failed"), "{prompt}: {error:?}");
-        assert!(error.detail.clone().unwrap().contains(detail), "{prompt}: {error:?}");
+        assert_eq!(
+            error.code.as_deref(),
+            Some("plugin_failed"),
+            "{prompt}: {error:?}"
+        );
+        assert!(
+            error.detail.clone().unwrap().contains(detail),
+            "{prompt}: {error:?}"
+        );
         assert!(!error.message.contains("wasm"), "{prompt}: {error:?}");
-        assert_eq!(said(&component, "still there?").await.unwrap(), "still there?");
+        assert_eq!(
+            said(&component, "still there?").await.unwrap(),
+            "still there?"
+        );
     }
-    let asleep = Request { deadline_ms: 100, ..request("sleep") };
+    let asleep = Request {
+        deadline_ms: 100,
+        ..request("sleep")
+    };
     let error = answer(&component, asleep).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::Timeout);
     let shouted = answer(&component, request("shout")).await.unwrap_err();
@@ -254,7 +300,10 @@ async fn a_loop_leaves_others_their_turn() {
     let looping = tokio::spawn(async move { answer(&looping, request("loop")).await });
     tokio::task::yield_now().await;
     assert_eq!(said(&component, "hello").await.unwrap(), "hello");
-    assert!(!looping.is_finished(), "the loop ended before anyone else had a turn");
+    assert!(
+        !looping.is_finished(),
+        "the loop ended before anyone else had a turn"
+    );
     assert!(looping.await.unwrap().is_err());
 }
 
@@ -276,7 +325,11 @@ async fn a_plugin_reaches_its_upstream_and_nothing_else() {
     let error = said(&component, "forbidden").await.unwrap_err();
     assert_eq!(error.code.as_deref(), Some("not_granted"), "{error:?}");
     let error = said(&component, "smuggle").await.unwrap_err();
-    assert_eq!(error.code.as_deref(), Some("invalid_upstream_request"), "{error:?}");
+    assert_eq!(
+        error.code.as_deref(),
+        Some("invalid_upstream_request"),
+        "{error:?}"
+    );
     assert!(api.requests.try_recv().is_err());
 
     // a name that leads into the operator's network, at an API of that very name
@@ -290,7 +343,10 @@ async fn the_secret_is_not_told_even_if_the_upstream_repeats_it() {
     let header = format!("x-echo: {SECRET}\r\n");
     let api = Api::answering("200 OK", &header, "fine").await;
     let component = open("misbehave", &api.url).await;
-    assert_eq!(said(&component, "fetch").await.unwrap(), r#"200 ["content-length"] fine"#);
+    assert_eq!(
+        said(&component, "fetch").await.unwrap(),
+        r#"200 ["content-length"] fine"#
+    );
 
     let api = Api::answering("401 No", "", &format!("wrong key {SECRET}")).await;
     for plugin in ["misbehave", "lawgent-thinking"] {
@@ -303,15 +359,32 @@ async fn the_secret_is_not_told_even_if_the_upstream_repeats_it() {
 
 #[tokio::test]
 async fn a_file_that_is_no_plugin_says_why() {
-    let reason = async |spec| Component::open(&runtime(), spec).await.unwrap_err().to_string();
+    let reason = async |spec| {
+        Component::open(&runtime(), spec)
+            .await
+            .unwrap_err()
+            .to_string()
+    };
 
-    let missing = Spec { path: "no/such.wasm".into(), ..spec("misbehave", None) };
+    let missing = Spec {
+        path: "no/such.wasm".into(),
+        ..spec("misbehave", None)
+    };
     assert!(reason(missing).await.contains("cannot read it"));
-    let text = Spec { path: "Cargo.toml".into(), ..spec("misbehave", None) };
+    let text = Spec {
+        path: "Cargo.toml".into(),
+        ..spec("misbehave", None)
+    };
     assert!(reason(text).await.contains("not a WebAssembly component"));
     let offline = reason(spec("lawgent-thinking", None)).await;
-    assert!(offline.contains("wasi:http") && offline.contains("no api_url"), "{offline}");
-    let unset = Spec { settings: Settings::default(), ..spec("lawgent-thinking", Some("http://a")) };
+    assert!(
+        offline.contains("wasi:http") && offline.contains("no api_url"),
+        "{offline}"
+    );
+    let unset = Spec {
+        settings: Settings::default(),
+        ..spec("lawgent-thinking", Some("http://a"))
+    };
     assert!(reason(unset).await.contains("setting api_url is missing"));
 
     let exports = |exports: &[&str]| super::check_exports(exports).unwrap_err();

@@ -14,11 +14,9 @@ use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use plugin_sdk::{
-    Backend, Completion as _, Error, ErrorKind, Event, PluginInfo, Request, Settings, TokenEstimate,
-};
+use plugin_sdk::{Backend, Error, ErrorKind, Event, PluginInfo, Request, Settings, TokenEstimate};
 use tokio::sync::{mpsc, oneshot};
 
 use queue::{Queue, Waiting};
@@ -41,11 +39,13 @@ pub struct Options {
     pub queue: usize,
 }
 
+type Estimate = dyn Fn(&Request) -> Result<TokenEstimate, Error> + Send + Sync;
+
 /// A loaded plugin and its threads, which end when it is dropped and the
 /// running completions are done.
 pub struct Native {
     info: PluginInfo,
-    estimate: Arc<dyn Fn(&Request) -> Result<TokenEstimate, Error> + Send + Sync>,
+    estimate: Arc<Estimate>,
     queue: Arc<Queue<Job>>,
 }
 
@@ -53,15 +53,14 @@ pub struct Native {
 #[derive(Debug)]
 pub struct Completion {
     events: mpsc::Receiver<Result<Vec<Event>, Error>>,
-    queued: Duration,
 }
 
 /// A request on its way to a worker.
 struct Job {
     request: Request,
-    /// Answered once, with the wait in the queue, when the plugin accepted or
-    /// refused the request; closed when nobody waits for it any more.
-    accepted: oneshot::Sender<Result<Duration, Error>>,
+    /// Answered once, when the plugin accepted or refused the request; closed
+    /// when nobody waits for it any more.
+    accepted: oneshot::Sender<Result<(), Error>>,
     events: mpsc::Sender<Result<Vec<Event>, Error>>,
     queued: Instant,
 }
@@ -182,10 +181,10 @@ impl Native {
             error.retry_after_ms = Some(u32::try_from(wait.as_millis()).unwrap_or(u32::MAX));
             error
         })?;
-        let queued = acceptance
+        acceptance
             .await
             .map_err(|_| failed(&"its thread ended"))??;
-        Ok(Completion { events, queued })
+        Ok(Completion { events })
     }
 }
 
@@ -217,11 +216,6 @@ impl Completion {
             .await
             .unwrap_or_else(|| Err(Error::new(ErrorKind::Internal, ended)))
     }
-
-    /// How long the request waited for a worker thread.
-    pub fn queued(&self) -> Duration {
-        self.queued
-    }
 }
 
 /// Runs one request to its end, the plugin's panics included.
@@ -249,7 +243,7 @@ fn work<B: Backend>(backend: &B, model: &str, job: Job) {
                 return;
             }
         };
-        if answer(&mut accepted, Ok(waited)) {
+        if answer(&mut accepted, Ok(())) {
             report(completion, &events);
         }
     }));
@@ -265,8 +259,8 @@ fn work<B: Backend>(backend: &B, model: &str, job: Job) {
 
 /// Whether this was the first answer and somebody got it.
 fn answer(
-    accepted: &mut Option<oneshot::Sender<Result<Duration, Error>>>,
-    outcome: Result<Duration, Error>,
+    accepted: &mut Option<oneshot::Sender<Result<(), Error>>>,
+    outcome: Result<(), Error>,
 ) -> bool {
     accepted
         .take()

@@ -33,7 +33,12 @@ struct Affine {
 }
 
 impl Affine {
-    fn load(weights: &Weights<'_>, name: &str, from: usize, to: usize) -> std::result::Result<Self, Refusal> {
+    fn load(
+        weights: &Weights<'_>,
+        name: &str,
+        from: usize,
+        to: usize,
+    ) -> std::result::Result<Self, Refusal> {
         Ok(Self {
             weight: weights.get(&format!("{name}.weight"), &[from, to])?,
             bias: weights.get(&format!("{name}.bias"), &[to])?,
@@ -51,7 +56,11 @@ impl Affine {
 }
 
 /// The layer norm called `name`.
-pub(super) fn norm(config: &Config, weights: &Weights<'_>, name: &str) -> std::result::Result<LayerNorm, Refusal> {
+pub(super) fn norm(
+    config: &Config,
+    weights: &Weights<'_>,
+    name: &str,
+) -> std::result::Result<LayerNorm, Refusal> {
     let shape = [config.width()];
     Ok(LayerNorm::new(
         weights.get(&format!("{name}.weight"), &shape)?,
@@ -67,9 +76,8 @@ impl Block {
         layer: usize,
     ) -> std::result::Result<Self, Refusal> {
         let (width, inner) = (config.width(), config.inner());
-        let affine = |name: &str, from, to| {
-            Affine::load(weights, &format!("h.{layer}.{name}"), from, to)
-        };
+        let affine =
+            |name: &str, from, to| Affine::load(weights, &format!("h.{layer}.{name}"), from, to);
         let norm = |name: &str| norm(config, weights, &format!("h.{layer}.{name}"));
         Ok(Self {
             attention_norm: norm("ln_1")?,
@@ -122,7 +130,12 @@ impl Block {
             .qkv
             .forward(x)?
             .reshape((len, 3, self.heads, width / self.heads))?;
-        let part = |index| qkv.narrow(1, index, 1)?.squeeze(1)?.transpose(0, 1)?.contiguous();
+        let part = |index| {
+            qkv.narrow(1, index, 1)?
+                .squeeze(1)?
+                .transpose(0, 1)?
+                .contiguous()
+        };
         let (k, v) = cache.append(layer, &part(1)?, &part(2)?)?;
 
         // [heads, t, past + t]

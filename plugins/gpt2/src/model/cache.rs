@@ -29,11 +29,6 @@ impl Cache {
         self.layers.first().map_or(0, KvCache::current_seq_len)
     }
 
-    /// Whether nothing is held yet.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
     /// Positions it can still take.
     pub fn room(&self) -> usize {
         self.capacity - self.len()
@@ -41,7 +36,12 @@ impl Cache {
 
     /// Adds keys and values, each `[n_head, t, n_embd / n_head]` and contiguous,
     /// and returns those of all positions, this layer's.
-    pub(super) fn append(&mut self, layer: usize, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)> {
+    pub(super) fn append(
+        &mut self,
+        layer: usize,
+        k: &Tensor,
+        v: &Tensor,
+    ) -> Result<(Tensor, Tensor)> {
         self.layers[layer].append(k, v)
     }
 }

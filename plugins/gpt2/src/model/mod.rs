@@ -41,7 +41,10 @@ pub struct Model {
 impl Model {
     /// Takes the tensors the configuration asks for. What else the file holds,
     /// such as the masks that old checkpoints have (`attn.bias`), is ignored.
-    pub(crate) fn load(config: &Config, weights: &Weights<'_>) -> std::result::Result<Self, Refusal> {
+    pub(crate) fn load(
+        config: &Config,
+        weights: &Weights<'_>,
+    ) -> std::result::Result<Self, Refusal> {
         let (vocab, width) = (config.vocab(), config.width());
         let tokens = weights.get("wte.weight", &[vocab, width])?;
         let head = if config.tie_word_embeddings {
@@ -95,6 +98,7 @@ impl Model {
     ///
     /// # Errors
     /// As [`Model::next_logits`].
+    #[cfg(test)]
     pub fn all_logits(&self, tokens: &[u32], cache: &mut Cache) -> Result<Tensor> {
         self.logits(&self.run(tokens, cache)?)
     }

@@ -25,11 +25,39 @@ use crate::checkpoint::{FILES, Refusal};
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long a download may stand still.
 const STALL: Duration = Duration::from_secs(60);
+/// Bytes of one request.
+const CHUNK: usize = 10_000_000;
 /// A line in the log for each of these of a download.
 const STEP_PERCENT: u64 = 10;
 
+/// Where the hub is.
+pub(crate) struct Hub {
+    /// A mirror, where it is not the hub itself.
+    pub(crate) endpoint: Option<String>,
+    /// Opens private models.
+    pub(crate) token: Option<String>,
+    /// Bytes of one request; what a cut connection loses at most.
+    pub(crate) chunk: usize,
+}
+
+impl Hub {
+    /// As the environment says: `HF_ENDPOINT`, `HF_TOKEN`.
+    pub(crate) fn from_env() -> Self {
+        Self {
+            endpoint: variable("HF_ENDPOINT"),
+            token: variable("HF_TOKEN"),
+            chunk: CHUNK,
+        }
+    }
+}
+
 /// The folder of a model's files, fetched if they are not in the cache.
-pub(super) fn fetch(id: &str, revision: &str, cache: Option<&str>) -> Result<PathBuf, Refusal> {
+pub(crate) fn fetch(
+    hub: &Hub,
+    id: &str,
+    revision: &str,
+    cache: Option<&str>,
+) -> Result<PathBuf, Refusal> {
     let cache = match cache {
         // the links in the cache are relative between absolute paths
         Some(folder) => Cache::new(std::path::absolute(folder).map_err(refusal)?),
@@ -41,14 +69,20 @@ pub(super) fn fetch(id: &str, revision: &str, cache: Option<&str>) -> Result<Pat
     if let Some(folder) = paths.iter().flatten().next().and_then(|path| path.parent()) {
         return Ok(folder.to_owned());
     }
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    runtime.map_err(refusal)?.block_on(download(cache, repo))
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    runtime
+        .map_err(refusal)?
+        .block_on(download(hub, cache, repo))
 }
 
-async fn download(cache: Cache, repo: Repo) -> Result<PathBuf, Refusal> {
-    let token = variable("HF_TOKEN").or_else(|| cache.token());
-    let mut builder = ApiBuilder::from_cache(cache).with_token(token);
-    if let Some(endpoint) = variable("HF_ENDPOINT") {
+async fn download(hub: &Hub, cache: Cache, repo: Repo) -> Result<PathBuf, Refusal> {
+    let token = hub.token.clone().or_else(|| cache.token());
+    let mut builder = ApiBuilder::from_cache(cache)
+        .with_token(token)
+        .with_chunk_size(Some(hub.chunk));
+    if let Some(endpoint) = &hub.endpoint {
         builder = builder.with_endpoint(endpoint.trim_end_matches('/').to_owned());
     }
     let api = builder.build().map_err(refusal)?;
@@ -103,7 +137,11 @@ struct Display {
 impl Display {
     fn new() -> Self {
         let bar = std::io::stderr().is_terminal().then(|| ProgressBar::new(0));
-        Self { moved: Arc::default(), size: 0, bar }
+        Self {
+            moved: Arc::default(),
+            size: 0,
+            bar,
+        }
     }
 }
 
@@ -140,7 +178,11 @@ impl Progress for Display {
 fn verify(file: &'static str, path: &Path) -> Result<(), Refusal> {
     let failed = |error: std::io::Error| Refusal::file(file, error);
     let blob = path.canonicalize().map_err(failed)?;
-    let etag = blob.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let etag = blob
+        .file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned();
     let bytes = std::fs::read(&blob).map_err(failed)?;
     let sum = match etag.len() {
         64 => hex(&Sha256::digest(&bytes)),
@@ -157,7 +199,10 @@ fn verify(file: &'static str, path: &Path) -> Result<(), Refusal> {
     }
     std::fs::remove_file(path).map_err(failed)?;
     std::fs::remove_file(&blob).map_err(failed)?;
-    Err(Refusal::file(file, format!("damaged on its way: its checksum is {sum}, not {etag}")))
+    Err(Refusal::file(
+        file,
+        format!("damaged on its way: its checksum is {sum}, not {etag}"),
+    ))
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -182,7 +227,10 @@ fn refusal(error: impl std::fmt::Display) -> Refusal {
     Refusal::Source(error.to_string())
 }
 
-#[expect(clippy::disallowed_methods, reason = "the variables of the hub's own tools")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the variables of the hub's own tools"
+)]
 fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }

@@ -1,6 +1,6 @@
 //! Where a checkpoint comes from.
 
-mod hub;
+pub(crate) mod hub;
 
 use std::borrow::Cow;
 use std::fmt;
@@ -53,7 +53,10 @@ impl Source {
             Err(_) => vec![setting.to_owned()],
         };
         if texts.is_empty() {
-            return Err(Error::new(ErrorKind::InvalidRequest, "model_path lists no source"));
+            return Err(Error::new(
+                ErrorKind::InvalidRequest,
+                "model_path lists no source",
+            ));
         }
         texts.iter().map(|text| Self::parse(text)).collect()
     }
@@ -63,7 +66,8 @@ impl Source {
             return Ok(Self::Embedded);
         }
         let path = Path::new(text);
-        if path.is_absolute() || text.starts_with("./") || text.starts_with("../") || path.is_dir() {
+        if path.is_absolute() || text.starts_with("./") || text.starts_with("../") || path.is_dir()
+        {
             return Ok(Self::Folder(path.to_owned()));
         }
         let (id, revision) = text.split_once('@').unwrap_or((text, "main"));
@@ -71,25 +75,40 @@ impl Source {
             let is_plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
             !part.is_empty() && !part.starts_with('.') && part.chars().all(is_plain)
         };
-        let is_id = id.split_once('/').is_some_and(|(owner, name)| is_part(owner) && is_part(name));
+        let is_id = id
+            .split_once('/')
+            .is_some_and(|(owner, name)| is_part(owner) && is_part(name));
         let is_revision = revision.split('/').all(is_part);
         if is_id && is_revision {
-            return Ok(Self::Hub { id: id.to_owned(), revision: revision.to_owned() });
+            return Ok(Self::Hub {
+                id: id.to_owned(),
+                revision: revision.to_owned(),
+            });
         }
         Err(Error::new(
             ErrorKind::InvalidRequest,
-            format!("model_path {text:?} is no folder, no hub id (owner/name) and not \"embedded\""),
+            format!(
+                "model_path {text:?} is no folder, no hub id (owner/name) and not \"embedded\""
+            ),
         ))
     }
 
     /// Loads the model; returns it with the name of what was loaded.
-    pub(crate) fn load(&self, cache: Option<&str>, dtype: DType) -> Result<(Loaded, String), Refusal> {
+    pub(crate) fn load(
+        &self,
+        cache: Option<&str>,
+        dtype: DType,
+    ) -> Result<(Loaded, String), Refusal> {
         match self {
             Self::Embedded => Ok((EMBEDDED.load(dtype)?, self.to_string())),
             Self::Folder(folder) => Ok((read(folder)?.load(dtype)?, self.to_string())),
             Self::Hub { id, revision } => {
-                let snapshot = hub::fetch(id, revision, cache)?;
-                let commit = snapshot.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                let snapshot = hub::fetch(&hub::Hub::from_env(), id, revision, cache)?;
+                let commit = snapshot
+                    .file_name()
+                    .unwrap_or_default()
+                    .to_string_lossy()
+                    .into_owned();
                 Ok((read(&snapshot)?.load(dtype)?, format!("{id}@{commit}")))
             }
         }

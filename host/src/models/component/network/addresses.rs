@@ -23,8 +23,9 @@ impl Resolve for PublicAddresses {
         let exempt = self.exempt == Some(name.as_str());
         Box::pin(async move {
             let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
-            let allowed: Vec<SocketAddr> =
-                found.filter(|address| exempt || is_public(address.ip())).collect();
+            let allowed: Vec<SocketAddr> = found
+                .filter(|address| exempt || is_public(address.ip()))
+                .collect();
             if allowed.is_empty() {
                 return Err(Prohibited(name.as_str().to_owned()).into());
             }
@@ -78,14 +79,39 @@ mod tests {
     #[test]
     fn private_addresses_are_known() {
         for private in [
-            "0.0.0.0", "10.1.2.3", "100.64.0.1", "127.0.0.1", "169.254.169.254", "172.16.0.1",
-            "192.0.0.8", "192.168.1.1", "198.18.0.1", "203.0.113.1", "224.0.0.1", "255.255.255.255",
-            "::", "::1", "::ffff:10.0.0.1", "64:ff9b::7f00:1", "2001::1", "2001:db8::1", "2002::1",
-            "fc00::1", "fd12::1", "fe80::1", "ff02::1",
+            "0.0.0.0",
+            "10.1.2.3",
+            "100.64.0.1",
+            "127.0.0.1",
+            "169.254.169.254",
+            "172.16.0.1",
+            "192.0.0.8",
+            "192.168.1.1",
+            "198.18.0.1",
+            "203.0.113.1",
+            "224.0.0.1",
+            "255.255.255.255",
+            "::",
+            "::1",
+            "::ffff:10.0.0.1",
+            "64:ff9b::7f00:1",
+            "2001::1",
+            "2001:db8::1",
+            "2002::1",
+            "fc00::1",
+            "fd12::1",
+            "fe80::1",
+            "ff02::1",
         ] {
             assert!(!is_public(private.parse().unwrap()), "{private}");
         }
-        for public in ["1.1.1.1", "100.128.0.1", "172.32.0.1", "2606:4700::1111", "::ffff:8.8.8.8"] {
+        for public in [
+            "1.1.1.1",
+            "100.128.0.1",
+            "172.32.0.1",
+            "2606:4700::1111",
+            "::ffff:8.8.8.8",
+        ] {
             assert!(is_public(public.parse().unwrap()), "{public}");
         }
     }

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream;
-use http_body_util::{BodyExt, StreamBody};
 use http_body::Frame;
+use http_body_util::{BodyExt, StreamBody};
 use secrecy::{ExposeSecret, SecretString};
 use tokio::time::timeout;
 use wasmtime_wasi_http::{Error, WasiBody};
@@ -28,7 +28,14 @@ pub(super) fn limited(
     secret: Option<SecretString>,
     patience: impl Fn() -> Duration + Send + 'static,
 ) -> WasiBody {
-    let reading = Reading { response, left: limit, limit, secret, tail: Vec::new(), patience };
+    let reading = Reading {
+        response,
+        left: limit,
+        limit,
+        secret,
+        tail: Vec::new(),
+        patience,
+    };
     StreamBody::new(stream::try_unfold(reading, async |mut reading| {
         let piece = reading.piece().await?;
         Ok(piece.map(|piece| (Frame::data(piece), reading)))
@@ -42,7 +49,11 @@ impl<W: Fn() -> Duration> Reading<W> {
             .await
             .map_err(|_| Error::ConnectionReadTimeout)?
             .map_err(|error| {
-                if error.is_timeout() { Error::ConnectionReadTimeout } else { Error::HttpResponseIncomplete }
+                if error.is_timeout() {
+                    Error::ConnectionReadTimeout
+                } else {
+                    Error::HttpResponseIncomplete
+                }
             })?;
         let Some(piece) = piece else {
             return Ok(None);
@@ -62,7 +73,9 @@ impl<W: Fn() -> Duration> Reading<W> {
         let secret = secret.expose_secret().as_bytes();
         self.tail.extend_from_slice(piece);
         if contains(&self.tail, secret) {
-            return Err(Error::InternalError(Some("the upstream repeats the secret".to_owned())));
+            return Err(Error::InternalError(Some(
+                "the upstream repeats the secret".to_owned(),
+            )));
         }
         let keep = secret.len().saturating_sub(1);
         self.tail.drain(..self.tail.len().saturating_sub(keep));

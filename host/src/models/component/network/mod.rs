@@ -102,7 +102,13 @@ impl Gate {
             .user_agent(concat!("model-host/", env!("CARGO_PKG_VERSION")))
             .build()
             .map_err(|error| format!("no HTTP client: {error}"))?;
-        Ok(Self { model, upstream, authorization, client, limits })
+        Ok(Self {
+            model,
+            upstream,
+            authorization,
+            client,
+            limits,
+        })
     }
 
     async fn send(
@@ -120,7 +126,9 @@ impl Gate {
         if let Some(authorization) = &self.authorization {
             headers.insert(header::AUTHORIZATION, authorization.clone());
         }
-        let body = Limited::new(body, self.limits.request_bytes).collect().await;
+        let body = Limited::new(body, self.limits.request_bytes)
+            .collect()
+            .await;
         let body = body
             .map_err(|_| Error::HttpRequestBodySize(u64::try_from(self.limits.request_bytes).ok()))?
             .to_bytes();
@@ -159,13 +167,21 @@ impl Gate {
             return Ok(url);
         }
         let host = url.host_str();
-        tracing::warn!(model = &*self.model, host, "plugin asked for a host it is not granted");
+        tracing::warn!(
+            model = &*self.model,
+            host,
+            "plugin asked for a host it is not granted"
+        );
         Err(Error::HttpRequestDenied)
     }
 
     /// An upstream that repeats the secret does not tell it to the component.
     fn readable(&self, headers: &HeaderMap) -> HeaderMap {
-        let secret = self.upstream.secret.as_ref().map(ExposeSecret::expose_secret);
+        let secret = self
+            .upstream
+            .secret
+            .as_ref()
+            .map(ExposeSecret::expose_secret);
         let is_telling = |value: &HeaderValue| {
             secret.is_some_and(|secret| body::contains(value.as_bytes(), secret.as_bytes()))
         };
@@ -215,7 +231,8 @@ pub(super) struct Network {
 
 /// What follows a response: nothing, the client sees to its connection itself.
 type Connection = Box<dyn Future<Output = Result<(), Error>> + Send>;
-type Sending = Box<dyn Future<Output = Result<(http::Response<WasiBody>, Connection), Error>> + Send>;
+type Sending =
+    Box<dyn Future<Output = Result<(http::Response<WasiBody>, Connection), Error>> + Send>;
 
 impl WasiHttpHooks for Network {
     fn send_request(

@@ -52,8 +52,16 @@ impl From<sdk::Part> for wit::Part {
 
 impl From<sdk::ToolCall> for wit::ToolCall {
     fn from(call: sdk::ToolCall) -> Self {
-        let sdk::ToolCall { id, name, arguments } = call;
-        Self { id, name, arguments }
+        let sdk::ToolCall {
+            id,
+            name,
+            arguments,
+        } = call;
+        Self {
+            id,
+            name,
+            arguments,
+        }
     }
 }
 
@@ -71,8 +79,16 @@ impl From<sdk::Message> for wit::Message {
 
 impl From<sdk::Tool> for wit::Tool {
     fn from(tool: sdk::Tool) -> Self {
-        let sdk::Tool { name, description, parameters } = tool;
-        Self { name, description, parameters }
+        let sdk::Tool {
+            name,
+            description,
+            parameters,
+        } = tool;
+        Self {
+            name,
+            description,
+            parameters,
+        }
     }
 }
 
@@ -118,8 +134,16 @@ impl From<wit::Extension> for sdk::Extension {
 
 impl From<wit::ToolCall> for sdk::ToolCall {
     fn from(call: wit::ToolCall) -> Self {
-        let wit::ToolCall { id, name, arguments } = call;
-        Self { id, name, arguments }
+        let wit::ToolCall {
+            id,
+            name,
+            arguments,
+        } = call;
+        Self {
+            id,
+            name,
+            arguments,
+        }
     }
 }
 

@@ -1,0 +1,183 @@
+//! Downloads from a local server that speaks the hub's paths.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::{Arc, Mutex};
+
+use sha2::{Digest, Sha256};
+
+use super::fixture;
+use crate::source::hub::{Hub, fetch};
+
+const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+
+/// A hub with one model, `owner/model`.
+struct FakeHub {
+    endpoint: String,
+    /// Paths asked for, with their ranges.
+    asked: Arc<Mutex<Vec<String>>>,
+    fault: Arc<Mutex<Option<Fault>>>,
+}
+
+/// What goes wrong with the weights.
+#[derive(Clone, Copy, PartialEq)]
+enum Fault {
+    /// Other bytes than the checksum says.
+    Damaged,
+    /// The connection ends after the first piece, once.
+    CutOnce,
+}
+
+impl FakeHub {
+    fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        let this = Self {
+            endpoint,
+            asked: Arc::default(),
+            fault: Arc::default(),
+        };
+        let (asked, fault) = (Arc::clone(&this.asked), Arc::clone(&this.fault));
+        std::thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                serve(stream, &asked, &fault);
+            }
+        });
+        this
+    }
+
+    fn hub(&self) -> Hub {
+        Hub {
+            endpoint: Some(self.endpoint.clone()),
+            token: None,
+            chunk: 100_000,
+        }
+    }
+}
+
+/// Answers one request and closes the connection.
+fn serve(mut stream: TcpStream, asked: &Mutex<Vec<String>>, fault: &Mutex<Option<Fault>>) {
+    let mut lines = BufReader::new(stream.try_clone().unwrap())
+        .lines()
+        .map_while(Result::ok);
+    let Some(first) = lines.next() else { return };
+    let range = lines
+        .take_while(|line| !line.is_empty())
+        .filter_map(|line| {
+            line.to_ascii_lowercase()
+                .strip_prefix("range: bytes=")
+                .map(str::to_owned)
+        })
+        .last()
+        .unwrap_or_default();
+    let path = first.split(' ').nth(1).unwrap_or_default();
+    asked.lock().unwrap().push(format!("{path} {range}"));
+    let file = path
+        .strip_prefix("/owner/model/resolve/main/")
+        .unwrap_or_default();
+    let Ok(mut bytes) = std::fs::read(fixture("plain").join(file)) else {
+        write!(
+            stream,
+            "HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+        )
+        .ok();
+        return;
+    };
+    let etag: String = Sha256::digest(&bytes)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    let mut ends = range.split('-').map(|end| end.parse::<usize>().unwrap());
+    let (start, stop) = (
+        ends.next().unwrap(),
+        ends.next().unwrap().min(bytes.len() - 1),
+    );
+    let size = bytes.len();
+    let is_weights = file == "model.safetensors";
+    let mut fault = fault.lock().unwrap();
+    if is_weights && *fault == Some(Fault::Damaged) {
+        bytes[1000] ^= 1;
+    }
+    let mut piece = &bytes[start..=stop];
+    let length = piece.len();
+    if is_weights && *fault == Some(Fault::CutOnce) && start > 0 {
+        piece = &piece[..length / 2];
+        *fault = None;
+    }
+    write!(
+        stream,
+        "HTTP/1.1 206 Partial Content\r\netag: \"{etag}\"\r\nx-repo-commit: {COMMIT}\r\n\
+         content-range: bytes {start}-{stop}/{size}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n"
+    )
+    .ok();
+    stream.write_all(piece).ok();
+}
+
+#[test]
+fn a_model_is_fetched_into_the_hubs_cache_once() {
+    let (server, cache) = (FakeHub::start(), tempfile::tempdir().unwrap());
+    let folder = fetch(&server.hub(), "owner/model", "main", cache.path().to_str()).unwrap();
+    assert!(
+        folder.ends_with(format!("models--owner--model/snapshots/{COMMIT}")),
+        "{}",
+        folder.display()
+    );
+    for file in ["config.json", "model.safetensors", "tokenizer.json"] {
+        let got = std::fs::read(folder.join(file)).unwrap();
+        assert_eq!(
+            got,
+            std::fs::read(fixture("plain").join(file)).unwrap(),
+            "{file}"
+        );
+    }
+    let asked = server.asked.lock().unwrap().len();
+    fetch(&server.hub(), "owner/model", "main", cache.path().to_str()).unwrap();
+    assert_eq!(
+        server.asked.lock().unwrap().len(),
+        asked,
+        "the cache serves"
+    );
+}
+
+#[test]
+fn a_download_goes_on_where_it_was_cut_off() {
+    let (server, cache) = (FakeHub::start(), tempfile::tempdir().unwrap());
+    *server.fault.lock().unwrap() = Some(Fault::CutOnce);
+    fetch(&server.hub(), "owner/model", "main", cache.path().to_str()).unwrap_err();
+    server.asked.lock().unwrap().clear();
+    fetch(&server.hub(), "owner/model", "main", cache.path().to_str()).unwrap();
+    let asked = server.asked.lock().unwrap();
+    let pieces: Vec<_> = asked
+        .iter()
+        .filter(|path| path.contains("model.safetensors"))
+        .collect();
+    assert!(
+        !pieces.iter().any(|path| path.ends_with(" 0-99999")),
+        "from the start: {pieces:?}"
+    );
+}
+
+#[test]
+fn damaged_weights_are_refused_and_fetched_anew() {
+    let (server, cache) = (FakeHub::start(), tempfile::tempdir().unwrap());
+    *server.fault.lock().unwrap() = Some(Fault::Damaged);
+    let refusal = fetch(&server.hub(), "owner/model", "main", cache.path().to_str()).unwrap_err();
+    assert!(refusal.to_string().contains("checksum"), "{refusal}");
+    *server.fault.lock().unwrap() = None;
+    fetch(&server.hub(), "owner/model", "main", cache.path().to_str()).unwrap();
+}
+
+#[test]
+fn a_hub_that_is_not_there_or_has_no_such_model_says_so_soon() {
+    let cache = tempfile::tempdir().unwrap();
+    let nowhere = Hub {
+        endpoint: Some("http://127.0.0.1:1".to_owned()),
+        token: None,
+        chunk: 100_000,
+    };
+    let refusal = fetch(&nowhere, "owner/model", "main", cache.path().to_str()).unwrap_err();
+    assert!(refusal.to_string().contains("refused"), "{refusal}");
+    let server = FakeHub::start();
+    let refusal = fetch(&server.hub(), "owner/other", "main", cache.path().to_str()).unwrap_err();
+    assert!(refusal.to_string().contains("404"), "{refusal}");
+}

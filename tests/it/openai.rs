@@ -1,0 +1,195 @@
+//! `/v1/completions` and `/v1/models`, as OpenAI's SDKs call them.
+
+use serde_json::{Value, json};
+
+use crate::harness::{Act, Client, GPT2, Host, Upstream, lawgent};
+
+/// The server with both models, and a customer who sends its key as SDKs do.
+async fn both() -> (Host, Upstream, Client) {
+    let upstream = Upstream::start(Act::Answer(" and so it was.")).await;
+    let config = format!("{GPT2}{}", lawgent(upstream.url()));
+    let host = Host::builder().config(config).start().await.ready().await;
+    let customer = host.customer().await;
+    let bearer = customer.with_header("authorization", format!("Bearer {}", customer.key()));
+    (host, upstream, bearer)
+}
+
+#[tokio::test]
+async fn completions_have_openais_shape_for_either_kind_of_plugin() {
+    let (_host, _upstream, customer) = both().await;
+    for model in ["gpt2", "lawgent-thinking"] {
+        let body = json!({ "model": model, "prompt": "Once upon a time", "max_tokens": 5, "temperature": 0 });
+        let reply = customer.post("/v1/completions", body).await;
+        assert_eq!(reply.header("x-ratelimit-limit-requests"), "100000");
+        let answer = reply.expect(200);
+        assert_eq!(
+            (&answer["object"], &answer["model"]),
+            (&json!("text_completion"), &json!(model))
+        );
+        assert!(
+            answer["id"]
+                .as_str()
+                .is_some_and(|id| id.starts_with("cmpl-")),
+            "{answer}"
+        );
+        assert!(answer["created"].is_i64(), "{answer}");
+        let choice = &answer["choices"][0];
+        assert!(
+            choice["text"].is_string() && choice["finish_reason"].is_string(),
+            "{answer}"
+        );
+        assert_eq!(
+            (&choice["index"], &choice["logprobs"]),
+            (&json!(0), &Value::Null)
+        );
+        let count = |field: &str| answer["usage"][field].as_i64().expect("an integer");
+        assert_eq!(
+            count("total_tokens"),
+            count("prompt_tokens") + count("completion_tokens")
+        );
+        assert!(count("completion_tokens") <= 5);
+    }
+}
+
+#[tokio::test]
+async fn both_endpoints_give_the_same_continuation() {
+    let (_host, _upstream, customer) = both().await;
+    let body = json!({ "model": "gpt2", "prompt": ["Once upon a time"], "max_tokens": 9, "temperature": 0 });
+    let theirs = customer.post("/v1/completions", body).await.expect(200);
+    let body =
+        json!({ "model_id": 1, "text": "Once upon a time", "max_new_tokens": 9, "temperature": 0 });
+    let ours = customer.post("/generate", body).await.expect(200);
+    assert_eq!(theirs["choices"][0]["text"], ours["response"]);
+    assert_eq!(theirs["usage"]["total_tokens"], ours["tokens_used"]);
+}
+
+#[tokio::test]
+async fn sixteen_tokens_are_generated_where_the_request_does_not_say() {
+    let (_host, upstream, customer) = both().await;
+    let body = json!({ "model": "lawgent-thinking", "prompt": "Once" });
+    customer.post("/v1/completions", body).await.expect(200);
+    assert_eq!(upstream.seen()[0].body["max_tokens"], 16);
+}
+
+#[tokio::test]
+async fn fields_at_their_defaults_and_fields_that_change_nothing_are_taken() {
+    let (_host, _upstream, customer) = both().await;
+    let body = json!({
+        "model": "gpt2", "prompt": "Once", "max_tokens": 1, "n": 1, "best_of": 1, "echo": false,
+        "stream": false, "suffix": "", "logit_bias": {}, "stop": null, "frequency_penalty": 0,
+        "presence_penalty": 0, "user": "somebody", "stream_options": null,
+    });
+    customer.post("/v1/completions", body).await.expect(200);
+}
+
+#[tokio::test]
+async fn what_would_change_the_answer_and_is_not_there_is_refused() {
+    let (_host, _upstream, customer) = both().await;
+    for (field, value) in [
+        ("n", json!(2)),
+        ("best_of", json!(3)),
+        ("stream", json!(true)),
+        ("echo", json!(true)),
+        ("logprobs", json!(1)),
+        ("suffix", json!("end")),
+        ("logit_bias", json!({ "50256": -100 })),
+        ("prompt", json!(["one", "two"])),
+        ("prompt", json!([])),
+    ] {
+        let mut body = json!({ "model": "gpt2", "prompt": "Once" });
+        body[field] = value.clone();
+        let reply = customer.post("/v1/completions", body).await;
+        assert_eq!(
+            reply.body["error"]["param"], field,
+            "{field} = {value}: {}",
+            reply.body
+        );
+        assert_eq!(reply.body["error"]["type"], "invalid_request_error");
+        assert_eq!(reply.expect_error(422), "unsupported");
+    }
+}
+
+#[tokio::test]
+async fn errors_have_openais_fields_and_names() {
+    let (host, _upstream, customer) = both().await;
+    for (body, status, kind, param) in [
+        (
+            json!({ "model": "nothing", "prompt": "Once" }),
+            404,
+            "not_found_error",
+            "model",
+        ),
+        (
+            json!({ "model": "gpt2", "prompt": "" }),
+            422,
+            "invalid_request_error",
+            "prompt",
+        ),
+        (
+            json!({ "model": "gpt2", "prompt": "Once", "max_tokens": 0 }),
+            422,
+            "invalid_request_error",
+            "max_tokens",
+        ),
+        (
+            json!({ "model": "gpt2", "prompt": "Once", "temperature": 3 }),
+            422,
+            "invalid_request_error",
+            "temperature",
+        ),
+        (
+            json!({ "model": "gpt2", "prompt": "x ".repeat(140_000) }),
+            400,
+            "invalid_request_error",
+            "prompt",
+        ),
+    ] {
+        let reply = customer.post("/v1/completions", body).await;
+        let error = reply.body["error"].clone();
+        reply.expect_error(status);
+        assert_eq!(
+            (&error["type"], &error["param"]),
+            (&json!(kind), &json!(param)),
+            "{error}"
+        );
+    }
+    let wrong = host
+        .anyone()
+        .with_header("authorization", "Bearer sk-nobody".into());
+    let reply = wrong
+        .post(
+            "/v1/completions",
+            json!({ "model": "gpt2", "prompt": "Once" }),
+        )
+        .await;
+    assert_eq!(reply.body["error"]["type"], "authentication_error");
+    reply.expect_error(401);
+}
+
+#[tokio::test]
+async fn models_are_listed_for_those_who_may_use_them() {
+    let (host, _upstream, customer) = both().await;
+    let names = |list: &Value| {
+        let data = list["data"].as_array().expect("a list").iter();
+        data.map(|model| model["id"].as_str().expect("a name").to_owned())
+            .collect::<Vec<_>>()
+    };
+    let all = customer.get("/v1/models").await.expect(200);
+    assert_eq!(all["object"], "list");
+    assert_eq!(names(&all), ["gpt2", "lawgent-thinking"]);
+    let one = host.customer_with(json!({ "allowed_models": [1] })).await;
+    assert_eq!(names(&one.get("/v1/models").await.expect(200)), ["gpt2"]);
+    let model = one.get("/v1/models/gpt2").await.expect(200);
+    assert_eq!(
+        (&model["id"], &model["object"]),
+        (&json!("gpt2"), &json!("model"))
+    );
+    for name in ["lawgent-thinking", "nothing"] {
+        assert_eq!(
+            one.get(&format!("/v1/models/{name}"))
+                .await
+                .expect_error(404),
+            "model_not_found"
+        );
+    }
+}

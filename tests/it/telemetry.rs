@@ -1,0 +1,121 @@
+//! Traces and metrics over OTLP, received by a collector of the test.
+
+use std::sync::{Arc, Mutex};
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::http::{HeaderMap, Uri};
+use serde_json::json;
+use tokio::net::TcpListener;
+
+use crate::harness::{Host, eventually};
+
+/// What came, each with its path and type.
+#[derive(Clone, Debug, Default)]
+struct Collector(Arc<Mutex<Vec<(String, String, Bytes)>>>);
+
+impl Collector {
+    async fn start() -> (Self, String) {
+        let this = Self::default();
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let router = Router::new().fallback(receive).with_state(this.clone());
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        (this, format!("http://{address}"))
+    }
+
+    /// Whether all these texts came to this path, as protobuf.
+    fn has(&self, path: &str, texts: &[&str]) -> bool {
+        let came = self.0.lock().expect("no panic");
+        let bodies: Vec<_> = came
+            .iter()
+            .filter(|(to, kind, _)| to == path && kind == "application/x-protobuf")
+            .map(|(_, _, body)| body)
+            .collect();
+        texts.iter().all(|text| bodies.iter().any(|body| contains(body, text)))
+    }
+
+    /// Whether this text came at all.
+    fn tells(&self, text: &str) -> bool {
+        self.0.lock().expect("no panic").iter().any(|(_, _, body)| contains(body, text))
+    }
+}
+
+fn contains(body: &[u8], text: &str) -> bool {
+    body.windows(text.len()).any(|window| window == text.as_bytes())
+}
+
+async fn receive(State(collector): State<Collector>, uri: Uri, headers: HeaderMap, body: Bytes) {
+    let kind = headers.get("content-type").and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+    collector.0.lock().expect("no panic").push((uri.path().to_owned(), kind.to_owned(), body));
+}
+
+#[tokio::test]
+async fn each_request_is_traced_and_measured() {
+    let (collector, url) = Collector::start().await;
+    let host = Host::builder()
+        .env("OTEL_EXPORTER_OTLP_ENDPOINT", url)
+        .env("OTEL_METRIC_EXPORT_INTERVAL", "200")
+        .env("OTEL_BSP_SCHEDULE_DELAY", "200")
+        .start()
+        .await
+        .ready()
+        .await;
+    let customer = host.customer_with(json!({ "rate_limit": 1 })).await;
+    let body = json!({ "text": "nobody's business", "model_id": 1, "max_new_tokens": 2 });
+    let id = customer.post("/generate", body.clone()).await.expect(200)["request_id"].to_string();
+    customer.post("/generate", body).await.expect_error(429);
+    let spans = ["POST /generate", "POST /api/keys", "model-host", "/generate", id.trim_matches('"')];
+    eventually("the spans came", async || collector.has("/v1/traces", &spans)).await;
+    let metrics = [
+        "model_host.requests",
+        "model_host.tokens",
+        "model_host.cost",
+        "model_host.request.duration",
+        "gpt2",
+        "rate_limited",
+    ];
+    eventually("the metrics came", async || collector.has("/v1/metrics", &metrics)).await;
+    assert!(!collector.tells("nobody's business") && !collector.tells(customer.key()));
+}
+
+#[tokio::test]
+async fn what_is_held_back_is_sent_at_the_end() {
+    let (collector, url) = Collector::start().await;
+    let hour = "3600000";
+    let mut host = Host::builder()
+        .env("OTEL_EXPORTER_OTLP_ENDPOINT", url)
+        .env("OTEL_METRIC_EXPORT_INTERVAL", hour)
+        .env("OTEL_BSP_SCHEDULE_DELAY", hour)
+        .start()
+        .await
+        .ready()
+        .await;
+    let body = json!({ "text": "Once", "model_id": 1, "max_new_tokens": 2 });
+    host.customer().await.post("/generate", body).await.expect(200);
+    assert!(!collector.tells("POST /generate") && !collector.tells("model_host.tokens"));
+    host.signal("TERM");
+    assert!(host.wait_exit().await.success());
+    assert!(collector.has("/v1/traces", &["POST /generate"]));
+    assert!(collector.has("/v1/metrics", &["model_host.tokens"]));
+}
+
+#[tokio::test]
+async fn a_collector_that_is_not_there_costs_nothing() {
+    let mut host = Host::builder()
+        .env("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
+        .env("OTEL_METRIC_EXPORT_INTERVAL", "100")
+        .env("OTEL_BSP_SCHEDULE_DELAY", "100")
+        .start()
+        .await
+        .ready()
+        .await;
+    let customer = host.customer().await;
+    for _ in 0..5 {
+        let body = json!({ "text": "Once", "model_id": 1, "max_new_tokens": 2 });
+        customer.post("/generate", body).await.expect(200);
+    }
+    host.signal("TERM");
+    assert!(host.wait_exit().await.success());
+}
