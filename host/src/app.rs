@@ -65,10 +65,6 @@ impl App {
         origin: Origin,
         admin_key: Option<&SecretString>,
     ) -> anyhow::Result<Self> {
-        // a process may start without one; reqwest panics without one
-        rustls::crypto::ring::default_provider()
-            .install_default()
-            .ok();
         let (store, keys) = open(&config, &server).await?;
         if let Some(key) = keys
             .ensure_admin(admin_key)

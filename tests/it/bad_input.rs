@@ -16,7 +16,12 @@ const LIMITS: &str = "[requests]\nmax_body_bytes = 2000\nbody_timeout_ms = 300\n
 
 /// A server that is strict about bodies.
 async fn strict() -> (Host, Client) {
-    let host = Host::builder().config(format!("{LIMITS}{GPT2}")).start().await.ready().await;
+    let host = Host::builder()
+        .config(format!("{LIMITS}{GPT2}"))
+        .start()
+        .await
+        .ready()
+        .await;
     let customer = host.customer().await;
     (host, customer)
 }
@@ -80,7 +85,10 @@ async fn a_body_that_is_not_json_is_refused() {
     let reply = send(&customer, "/generate", Some("application/json"), deep).await;
     assert!(reply.status.is_client_error());
     still_answers(&host, &customer).await;
-    assert_eq!(customer.get("/usage").await.expect(200)["totals"]["requests"], 1);
+    assert_eq!(
+        customer.get("/usage").await.expect(200)["totals"]["requests"],
+        1
+    );
 }
 
 #[tokio::test]
@@ -93,30 +101,72 @@ async fn values_of_wrong_types_and_sizes_are_refused_by_field() {
         (json!({ "text": "Once", "model_id": "1" }), "model_id"),
         (json!({ "text": "Once", "model_id": 1.5 }), "model_id"),
         (json!({ "text": "Once", "model_id": null }), "model_id"),
-        (json!({ "text": "Once", "model_id": 9_223_372_036_854_775_808_u64 }), "model_id"),
-        (json!({ "text": "Once", "model_id": 1, "max_length": 4_294_967_296_u64 }), "max_length"),
-        (json!({ "text": "Once", "model_id": 1, "max_new_tokens": -1 }), "max_new_tokens"),
-        (json!({ "text": "Once", "model_id": 1, "temperature": 1e300 }), "temperature"),
-        (json!({ "text": "Once", "model_id": 1, "temperature": -1e300 }), "temperature"),
-        (json!({ "text": "Once", "model_id": 1, "top_p": -0.0 }), "top_p"),
-        (json!({ "text": "Once", "model_id": 1, "top_k": 1.0 }), "top_k"),
-        (json!({ "text": "Once", "model_id": 1, "seed": 1e20 }), "seed"),
+        (
+            json!({ "text": "Once", "model_id": 9_223_372_036_854_775_808_u64 }),
+            "model_id",
+        ),
+        (
+            json!({ "text": "Once", "model_id": 1, "max_length": 4_294_967_296_u64 }),
+            "max_length",
+        ),
+        (
+            json!({ "text": "Once", "model_id": 1, "max_new_tokens": -1 }),
+            "max_new_tokens",
+        ),
+        (
+            json!({ "text": "Once", "model_id": 1, "temperature": 1e300 }),
+            "temperature",
+        ),
+        (
+            json!({ "text": "Once", "model_id": 1, "temperature": -1e300 }),
+            "temperature",
+        ),
+        (
+            json!({ "text": "Once", "model_id": 1, "top_p": -0.0 }),
+            "top_p",
+        ),
+        (
+            json!({ "text": "Once", "model_id": 1, "top_k": 1.0 }),
+            "top_k",
+        ),
+        (
+            json!({ "text": "Once", "model_id": 1, "seed": 1e20 }),
+            "seed",
+        ),
         (json!({ "text": "Once", "model_id": 1, "stop": 1 }), "stop"),
-        (json!({ "text": "Once", "model_id": 1, "stop": [1] }), "stop"),
-        (json!({ "text": "Once", "model_id": 1, "prompt": "Once" }), "prompt"),
+        (
+            json!({ "text": "Once", "model_id": 1, "stop": [1] }),
+            "stop",
+        ),
+        (
+            json!({ "text": "Once", "model_id": 1, "prompt": "Once" }),
+            "prompt",
+        ),
     ] {
         let reply = customer.post("/generate", body.clone()).await;
         assert_eq!(reply.status, 422, "{body}: {}", reply.body);
-        assert_eq!(reply.body["error"]["param"], param, "{body}: {}", reply.body);
+        assert_eq!(
+            reply.body["error"]["param"], param,
+            "{body}: {}",
+            reply.body
+        );
         assert_eq!(reply.expect_error(422), "invalid_request");
     }
     for body in [json!([]), json!("text"), json!(1), Value::Null, json!(true)] {
-        customer.post("/generate", body.clone()).await.expect_error(422);
-        host.admin().post("/customers", body.clone()).await.expect_error(422);
+        customer
+            .post("/generate", body.clone())
+            .await
+            .expect_error(422);
+        host.admin()
+            .post("/customers", body.clone())
+            .await
+            .expect_error(422);
         host.admin().post("/api/keys", body).await.expect_error(422);
     }
     let twice = r#"{"text": "Once", "text": "Twice", "model_id": 1}"#;
-    send(&customer, "/generate", Some("application/json"), twice).await.expect_error(422);
+    send(&customer, "/generate", Some("application/json"), twice)
+        .await
+        .expect_error(422);
     still_answers(&host, &customer).await;
 }
 
@@ -124,7 +174,9 @@ async fn values_of_wrong_types_and_sizes_are_refused_by_field() {
 async fn models_that_are_not_there_are_refused() {
     let (host, customer) = strict().await;
     for id in [0, -1, 2, i64::MAX, i64::MIN] {
-        let reply = customer.post("/generate", json!({ "text": "Once", "model_id": id })).await;
+        let reply = customer
+            .post("/generate", json!({ "text": "Once", "model_id": id }))
+            .await;
         assert_eq!(reply.body["error"]["param"], "model_id");
         assert_eq!(reply.expect_error(404), "model_not_found", "{id}");
     }
@@ -136,10 +188,22 @@ async fn a_body_that_is_too_large_or_never_ends_is_refused() {
     let (host, customer) = strict().await;
     let large = json!({ "text": "x".repeat(3000), "model_id": 1 });
     let reply = customer.post("/generate", large).await;
-    assert!(reply.body["error"]["message"].as_str().is_some_and(|text| text.contains("2000")), "{}", reply.body);
+    assert!(
+        reply.body["error"]["message"]
+            .as_str()
+            .is_some_and(|text| text.contains("2000")),
+        "{}",
+        reply.body
+    );
     assert_eq!(reply.expect_error(413), "body_too_large");
     let large = json!({ "name": "x".repeat(3000), "email": "a@b.c" });
-    assert_eq!(host.admin().post("/customers", large).await.expect_error(413), "body_too_large");
+    assert_eq!(
+        host.admin()
+            .post("/customers", large)
+            .await
+            .expect_error(413),
+        "body_too_large"
+    );
 
     // one that stops coming, and one that trickles
     let start = Bytes::from_static(b"{\"text\": \"Once\", ");
@@ -155,11 +219,20 @@ async fn a_body_that_is_too_large_or_never_ends_is_refused() {
         let reply = send(&customer, "/generate", Some("application/json"), body).await;
         assert_eq!(reply.expect_error(408), "body_timeout");
     }
-    // one that announces more than comes
-    let request = format!(
-        "POST /generate HTTP/1.1\r\nhost: x\r\nx-api-key: {}\r\ncontent-length: 100\r\n\r\n{{\"text\"",
+    // one that comes without end, in chunks
+    let head = format!(
+        "POST /generate HTTP/1.1\r\nhost: x\r\nx-api-key: {}\r\n",
         customer.key()
     );
+    let chunk = format!("64\r\n{}\r\n", " ".repeat(100));
+    let endless = format!(
+        "{head}transfer-encoding: chunked\r\n\r\n{}",
+        chunk.repeat(30)
+    );
+    let answer = raw(&host, endless.as_bytes()).await;
+    assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
+    // one that announces more than comes
+    let request = format!("{head}content-length: 100\r\n\r\n{{\"text\"");
     let answer = raw(&host, request.as_bytes()).await;
     assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
     still_answers(&host, &customer).await;
@@ -169,7 +242,13 @@ async fn a_body_that_is_too_large_or_never_ends_is_refused() {
 async fn a_body_without_a_key_is_not_read() {
     let (host, _) = strict().await;
     let endless = Body::wrap_stream(stream::pending::<std::io::Result<Bytes>>());
-    let reply = send(&host.anyone(), "/generate", Some("application/json"), endless).await;
+    let reply = send(
+        &host.anyone(),
+        "/generate",
+        Some("application/json"),
+        endless,
+    )
+    .await;
     assert_eq!(reply.expect_error(401), "missing_api_key");
 }
 
@@ -177,11 +256,21 @@ async fn a_body_without_a_key_is_not_read() {
 async fn a_body_of_another_type_is_refused() {
     let (_host, customer) = strict().await;
     let good = r#"{"text": "Once", "model_id": 1, "max_new_tokens": 1}"#;
-    for kind in ["text/plain", "application/x-www-form-urlencoded", "application/jsonp", "", "json"] {
+    for kind in [
+        "text/plain",
+        "application/x-www-form-urlencoded",
+        "application/jsonp",
+        "",
+        "json",
+    ] {
         let reply = send(&customer, "/generate", Some(kind), good).await;
         assert_eq!(reply.expect_error(415), "unsupported_media_type", "{kind}");
     }
-    for kind in [None, Some("application/json; charset=utf-8"), Some("Application/JSON")] {
+    for kind in [
+        None,
+        Some("application/json; charset=utf-8"),
+        Some("Application/JSON"),
+    ] {
         send(&customer, "/generate", kind, good).await.expect(200);
     }
 }
@@ -190,7 +279,15 @@ async fn a_body_of_another_type_is_refused() {
 async fn paths_and_methods_that_are_not_there_are_refused() {
     let (host, customer) = strict().await;
     let admin = host.admin();
-    for path in ["/", "/generate/", "/nothing", "/customers/one", "/api/keys/1.5", "/v1/models/%ff", "/customers/99999999999999999999"] {
+    for path in [
+        "/",
+        "/generate/",
+        "/nothing",
+        "/customers/one",
+        "/api/keys/1.5",
+        "/v1/models/%ff",
+        "/customers/99999999999999999999",
+    ] {
         let reply = admin.get(path).await;
         assert!(!reply.header("x-request-id").is_empty(), "{path}");
         if path != "/" {
@@ -198,7 +295,10 @@ async fn paths_and_methods_that_are_not_there_are_refused() {
         }
     }
     for path in ["/customers/-1", "/customers/9223372036854775807"] {
-        assert_eq!(admin.get(path).await.expect_error(404), "customer_not_found");
+        assert_eq!(
+            admin.get(path).await.expect_error(404),
+            "customer_not_found"
+        );
     }
     for (method, path, allowed) in [
         (Method::GET, "/generate", "POST"),
@@ -209,10 +309,22 @@ async fn paths_and_methods_that_are_not_there_are_refused() {
         (Method::GET, "/api/keys/1/toggle", "POST"),
         (Method::GET, "/admin/reload", "POST"),
     ] {
-        let response = customer.request(method.clone(), path).send().await.expect("an answer");
+        let response = customer
+            .request(method.clone(), path)
+            .send()
+            .await
+            .expect("an answer");
         let reply = Reply::of(response).await;
-        assert!(reply.header("allow").contains(allowed), "{method} {path}: {:?}", reply.headers);
-        assert_eq!(reply.expect_error(405), "method_not_allowed", "{method} {path}");
+        assert!(
+            reply.header("allow").contains(allowed),
+            "{method} {path}: {:?}",
+            reply.headers
+        );
+        assert_eq!(
+            reply.expect_error(405),
+            "method_not_allowed",
+            "{method} {path}"
+        );
     }
     still_answers(&host, &customer).await;
 }
@@ -232,16 +344,29 @@ async fn what_is_not_http_hurts_nobody() {
         let status = answer.split(' ').nth(1).unwrap_or_default().to_owned();
         assert!(answer.is_empty() || status.starts_with('4'), "{answer}");
     }
-    let many = format!("GET /health HTTP/1.1\r\nhost: x\r\nx-long: {}\r\n\r\n", "x".repeat(1 << 20));
+    let many = format!(
+        "GET /health HTTP/1.1\r\nhost: x\r\nx-long: {}\r\n\r\n",
+        "x".repeat(1 << 20)
+    );
     let answer = raw(&host, many.as_bytes()).await;
-    assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 431 "), "{answer}");
+    assert!(
+        answer.is_empty() || answer.starts_with("HTTP/1.1 431 "),
+        "{answer}"
+    );
     still_answers(&host, &customer).await;
 }
 
 #[tokio::test]
 async fn an_id_of_the_client_is_not_taken_for_the_requests() {
     let host = Host::start().await;
-    let request = host.anyone().request(Method::GET, "/health").header("x-request-id", "mine");
+    let request = host
+        .anyone()
+        .request(Method::GET, "/health")
+        .header("x-request-id", "mine");
     let reply = Reply::of(request.send().await.expect("an answer")).await;
-    assert!(reply.header("x-request-id").starts_with("req_"), "{:?}", reply.headers);
+    assert!(
+        reply.header("x-request-id").starts_with("req_"),
+        "{:?}",
+        reply.headers
+    );
 }

@@ -33,7 +33,10 @@ fn ask(text: &str) -> Value {
 
 /// Both models still answer.
 async fn goes_on(host: &Host, customer: &Client) {
-    assert_eq!(customer.post("/generate", ask("well")).await.expect(200)["response"], "well");
+    assert_eq!(
+        customer.post("/generate", ask("well")).await.expect(200)["response"],
+        "well"
+    );
     let local = json!({ "text": "Once", "model_id": 1, "max_new_tokens": 1 });
     customer.post("/generate", local).await.expect(200);
     host.anyone().get("/ready").await.expect(200);
@@ -47,7 +50,10 @@ async fn the_upstream_gets_the_request_and_the_secret() {
         "seed": 4, "stop": ["no"],
     });
     let answer = customer.post("/generate", body).await.expect(200);
-    assert_eq!((&answer["response"], &answer["tokens_used"]), (&json!(" yes"), &json!(10)));
+    assert_eq!(
+        (&answer["response"], &answer["tokens_used"]),
+        (&json!(" yes"), &json!(10))
+    );
     let seen = &upstream.seen()[0];
     assert_eq!(seen.headers["authorization"], format!("Bearer {SECRET}"));
     assert_eq!(seen.headers["content-type"], "application/json");
@@ -68,26 +74,64 @@ async fn an_upstreams_failure_has_a_status_of_its_own_and_tells_no_secret() {
     let long = r#"{"error": {"message": "too long", "code": "context_length_exceeded"}}"#;
     let later = vec![("retry-after", "7")];
     for (act, status, code, retry) in [
-        (Act::Say(400, vec![], r#"{"error": {"message": "no such thing"}}"#), 400, "invalid_request", ""),
+        (
+            Act::Say(400, vec![], r#"{"error": {"message": "no such thing"}}"#),
+            400,
+            "invalid_request",
+            "",
+        ),
         (Act::Say(400, vec![], error), 400, "invalid_request", ""),
-        (Act::Say(400, vec![], long), 400, "context_length_exceeded", ""),
+        (
+            Act::Say(400, vec![], long),
+            400,
+            "context_length_exceeded",
+            "",
+        ),
         (Act::Say(401, vec![], error), 502, "upstream_refused", ""),
         (Act::Say(403, vec![], error), 502, "upstream_refused", ""),
         (Act::Say(404, vec![], error), 502, "upstream_failed", ""),
-        (Act::Say(429, later.clone(), error), 429, "upstream_rate_limited", "7"),
-        (Act::Say(429, vec![], error), 429, "upstream_rate_limited", "1"),
+        (
+            Act::Say(429, later.clone(), error),
+            429,
+            "upstream_rate_limited",
+            "7",
+        ),
+        (
+            Act::Say(429, vec![], error),
+            429,
+            "upstream_rate_limited",
+            "1",
+        ),
         (Act::Say(500, vec![], error), 502, "upstream_failed", ""),
         (Act::Say(503, later, error), 503, "model_overloaded", "7"),
-        (Act::Say(307, vec![("location", "http://127.0.0.1:9/")], ""), 502, "upstream_failed", ""),
-        (Act::Say(200, vec![], "<html>hello</html>"), 502, "upstream_answer_broken", ""),
-        (Act::Say(200, vec![], r#"{"choices": []}"#), 502, "upstream_answer_broken", ""),
+        (
+            Act::Say(307, vec![("location", "http://127.0.0.1:9/")], ""),
+            502,
+            "upstream_failed",
+            "",
+        ),
+        (
+            Act::Say(200, vec![], "<html>hello</html>"),
+            502,
+            "upstream_answer_broken",
+            "",
+        ),
+        (
+            Act::Say(200, vec![], r#"{"choices": []}"#),
+            502,
+            "upstream_answer_broken",
+            "",
+        ),
         (Act::Say(200, vec![], ""), 502, "upstream_answer_broken", ""),
         (Act::Cut, 502, "", ""),
         (Act::Echo, 502, "", ""),
     ] {
         upstream.act(act.clone());
         let reply = customer.post("/generate", ask("Once")).await;
-        let (said, after) = (reply.body.to_string(), reply.header("retry-after").to_owned());
+        let (said, after) = (
+            reply.body.to_string(),
+            reply.header("retry-after").to_owned(),
+        );
         assert_eq!(reply.status, status, "{act:?}: {said}");
         assert!(!said.contains(SECRET), "{said}");
         let found = reply.expect_error(status);
@@ -98,14 +142,27 @@ async fn an_upstreams_failure_has_a_status_of_its_own_and_tells_no_secret() {
     customer.post("/generate", ask("Once")).await.expect(200);
     assert!(!host.log().contains(SECRET), "{}", host.log());
     let usage = customer.get("/usage").await.expect(200);
-    assert_eq!((&usage["totals"]["requests"], &usage["totals"]["cost"]), (&json!(17), &json!(0.0001)));
+    assert_eq!(
+        (&usage["totals"]["requests"], &usage["totals"]["cost"]),
+        (&json!(17), &json!(0.0001))
+    );
 }
 
 #[tokio::test]
 async fn an_upstream_that_does_not_answer_in_time_is_a_504() {
-    let (_host, customer, upstream) = with_lawgent(Act::Stall, "[models.limits]\ntimeout_ms = 300\n").await;
-    assert_eq!(customer.post("/generate", ask("Once")).await.expect_error(504), "timeout");
-    eventually("the upstream request is given up", async || upstream.open() == 0).await;
+    let (_host, customer, upstream) =
+        with_lawgent(Act::Stall, "[models.limits]\ntimeout_ms = 300\n").await;
+    assert_eq!(
+        customer
+            .post("/generate", ask("Once"))
+            .await
+            .expect_error(504),
+        "timeout"
+    );
+    eventually("the upstream request is given up", async || {
+        upstream.open() == 0
+    })
+    .await;
     upstream.act(Act::Answer(" well"));
     customer.post("/generate", ask("Once")).await.expect(200);
 }
@@ -127,19 +184,32 @@ async fn this_server_can_be_the_upstream() {
         .replace("model_name = \"upstream\"", "model_name = \"gpt2\"");
     let host = Host::builder().config(config).start().await.ready().await;
     let customer = host.customer().await;
-    let body = json!({ "text": "Once upon a time", "model_id": 2, "max_new_tokens": 8, "temperature": 0 });
+    let body =
+        json!({ "text": "Once upon a time", "model_id": 2, "max_new_tokens": 8, "temperature": 0 });
     let through = customer.post("/generate", body.clone()).await.expect(200);
     let mut direct = body;
     direct["model_id"] = json!(1);
-    let direct = behind.customer().await.post("/generate", direct).await.expect(200);
-    for field in ["response", "prompt_tokens", "completion_tokens", "tokens_used", "cost"] {
+    let direct = behind
+        .customer()
+        .await
+        .post("/generate", direct)
+        .await
+        .expect(200);
+    for field in [
+        "response",
+        "prompt_tokens",
+        "completion_tokens",
+        "tokens_used",
+        "cost",
+    ] {
         assert_eq!(through[field], direct[field], "{field}");
     }
 }
 
 #[tokio::test]
 async fn a_component_that_breaks_costs_its_request_alone() {
-    let (host, customer, _upstream) = with_misbehave(Act::Answer("yes"), "cpu_ms = 500\nmemory_mib = 16").await;
+    let (host, customer, _upstream) =
+        with_misbehave(Act::Answer("yes"), "cpu_ms = 500\nmemory_mib = 16").await;
     goes_on(&host, &customer).await;
     for (prompt, code) in [
         ("loop", "plugin_failed"),
@@ -154,7 +224,11 @@ async fn a_component_that_breaks_costs_its_request_alone() {
     ] {
         let reply = customer.post("/generate", ask(prompt)).await;
         assert_eq!(reply.status, 502, "{prompt}: {}", reply.body);
-        assert!(reply.body.to_string().len() < 2000, "{prompt}: {}", reply.body);
+        assert!(
+            reply.body.to_string().len() < 2000,
+            "{prompt}: {}",
+            reply.body
+        );
         let found = reply.expect_error(502);
         assert!(code.is_empty() || found == code, "{prompt}: {found}");
         goes_on(&host, &customer).await;
@@ -162,8 +236,15 @@ async fn a_component_that_breaks_costs_its_request_alone() {
     let totals = customer.get("/usage").await.expect(200)["totals"].clone();
     assert_eq!(totals["requests"], 9 + 2 * 10);
     let rows = customer.get("/usage/requests").await.expect(200);
-    let failed = rows["requests"].as_array().expect("a list").iter().filter(|row| row["status"] == "failed");
-    assert_eq!(failed.inspect(|row| assert_eq!(row["cost"], 0.0)).count(), 9);
+    let failed = rows["requests"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .filter(|row| row["status"] == "failed");
+    assert_eq!(
+        failed.inspect(|row| assert_eq!(row["cost"], 0.0)).count(),
+        9
+    );
 }
 
 #[tokio::test]
@@ -172,11 +253,19 @@ async fn a_component_that_computes_leaves_the_others_their_turn() {
     let loops: Vec<_> = (0..8)
         .map(|_| {
             let customer = customer.clone();
-            tokio::spawn(async move { customer.post("/generate", ask("loop")).await.expect_error(502) })
+            tokio::spawn(async move {
+                customer
+                    .post("/generate", ask("loop"))
+                    .await
+                    .expect_error(502)
+            })
         })
         .collect();
     goes_on(&host, &customer).await;
-    assert!(loops.iter().any(|one| !one.is_finished()), "the loops were to be at work");
+    assert!(
+        loops.iter().any(|one| !one.is_finished()),
+        "the loops were to be at work"
+    );
     for one in loops {
         assert_eq!(one.await.expect("no panic"), "plugin_failed");
     }
@@ -185,7 +274,13 @@ async fn a_component_that_computes_leaves_the_others_their_turn() {
 #[tokio::test]
 async fn a_component_that_waits_is_stopped_at_the_deadline() {
     let (host, customer, _upstream) = with_misbehave(Act::Answer("yes"), "timeout_ms = 300").await;
-    assert_eq!(customer.post("/generate", ask("sleep")).await.expect_error(504), "timeout");
+    assert_eq!(
+        customer
+            .post("/generate", ask("sleep"))
+            .await
+            .expect_error(504),
+        "timeout"
+    );
     goes_on(&host, &customer).await;
 }
 
@@ -206,12 +301,22 @@ async fn a_component_can_neither_send_nor_learn_a_secret() {
     let reply = customer.post("/generate", ask("fetch")).await;
     assert!(!reply.body.to_string().contains(SECRET), "{}", reply.body);
     reply.expect_error(502);
-    assert_eq!(upstream.seen()[0].headers["authorization"], format!("Bearer {SECRET}"));
+    assert_eq!(
+        upstream.seen()[0].headers["authorization"],
+        format!("Bearer {SECRET}")
+    );
 
-    upstream.act(Act::Say(200, vec![("set-cookie", "a=b"), ("x-mine", "1"), ("x-told", SECRET)], "hello"));
+    upstream.act(Act::Say(
+        200,
+        vec![("set-cookie", "a=b"), ("x-mine", "1"), ("x-told", SECRET)],
+        "hello",
+    ));
     let told = customer.post("/generate", ask("fetch")).await.expect(200)["response"].to_string();
     assert!(told.contains("hello") && told.contains("x-mine"), "{told}");
-    assert!(!told.contains("set-cookie") && !told.contains("x-told"), "{told}");
+    assert!(
+        !told.contains("set-cookie") && !told.contains("x-told"),
+        "{told}"
+    );
     assert!(!host.log().contains(SECRET), "{}", host.log());
 }
 
@@ -222,10 +327,18 @@ async fn a_component_that_writes_without_end_is_cut_short() {
         let before = host.log().lines().count();
         customer.post("/generate", ask(prompt)).await.expect(200);
         eventually("the log says so", async || {
-            host.log().lines().skip(before).any(|line| line.contains("plugin writes too much"))
+            host.log()
+                .lines()
+                .skip(before)
+                .any(|line| line.contains("plugin writes too much"))
         })
         .await;
-        let lines = host.log().lines().skip(before).filter(|line| line.contains("\"line\":")).count();
+        let lines = host
+            .log()
+            .lines()
+            .skip(before)
+            .filter(|line| line.contains("\"line\":"))
+            .count();
         assert!((1..=100).contains(&lines), "{prompt}: {lines}");
     }
     goes_on(&host, &customer).await;
@@ -234,9 +347,15 @@ async fn a_component_that_writes_without_end_is_cut_short() {
 #[tokio::test]
 async fn what_a_component_logs_stays_on_its_line() {
     let (host, customer, _upstream) = with_misbehave(Act::Answer("yes"), "").await;
-    customer.post("/generate", ask("log flood")).await.expect(200);
+    customer
+        .post("/generate", ask("log flood"))
+        .await
+        .expect(200);
     for line in host.log().lines() {
         let parsed: Value = serde_json::from_str(line).expect("a line of the log is JSON");
-        assert!(parsed["level"].is_string() && parsed["timestamp"].is_string(), "{line}");
+        assert!(
+            parsed["level"].is_string() && parsed["timestamp"].is_string(),
+            "{line}"
+        );
     }
 }

@@ -4,6 +4,7 @@ mod harness;
 
 mod bad_input;
 mod component;
+mod billing;
 mod customers;
 mod generate;
 mod keys;

@@ -11,9 +11,20 @@ fn ask() -> Value {
 }
 
 /// A server with one request in flight, and its answer to come.
-async fn in_flight(server: &str) -> (Host, Upstream, tokio::task::JoinHandle<crate::harness::Reply>) {
+async fn in_flight(
+    server: &str,
+) -> (
+    Host,
+    Upstream,
+    tokio::task::JoinHandle<crate::harness::Reply>,
+) {
     let upstream = Upstream::start(Act::Hold(" at last")).await;
-    let host = Host::builder().config(format!("{server}{}", lawgent(upstream.url()))).start().await.ready().await;
+    let host = Host::builder()
+        .config(format!("{server}{}", lawgent(upstream.url())))
+        .start()
+        .await
+        .ready()
+        .await;
     let customer = host.customer().await;
     let asking = tokio::spawn(async move { customer.post("/generate", ask()).await });
     eventually("the upstream is asked", async || upstream.open() == 1).await;
@@ -31,15 +42,27 @@ async fn sigterm_finishes_what_is_in_flight_and_takes_nothing_new() {
     for signal in ["TERM", "INT"] {
         let (mut host, upstream, asking) = in_flight("").await;
         host.signal(signal);
-        eventually("the log says so", async || host.log().contains("stopping: requests in flight")).await;
+        eventually("the log says so", async || {
+            host.log().contains("stopping: requests in flight")
+        })
+        .await;
         let address = host.url().trim_start_matches("http://").to_owned();
-        eventually("no connection is taken", async || tokio::net::TcpStream::connect(&address).await.is_err()).await;
+        eventually("no connection is taken", async || {
+            tokio::net::TcpStream::connect(&address).await.is_err()
+        })
+        .await;
         assert!(!asking.is_finished());
         upstream.release(1);
-        assert_eq!(asking.await.expect("no panic").expect(200)["response"], " at last");
+        assert_eq!(
+            asking.await.expect("no panic").expect(200)["response"],
+            " at last"
+        );
         assert!(host.wait_exit().await.success());
         let rows = rows(host).await;
-        assert_eq!((rows.as_array().map(Vec::len), &rows[0]["status"]), (Some(1), &json!("ok")));
+        assert_eq!(
+            (rows.as_array().map(Vec::len), &rows[0]["status"]),
+            (Some(1), &json!("ok"))
+        );
     }
 }
 
@@ -47,7 +70,10 @@ async fn sigterm_finishes_what_is_in_flight_and_takes_nothing_new() {
 async fn a_second_signal_stops_at_once() {
     let (mut host, _upstream, asking) = in_flight("").await;
     host.signal("TERM");
-    eventually("the log says so", async || host.log().contains("stopping: requests in flight")).await;
+    eventually("the log says so", async || {
+        host.log().contains("stopping: requests in flight")
+    })
+    .await;
     host.signal("TERM");
     assert_eq!(host.wait_exit().await.code(), Some(130));
     assert!(asking.await.is_err(), "the connection was cut");
@@ -61,15 +87,23 @@ async fn what_outlasts_the_drain_is_cut_off_and_on_record() {
     assert!(host.wait_exit().await.success());
     asking.await.ok();
     let rows = rows(host).await;
-    assert_eq!((&rows[0]["status"], &rows[0]["cost"]), (&json!("cancelled"), &json!(0.0)));
+    assert_eq!(
+        (&rows[0]["status"], &rows[0]["cost"]),
+        (&json!("cancelled"), &json!(0.0))
+    );
 }
 
 #[tokio::test]
 async fn idle_connections_do_not_keep_the_server() {
-    let mut host = Host::builder().config("[server]\ndrain_seconds = 600\n").start().await;
+    let mut host = Host::builder()
+        .config("[server]\ndrain_seconds = 600\n")
+        .start()
+        .await;
     host.anyone().get("/health").await.expect(200);
     let address = host.url().trim_start_matches("http://").to_owned();
-    let _idle = tokio::net::TcpStream::connect(&address).await.expect("a connection");
+    let _idle = tokio::net::TcpStream::connect(&address)
+        .await
+        .expect("a connection");
     host.signal("TERM");
     assert!(host.wait_exit().await.success());
     assert!(host.log().contains("stopped"));
@@ -78,8 +112,15 @@ async fn idle_connections_do_not_keep_the_server() {
 #[tokio::test]
 async fn options_come_from_the_command_line_and_from_the_environment() {
     let elsewhere = tempfile::TempDir::new().expect("a folder");
-    let (data, config) = (elsewhere.path().join("there"), elsewhere.path().join("other.toml"));
-    std::fs::write(&config, GPT2.replace("\"gpt2\"\nplugin", "\"elsewhere\"\nplugin")).expect("a file");
+    let (data, config) = (
+        elsewhere.path().join("there"),
+        elsewhere.path().join("other.toml"),
+    );
+    std::fs::write(
+        &config,
+        GPT2.replace("\"gpt2\"\nplugin", "\"elsewhere\"\nplugin"),
+    )
+    .expect("a file");
     let path = |path: &std::path::Path| path.display().to_string();
     let host = Host::builder()
         .config("this is not read")
@@ -97,7 +138,12 @@ async fn options_come_from_the_command_line_and_from_the_environment() {
 async fn variables_come_from_the_env_file_too() {
     let env = format!("MODEL_HOST_ADMIN_KEY={ADMIN_KEY}\nNAME=\"from a file\"\n");
     let config = GPT2.replace("\"gpt2\"\nplugin", "\"${NAME}\"\nplugin");
-    let host = Host::builder().without_admin_key().config(config).file(".env", env).start().await;
+    let host = Host::builder()
+        .without_admin_key()
+        .config(config)
+        .file(".env", env)
+        .start()
+        .await;
     assert_eq!(host.out(), "", "no key is made");
     let models = host.admin().get("/models").await.expect(200);
     assert_eq!(models["models"][0]["name"], "from a file");
@@ -110,43 +156,105 @@ async fn a_server_that_cannot_start_says_why() {
     for (setup, word) in [
         (Host::builder().config("[[models]\n"), "line 1"),
         (Host::builder().config("colour = \"red\"\n"), "colour"),
-        (Host::builder().config("[[models]]\nid = 0\nname = \"\"\nplugin = \"gpt2\"\n"), "models[0].name"),
-        (Host::builder().without_admin_key().env("MODEL_HOST_ADMIN_KEY", "short"), "16 characters"),
-        (Host::builder().argument("--config=missing.toml"), "missing.toml"),
+        (
+            Host::builder().config("[[models]]\nid = 0\nname = \"\"\nplugin = \"gpt2\"\n"),
+            "models[0].name",
+        ),
+        (
+            Host::builder()
+                .without_admin_key()
+                .env("MODEL_HOST_ADMIN_KEY", "short"),
+            "16 characters",
+        ),
+        (
+            Host::builder().argument("--config=missing.toml"),
+            "missing.toml",
+        ),
         (Host::builder().argument("--nonsense"), "--nonsense"),
-        (Host::builder().argument("--data-dir=/proc/no/such"), "/proc/no/such"),
+        (
+            Host::builder().argument("--data-dir=/proc/no/such"),
+            "/proc/no/such",
+        ),
         (Host::builder().file("data", ""), "data"),
-        (Host::builder().env("MODEL_HOST_LOG_FORMAT", "xml"), "MODEL_HOST_LOG_FORMAT"),
+        (
+            Host::builder().env("MODEL_HOST_LOG_FORMAT", "xml"),
+            "MODEL_HOST_LOG_FORMAT",
+        ),
         (Host::builder().file(".env", "SECRET='sk-half\n"), ".env"),
     ] {
         let (status, said) = setup.refused();
         assert!(!status.success(), "{said}");
         assert!(said.contains(word), "{word} in {said}");
-        assert!(!said.contains("sk-half") && !said.contains("panicked"), "{said}");
+        assert!(
+            !said.contains("sk-half") && !said.contains("panicked"),
+            "{said}"
+        );
     }
     let mut busy = std::process::Command::new(crate::harness::BINARY);
     let folder = tempfile::TempDir::new().expect("a folder");
     std::fs::write(folder.path().join("model-host.toml"), "").expect("a file");
     let listener = std::net::TcpListener::bind(taken).expect("the port is free again");
-    let output = busy.args(["--listen", &taken.to_string()]).current_dir(folder.path()).output().expect("it runs");
+    let output = busy
+        .args(["--listen", &taken.to_string()])
+        .current_dir(folder.path())
+        .output()
+        .expect("it runs");
     drop(listener);
     let said = String::from_utf8_lossy(&output.stderr);
-    assert!(!output.status.success() && said.contains(&taken.to_string()), "{said}");
+    assert!(
+        !output.status.success() && said.contains(&taken.to_string()),
+        "{said}"
+    );
+}
+
+#[tokio::test]
+async fn every_problem_of_a_configuration_is_said_at_once_and_nothing_is_made() {
+    let again = GPT2.replace("id = 1", "id = 1\napi_url = \"ftp://x\"");
+    let data = tempfile::TempDir::new().expect("a folder");
+    let data = data.path().join("data");
+    let setup = Host::builder()
+        .config(format!("{GPT2}{again}"))
+        .argument(format!("--data-dir={}", data.display()));
+    let (_, said) = setup.refused();
+    for problem in ["models[1].id", "models[1].name", "models[1].api_url"] {
+        assert!(said.contains(problem), "{problem} in {said}");
+    }
+    assert!(!data.exists());
 }
 
 #[tokio::test]
 async fn the_log_is_lines_of_json_that_name_their_request() {
     let host = Host::start().await.ready().await;
     let customer = host.customer().await;
-    let body = json!({ "text": "a prompt that is nobody's business", "model_id": 1, "max_new_tokens": 1 });
-    let id = customer.post("/generate", body).await.header("x-request-id").to_owned();
-    eventually("the log has it", async || host.log().contains("\"generated\"")).await;
+    let body =
+        json!({ "text": "a prompt that is nobody's business", "model_id": 1, "max_new_tokens": 1 });
+    let id = customer
+        .post("/generate", body)
+        .await
+        .header("x-request-id")
+        .to_owned();
+    eventually("the log has it", async || {
+        host.log().contains("\"generated\"")
+    })
+    .await;
     let log = host.log();
-    let lines: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
-    let line = lines.iter().find(|line| line["message"] == "generated").expect("a line");
+    let lines: Vec<Value> = log
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("JSON"))
+        .collect();
+    let line = lines
+        .iter()
+        .find(|line| line["message"] == "generated")
+        .expect("a line");
     assert_eq!(line["span"]["request_id"], id.as_str(), "{line}");
-    assert_eq!((&line["model"], &line["status"]), (&json!("gpt2"), &json!("ok")));
-    assert!(line["latency_ms"].is_number() && line["completion_tokens"] == 1, "{line}");
+    assert_eq!(
+        (&line["model"], &line["status"]),
+        (&json!("gpt2"), &json!("ok"))
+    );
+    assert!(
+        line["latency_ms"].is_number() && line["completion_tokens"] == 1,
+        "{line}"
+    );
     assert!(!log.contains("nobody's business"), "a prompt is not logged");
 }
 
@@ -165,7 +273,14 @@ async fn without_a_command_it_serves_and_it_knows_its_version() {
     let host = Host::start().await;
     assert!(host.run(&["--version"]).starts_with("model-host "));
     let help = host.run(&["serve", "--help"]);
-    for option in ["--config", "--listen", "--data-dir", "MODEL_HOST_CONFIG", "MODEL_HOST_LISTEN", "MODEL_HOST_DATA_DIR"] {
+    for option in [
+        "--config",
+        "--listen",
+        "--data-dir",
+        "MODEL_HOST_CONFIG",
+        "MODEL_HOST_LISTEN",
+        "MODEL_HOST_DATA_DIR",
+    ] {
         assert!(help.contains(option), "{option} in {help}");
     }
     assert!(!help.contains(ADMIN_KEY), "{help}");
@@ -183,10 +298,25 @@ async fn the_root_configuration_starts_where_there_is_no_hub() {
         .ready()
         .await;
     let models = host.admin().get("/models").await.expect(200)["models"].clone();
-    assert_eq!((&models[0]["id"], &models[0]["name"], &models[0]["status"]), (&json!(1), &json!("gpt2"), &json!("ready")));
+    assert_eq!(
+        (&models[0]["id"], &models[0]["name"], &models[0]["status"]),
+        (&json!(1), &json!("gpt2"), &json!("ready"))
+    );
     assert_eq!(models[0]["source"], "embedded");
-    assert_eq!((&models[1]["id"], &models[1]["name"]), (&json!(2), &json!("lawgent-thinking")));
-    assert!(models[1]["reason"].as_str().is_some_and(|reason| reason.contains("LAWGENT_API_URL")), "{models}");
+    assert_eq!(
+        (&models[1]["id"], &models[1]["name"]),
+        (&json!(2), &json!("lawgent-thinking"))
+    );
+    assert!(
+        models[1]["reason"]
+            .as_str()
+            .is_some_and(|reason| reason.contains("LAWGENT_API_URL")),
+        "{models}"
+    );
     let body = json!({ "text": "Once upon a time", "model_id": 1, "max_length": 40 });
-    host.customer().await.post("/generate", body).await.expect(200);
+    host.customer()
+        .await
+        .post("/generate", body)
+        .await
+        .expect(200);
 }

@@ -33,22 +33,36 @@ impl Collector {
             .filter(|(to, kind, _)| to == path && kind == "application/x-protobuf")
             .map(|(_, _, body)| body)
             .collect();
-        texts.iter().all(|text| bodies.iter().any(|body| contains(body, text)))
+        texts
+            .iter()
+            .all(|text| bodies.iter().any(|body| contains(body, text)))
     }
 
     /// Whether this text came at all.
     fn tells(&self, text: &str) -> bool {
-        self.0.lock().expect("no panic").iter().any(|(_, _, body)| contains(body, text))
+        self.0
+            .lock()
+            .expect("no panic")
+            .iter()
+            .any(|(_, _, body)| contains(body, text))
     }
 }
 
 fn contains(body: &[u8], text: &str) -> bool {
-    body.windows(text.len()).any(|window| window == text.as_bytes())
+    body.windows(text.len())
+        .any(|window| window == text.as_bytes())
 }
 
 async fn receive(State(collector): State<Collector>, uri: Uri, headers: HeaderMap, body: Bytes) {
-    let kind = headers.get("content-type").and_then(|kind| kind.to_str().ok()).unwrap_or_default();
-    collector.0.lock().expect("no panic").push((uri.path().to_owned(), kind.to_owned(), body));
+    let kind = headers
+        .get("content-type")
+        .and_then(|kind| kind.to_str().ok())
+        .unwrap_or_default();
+    collector
+        .0
+        .lock()
+        .expect("no panic")
+        .push((uri.path().to_owned(), kind.to_owned(), body));
 }
 
 #[tokio::test]
@@ -66,8 +80,17 @@ async fn each_request_is_traced_and_measured() {
     let body = json!({ "text": "nobody's business", "model_id": 1, "max_new_tokens": 2 });
     let id = customer.post("/generate", body.clone()).await.expect(200)["request_id"].to_string();
     customer.post("/generate", body).await.expect_error(429);
-    let spans = ["POST /generate", "POST /api/keys", "model-host", "/generate", id.trim_matches('"')];
-    eventually("the spans came", async || collector.has("/v1/traces", &spans)).await;
+    let spans = [
+        "POST /generate",
+        "POST /api/keys",
+        "model-host",
+        "/generate",
+        id.trim_matches('"'),
+    ];
+    eventually("the spans came", async || {
+        collector.has("/v1/traces", &spans)
+    })
+    .await;
     let metrics = [
         "model_host.requests",
         "model_host.tokens",
@@ -76,7 +99,10 @@ async fn each_request_is_traced_and_measured() {
         "gpt2",
         "rate_limited",
     ];
-    eventually("the metrics came", async || collector.has("/v1/metrics", &metrics)).await;
+    eventually("the metrics came", async || {
+        collector.has("/v1/metrics", &metrics)
+    })
+    .await;
     assert!(!collector.tells("nobody's business") && !collector.tells(customer.key()));
 }
 
@@ -93,7 +119,11 @@ async fn what_is_held_back_is_sent_at_the_end() {
         .ready()
         .await;
     let body = json!({ "text": "Once", "model_id": 1, "max_new_tokens": 2 });
-    host.customer().await.post("/generate", body).await.expect(200);
+    host.customer()
+        .await
+        .post("/generate", body)
+        .await
+        .expect(200);
     assert!(!collector.tells("POST /generate") && !collector.tells("model_host.tokens"));
     host.signal("TERM");
     assert!(host.wait_exit().await.success());

@@ -18,10 +18,6 @@ const LAYERS: [&[&str]; 9] = [
     &["money"],
 ];
 
-/// What `cli` needs of its peers' neighbours below is given by the layers; of
-/// the modules on one line, these uses are meant.
-const MEANT: [(&str, &str); 0] = [];
-
 /// Crates, and the only places that may name them.
 const FENCES: [(&str, &[&str]); 15] = [
     ("axum", &["http", "app.rs"]),
@@ -46,11 +42,15 @@ const LONGEST: usize = 500;
 const LONGEST_TEST: usize = 400;
 
 /// Merged migrations with their SHA-256: a database that ran one keeps its checksum.
-const MIGRATIONS: [(&str, &str); 1] =
-    [("0001_start.sql", "@@MIGRATION@@")];
+const MIGRATIONS: [(&str, &str); 1] = [(
+    "0001_start.sql",
+    "a5ede68138489a41e32353d497e412102214eb810ba927c934ff2c5475499bb8",
+)];
 
 fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace")
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("the workspace")
 }
 
 /// All files below a folder whose names end so, with their text.
@@ -75,9 +75,19 @@ fn sources() -> Vec<(String, String)> {
     let found: Vec<_> = files(&folder, ".rs")
         .into_iter()
         .map(|(path, text)| {
-            let name = path.strip_prefix(&folder).expect("below").to_str().expect("text").to_owned();
-            let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
-            let lines = code.lines().map(|line| line.split("//").next().unwrap_or_default());
+            let name = path
+                .strip_prefix(&folder)
+                .expect("below")
+                .to_str()
+                .expect("text")
+                .to_owned();
+            let code = text
+                .split("#[cfg(test)]\nmod tests {")
+                .next()
+                .unwrap_or_default();
+            let lines = code
+                .lines()
+                .map(|line| line.split("//").next().unwrap_or_default());
             (name, lines.collect::<Vec<_>>().join("\n"))
         })
         .collect();
@@ -87,45 +97,181 @@ fn sources() -> Vec<(String, String)> {
 
 /// The module of the crate's root that a file belongs to.
 fn module(file: &str) -> &str {
-    file.split('/').next().unwrap_or_default().trim_end_matches(".rs")
+    file.split('/')
+        .next()
+        .unwrap_or_default()
+        .trim_end_matches(".rs")
 }
 
 fn layer(module: &str) -> usize {
     let found = LAYERS.iter().position(|layer| layer.contains(&module));
-    found.unwrap_or_else(|| panic!("{module} has no layer: give it one here and in host/ARCHITECTURE.md"))
+    found.unwrap_or_else(|| {
+        panic!("{module} has no layer: give it one here and in host/ARCHITECTURE.md")
+    })
 }
 
 /// Modules of the root that the code names after `crate::`, in groups too.
-fn used(code: &str) -> BTreeSet<String> {
-    let mut found = BTreeSet::new();
-    for after in code.split("crate::").skip(1) {
-        let mut depth = 0;
-        let mut name = String::new();
-        for c in after.chars() {
-            match c {
-                c if c.is_alphanumeric() || c == '_' => name.push(c),
-                '{' => {
-                    depth += 1;
-                    name.clear();
-                }
-                _ => {
-                    if depth <= 1 && !name.is_empty() {
-                        found.insert(std::mem::take(&mut name));
-                    }
-                    name.clear();
-                    match c {
-                        '}' => depth -= 1,
-                        // the rest of this path is inside the module
-                        ':' if depth == 1 => depth = 2,
-                        ',' if depth == 2 => depth = 1,
-                        _ => {}
-                    }
-                    if depth <= 0 {
-                        break;
-                    }
-                }
-            }
+fn used(code: &str) -> BTreeSet<&str> {
+    let paths = code
+        .split("crate::")
+        .skip(1)
+        .flat_map(|after| match after.strip_prefix('{') {
+            Some(group) => items(group),
+            None => vec![after],
+        });
+    let names = paths.map(|path| {
+        path.split(|c: char| !c.is_alphanumeric() && c != '_')
+            .next()
+            .unwrap_or_default()
+    });
+    names.filter(|name| !name.is_empty()).collect()
+}
+
+/// The items of a group up to its closing brace, each from its beginning.
+fn items(group: &str) -> Vec<&str> {
+    let (mut depth, mut start, mut found) = (1, 0, Vec::new());
+    for (at, c) in group.char_indices() {
+        match c {
+            '{' => depth += 1,
+            '}' => depth -= 1,
+            _ => {}
+        }
+        if depth == 0 || (c == ',' && depth == 1) {
+            found.push(group[start..at].trim());
+            start = at + 1;
+        }
+        if depth == 0 {
+            break;
         }
     }
     found
+}
+
+#[test]
+fn modules_use_only_what_stands_below_them() {
+    let mut uses = 0;
+    for (file, code) in sources() {
+        let module = module(&file);
+        for used in used(&code) {
+            uses += 1;
+            let is_below = used == module || layer(used) > layer(module);
+            assert!(
+                is_below,
+                "host/src/{file} uses {used}, which does not stand below {module}"
+            );
+        }
+        // a path out of the module by `super` would be seen by none of this
+        let depth = file.trim_end_matches("/mod.rs").split('/').count();
+        let out = "super::".repeat(depth);
+        assert!(
+            !code.contains(&out),
+            "host/src/{file} leaves its module by {out}"
+        );
+    }
+    assert!(uses > 50, "the uses were not found");
+}
+
+#[test]
+fn groups_of_uses_are_read() {
+    let code = "use crate::a::b;\nuse crate::{\n c::{d, e}, f, g::h,\n};\nfn i() { crate::j::k() }";
+    assert_eq!(
+        used(code).into_iter().collect::<Vec<_>>(),
+        ["a", "c", "f", "g", "j"]
+    );
+}
+
+#[test]
+fn crates_stay_behind_their_fences() {
+    for (file, code) in sources() {
+        for (name, places) in FENCES {
+            let is_named = [format!("{name}::"), format!("use {name};")]
+                .iter()
+                .any(|naming| {
+                    code.match_indices(naming.as_str()).any(|(at, _)| {
+                        let before = code[..at].chars().next_back().unwrap_or(' ');
+                        !before.is_alphanumeric() && !matches!(before, '_' | ':')
+                    })
+                });
+            let is_inside = places
+                .iter()
+                .any(|place| file == *place || file.starts_with(&format!("{place}/")));
+            assert!(
+                !is_named || is_inside,
+                "host/src/{file} names {name}, which belongs to {places:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn no_file_is_longer_than_a_room() {
+    for (folder, longest) in [
+        ("host/src", LONGEST),
+        ("plugin-sdk/src", LONGEST),
+        ("plugins/gpt2/src", LONGEST),
+        ("plugins/lawgent-thinking/src", LONGEST),
+        ("plugins/misbehave/src", LONGEST),
+        ("tests", LONGEST_TEST),
+    ] {
+        for (path, text) in files(&root().join(folder), ".rs") {
+            let lines = text.lines().count();
+            assert!(
+                lines <= longest,
+                "{}: {lines} lines of at most {longest}",
+                path.display()
+            );
+        }
+    }
+}
+
+#[test]
+fn merged_migrations_stay_as_they_are() {
+    let folder = root().join("migrations/sqlite");
+    let mut found: Vec<_> = files(&folder, ".sql")
+        .into_iter()
+        .map(|(path, text)| {
+            let name = path
+                .file_name()
+                .expect("a name")
+                .to_string_lossy()
+                .into_owned();
+            let hash: String = Sha256::digest(text)
+                .iter()
+                .map(|byte| format!("{byte:02x}"))
+                .collect();
+            (name, hash)
+        })
+        .collect();
+    found.sort();
+    let kept = MIGRATIONS.map(|(name, hash)| (name.to_owned(), hash.to_owned()));
+    assert_eq!(found, kept, "add a migration with its hash; never edit one");
+}
+
+#[test]
+fn crates_come_from_the_one_registry() {
+    for lock in [
+        "Cargo.lock",
+        "plugins/lawgent-thinking/Cargo.lock",
+        "plugins/misbehave/Cargo.lock",
+    ] {
+        let text = std::fs::read_to_string(root().join(lock)).expect("a lock file");
+        let sources: BTreeSet<_> = text
+            .lines()
+            .filter_map(|line| line.strip_prefix("source = "))
+            .collect();
+        let registry = "\"registry+https://github.com/rust-lang/crates.io-index\"";
+        assert_eq!(
+            sources.into_iter().collect::<Vec<_>>(),
+            [registry],
+            "{lock}"
+        );
+    }
+    for (path, text) in files(&root().join(".cargo"), "") {
+        let names = ["[source", "[registr", "index ="];
+        assert!(
+            !names.iter().any(|name| text.contains(name)),
+            "{} names a registry",
+            path.display()
+        );
+    }
 }

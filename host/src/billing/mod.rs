@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use self::stripe::{Failure, Stripe};
 use crate::clock::Clock;
 use crate::config;
-use crate::store::outbox::{Content, Message};
+use crate::store::outbox::Message;
 use crate::store::{self, Store};
 
 /// Until the second attempt; each one after that waits twice as long.

@@ -41,8 +41,6 @@ struct Metadata<'a> {
     model_host_customer_id: i64,
     /// The message's key, by which it is found again.
     model_host_message: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    nano_dollars: Option<i64>,
 }
 
 #[derive(Serialize)]
@@ -168,7 +166,6 @@ fn create_request(message: &Message) -> RequestBuilder {
     let metadata = Metadata {
         model_host_customer_id: message.customer_id,
         model_host_message: &message.key,
-        nano_dollars: None,
     };
     let post = |path| RequestBuilder::new(StripeMethod::Post, path);
     match &message.content {
@@ -195,10 +192,7 @@ fn create_request(message: &Message) -> RequestBuilder {
                 amount: amount.cents().0,
                 currency: "usd",
                 description: format!("API usage from {from} to {until} UTC"),
-                metadata: Metadata {
-                    nano_dollars: Some(amount.0),
-                    ..metadata
-                },
+                metadata,
             })
         }
     }

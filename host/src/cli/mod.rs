@@ -103,6 +103,10 @@ pub fn main() -> ExitCode {
         eprintln!("error: {ENV_FILE}: {reason}");
         return ExitCode::FAILURE;
     }
+    // before the first client is made: reqwest panics without one
+    rustls::crypto::ring::default_provider()
+        .install_default()
+        .ok();
     let cli = Cli::parse();
     let outcome = match cli.command {
         None => serve::run(&cli.options, environment),

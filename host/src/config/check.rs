@@ -93,7 +93,8 @@ fn of_url(url: &str) -> Option<&'static str> {
     match reqwest::Url::parse(url) {
         Ok(url) if matches!(url.scheme(), "http" | "https") && url.has_host() => {
             let has_secret = !url.username().is_empty() || url.password().is_some();
-            has_secret.then_some("must not hold a user name or password: the key has a place of its own")
+            has_secret
+                .then_some("must not hold a user name or password: the key has a place of its own")
         }
         _ => Some("must be an http or https URL"),
     }

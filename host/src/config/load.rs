@@ -5,6 +5,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use secrecy::SecretString;
+use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 
 use super::check::{self, Problem};
@@ -109,7 +110,7 @@ pub fn load(path: &Path, environment: &Environment) -> Result<Config, Error> {
     if let Some(Value::Array(entries)) = table.remove("models") {
         for (index, entry) in entries.into_iter().enumerate() {
             let model = model(entry, &variables)
-                .map_err(|message| parse_error(format!("models[{index}]: {message}")))?;
+                .map_err(|message| parse_error(format!("models[{index}].{message}")))?;
             models.push(model);
         }
     }
@@ -122,9 +123,7 @@ pub fn load(path: &Path, environment: &Environment) -> Result<Config, Error> {
             "environment variable {name} is not set"
         )));
     }
-    let mut config: Config = Value::Table(table)
-        .try_into()
-        .map_err(|e: toml::de::Error| parse_error(e.message().to_owned()))?;
+    let mut config: Config = typed(Value::Table(table)).map_err(parse_error)?;
     config.models = models;
     config.stripe.secret_key = variables
         .get("STRIPE_SECRET_KEY")
@@ -148,13 +147,17 @@ pub fn load(path: &Path, environment: &Environment) -> Result<Config, Error> {
     }
 }
 
+/// A value of the type wanted, or what is wrong with which field.
+fn typed<T: DeserializeOwned>(value: Value) -> Result<T, String> {
+    serde_path_to_error::deserialize(value)
+        .map_err(|error| format!("{}: {}", error.path(), error.inner().message()))
+}
+
 /// Reads one entry of `[[models]]`.
 fn model(mut entry: Value, variables: &HashMap<String, String>) -> Result<Model, String> {
     let mut missing = Vec::new();
     expand(&mut entry, variables, &mut missing);
-    let mut model: Model = entry
-        .try_into()
-        .map_err(|e: toml::de::Error| e.message().to_owned())?;
+    let mut model: Model = typed(entry)?;
     if !missing.is_empty() {
         let names = missing.join(", ");
         model.unavailable = Some(format!("environment variable not set: {names}"));

@@ -2,6 +2,7 @@
 //! and a port of its own, killed when the test ends.
 
 mod client;
+mod stripe;
 mod upstream;
 
 use std::io::{BufRead, BufReader};
@@ -15,6 +16,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 pub use client::{Client, Reply};
+pub use stripe::{FakeStripe, LocalStripe, Mood, STRIPE_KEY, free_port};
 pub use upstream::{Act, Upstream};
 
 /// Longer than anything that should happen takes, on a busy machine too.

@@ -165,7 +165,9 @@ async fn a_full_queue_refuses_with_a_time_to_try_again() {
             tokio::spawn(async move { native.generate(request("wait")).await.map(|_| ()) })
         })
         .collect();
-    // until both are in, a third one may find a place and has to leave it again
+    // both are polled once, which puts them in; until a thread has taken the first
+    // a third may find a place, and has to leave it again
+    tokio::task::yield_now().await;
     let error = loop {
         let third = native.generate(request("wait"));
         match tokio::time::timeout(Duration::from_millis(50), third).await {

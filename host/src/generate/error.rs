@@ -1,0 +1,77 @@
+//! Why a request is not answered.
+
+use plugin_sdk::{Error as PluginError, ErrorKind};
+
+use crate::limits::Exceeded;
+
+/// Why a request is not answered.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Error {
+    /// No model has this number or name.
+    #[error("there is no such model")]
+    UnknownModel,
+    /// The key may not use the model.
+    #[error("the key may not use this model")]
+    ModelNotAllowed,
+    /// The key has used up its rate.
+    #[error("too many requests: the limit is {} a minute for each key and model", .0.rate.limit)]
+    RateLimited(Exceeded),
+    /// The prompt has too many bytes.
+    #[error("the prompt has {bytes} bytes; the limit is {limit}")]
+    PromptTooLong {
+        /// Bytes of the prompt.
+        bytes: usize,
+        /// Most bytes.
+        limit: usize,
+    },
+    /// The prompt leaves no room for an answer.
+    #[error(
+        "the prompt has {prompt_tokens} tokens and leaves no room for an answer: {bound} is {limit}"
+    )]
+    NoRoom {
+        /// Tokens of the prompt.
+        prompt_tokens: u32,
+        /// What bounds the length.
+        bound: &'static str,
+        /// Its value, in tokens.
+        limit: u32,
+    },
+    /// The plugin refused or failed.
+    #[error("{0}")]
+    Plugin(PluginError),
+    /// The usage could not be written, so there is no answer.
+    #[error("the usage could not be recorded")]
+    NotRecorded,
+    /// The server is about to end.
+    #[error("the server is stopping")]
+    Stopping,
+}
+
+impl Error {
+    /// A stable word for the kind of error.
+    pub fn code(&self) -> &str {
+        match self {
+            Self::UnknownModel => "model_not_found",
+            Self::ModelNotAllowed => "model_not_allowed",
+            Self::RateLimited(_) => "rate_limit_exceeded",
+            Self::PromptTooLong { .. } => "prompt_too_long",
+            Self::NoRoom { .. } => "context_length_exceeded",
+            Self::Plugin(error) => error.code.as_deref().unwrap_or(match error.kind {
+                ErrorKind::InvalidRequest => "invalid_request",
+                ErrorKind::ContextLength => "context_length_exceeded",
+                ErrorKind::ContentFilter => "content_filtered",
+                ErrorKind::NotFound => "not_found",
+                ErrorKind::RateLimited => "upstream_rate_limited",
+                ErrorKind::Overloaded => "model_overloaded",
+                ErrorKind::UpstreamAuth => "upstream_refused",
+                ErrorKind::Upstream => "upstream_failed",
+                ErrorKind::Timeout => "timeout",
+                ErrorKind::Unsupported => "unsupported",
+                ErrorKind::Cancelled => "cancelled",
+                ErrorKind::Internal => "plugin_failed",
+            }),
+            Self::NotRecorded => "not_recorded",
+            Self::Stopping => "stopping",
+        }
+    }
+}
