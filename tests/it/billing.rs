@@ -61,9 +61,8 @@ async fn all_reported(host: &Host) {
 /// What a customer used, and of that what is not reported yet, in nano-dollars.
 async fn used_and_left(host: &Host, customer: i64) -> (i64, i64) {
     let used = format!("SELECT sum(cost) FROM usage WHERE customer_id = {customer}");
-    let left = format!(
-        "SELECT amount FROM outbox WHERE customer_id = {customer} AND sealed_at IS NULL"
-    );
+    let left =
+        format!("SELECT amount FROM outbox WHERE customer_id = {customer} AND sealed_at IS NULL");
     (number(host, &used).await, number(host, &left).await)
 }
 
@@ -316,7 +315,10 @@ async fn what_stripe_refuses_is_kept_and_holds_up_nobody_else() {
     host.admin().post("/customers", new).await.expect(201);
     let key = json!({ "customer_email": "unwanted@example.com", "name": "Key" });
     let key = host.admin().post("/api/keys", key).await.expect(201);
-    let unwanted = Client::new(host.url(), Some(("x-api-key", text(&key["key"]).to_owned())));
+    let unwanted = Client::new(
+        host.url(),
+        Some(("x-api-key", text(&key["key"]).to_owned())),
+    );
     let wanted = host.customer().await;
     all_reported(&host).await;
 

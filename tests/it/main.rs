@@ -3,8 +3,8 @@
 mod harness;
 
 mod bad_input;
-mod component;
 mod billing;
+mod component;
 mod customers;
 mod generate;
 mod keys;

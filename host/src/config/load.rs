@@ -107,12 +107,21 @@ pub fn load(path: &Path, environment: &Environment) -> Result<Config, Error> {
     })?;
 
     let mut models = Vec::new();
-    if let Some(Value::Array(entries)) = table.remove("models") {
-        for (index, entry) in entries.into_iter().enumerate() {
-            let model = model(entry, &variables)
-                .map_err(|message| parse_error(format!("models[{index}].{message}")))?;
-            models.push(model);
+    match table.remove("models") {
+        Some(Value::Array(entries)) => {
+            for (index, entry) in entries.into_iter().enumerate() {
+                let model = model(entry, &variables)
+                    .map_err(|message| parse_error(format!("models[{index}].{message}")))?;
+                models.push(model);
+            }
         }
+        // taken for none, a typing error would remove every model
+        Some(_) => {
+            return Err(parse_error(
+                "models: expected a list, [[models]]".to_owned(),
+            ));
+        }
+        None => {}
     }
     let mut missing = Vec::new();
     for value in table.iter_mut().map(|(_, value)| value) {

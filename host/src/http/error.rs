@@ -43,6 +43,11 @@ impl ApiError {
         Self::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid_request", message).at(param)
     }
 
+    /// 422: the body as a whole is not what the endpoint takes.
+    pub fn invalid_body(message: &str) -> Self {
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid_request", message)
+    }
+
     /// 422: a feature that this server does not have.
     pub fn unsupported(param: &str, message: impl Into<String>) -> Self {
         Self::new(StatusCode::UNPROCESSABLE_ENTITY, "unsupported", message).at(param)

@@ -55,7 +55,7 @@ fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
                 // without the position: it is the field that helps
                 let message = error.to_string();
                 let message = message.split(" at line ").next().unwrap_or_default();
-                ApiError::invalid(&path, message)
+                invalid(&path, message)
             }
             _ => ApiError::not_json(error.to_string()),
         }
@@ -63,6 +63,22 @@ fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
     json.end()
         .map_err(|error| ApiError::not_json(error.to_string()))?;
     Ok(value)
+}
+
+/// The error of a value that does not fit, at the place where serde stopped.
+fn invalid(path: &str, message: &str) -> ApiError {
+    // a missing field is found missing in what should hold it
+    let missing = message
+        .strip_prefix("missing field `")
+        .and_then(|rest| rest.strip_suffix('`'));
+    match (path, missing) {
+        (".", Some(field)) => ApiError::invalid(field, message),
+        (".", None) => {
+            ApiError::invalid_body("the body must be an object with this endpoint's fields")
+        }
+        (path, Some(field)) => ApiError::invalid(&format!("{path}.{field}"), message),
+        (path, None) => ApiError::invalid(path, message),
+    }
 }
 
 /// A number in the path. One that is none names nothing.

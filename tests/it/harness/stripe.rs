@@ -201,7 +201,11 @@ async fn list(
 ) -> Response {
     let mut found = stripe.made(&path);
     found.retain(|object| {
-        let has = |field: &str| filter.get(field).is_none_or(|value| object[field] == *value);
+        let has = |field: &str| {
+            filter
+                .get(field)
+                .is_none_or(|value| object[field] == *value)
+        };
         has("customer") && has("email")
     });
     if stripe.inside().is_blind {

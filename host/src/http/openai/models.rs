@@ -1,6 +1,7 @@
 //! `GET /v1/models`
 
 use axum::Json;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use serde_json::{Value, json};
 
@@ -38,8 +39,10 @@ pub async fn list(
 pub async fn read(
     caller: Caller,
     State(AppState { generator, .. }): State<AppState>,
-    Path(name): Path<String>,
+    name: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Value>, ApiError> {
+    // what is not text names no model
+    let Path(name) = name.map_err(|_| ApiError::not_found("model"))?;
     let live = generator.live().take();
     let model = live.by_name(&name).filter(|model| may_use(&caller, model));
     model
