@@ -10,17 +10,21 @@ use super::*;
 /// Does what the prompt says.
 struct Fake {
     /// Opened by the test: "wait" waits for it.
-    gate: Arc<(Mutex<bool>, Condvar)>,
+    gate: Gate,
 }
 
-static GATES: Mutex<Vec<(String, Arc<(Mutex<bool>, Condvar)>)>> = Mutex::new(Vec::new());
+/// Shut until it is true.
+type Gate = Arc<(Mutex<bool>, Condvar)>;
+
+/// The gates of all fakes, by name.
+static GATES: Mutex<Vec<(String, Gate)>> = Mutex::new(Vec::new());
 
 impl Backend for Fake {
     type Completion = FakeCompletion;
 
     fn open(settings: &Settings) -> Result<Self, Error> {
         let name = settings.get("gate").unwrap_or_default().to_owned();
-        let gate: Arc<(Mutex<bool>, Condvar)> = Arc::default();
+        let gate = Gate::default();
         GATES.lock().unwrap().push((name, Arc::clone(&gate)));
         Ok(Self { gate })
     }
