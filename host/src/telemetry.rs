@@ -15,8 +15,9 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
-/// What to log where `MODEL_HOST_LOG` does not say.
-const DEFAULT_FILTER: &str = "info";
+/// What to log where `MODEL_HOST_LOG` does not say. Stripe's client says again
+/// what billing says.
+const DEFAULT_FILTER: &str = "info,stripe=off";
 
 /// What was started, to be ended after the last request.
 #[derive(Debug, Default)]

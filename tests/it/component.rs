@@ -70,7 +70,8 @@ async fn the_upstream_gets_the_request_and_the_secret() {
 #[tokio::test]
 async fn an_upstreams_failure_has_a_status_of_its_own_and_tells_no_secret() {
     let (host, customer, upstream) = with_lawgent(Act::Stall, "").await;
-    let error = r#"{"error": {"message": "key sk-upstream-secret is bad"}}"#;
+    let error = r#"{"error": {"message": "the key sk-upstream-… is bad"}}"#;
+    let telling = r#"{"error": {"message": "the key sk-upstream-secret is bad"}}"#;
     let long = r#"{"error": {"message": "too long", "code": "context_length_exceeded"}}"#;
     let later = vec![("retry-after", "7")];
     for (act, status, code, retry) in [
@@ -80,7 +81,19 @@ async fn an_upstreams_failure_has_a_status_of_its_own_and_tells_no_secret() {
             "invalid_request",
             "",
         ),
-        (Act::Say(400, vec![], error), 400, "invalid_request", ""),
+        // what repeats the secret is not read at all
+        (
+            Act::Say(400, vec![], telling),
+            502,
+            "upstream_answer_broken",
+            "",
+        ),
+        (
+            Act::Say(401, vec![], telling),
+            502,
+            "upstream_answer_broken",
+            "",
+        ),
         (
             Act::Say(400, vec![], long),
             400,
@@ -144,7 +157,7 @@ async fn an_upstreams_failure_has_a_status_of_its_own_and_tells_no_secret() {
     let usage = customer.get("/usage").await.expect(200);
     assert_eq!(
         (&usage["totals"]["requests"], &usage["totals"]["cost"]),
-        (&json!(17), &json!(0.0001))
+        (&json!(18), &json!(0.0001))
     );
 }
 

@@ -151,8 +151,6 @@ async fn variables_come_from_the_env_file_too() {
 
 #[tokio::test]
 async fn a_server_that_cannot_start_says_why() {
-    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-    let taken = taken.local_addr().expect("an address");
     for (setup, word) in [
         (Host::builder().config("[[models]\n"), "line 1"),
         (Host::builder().config("colour = \"red\"\n"), "colour"),
@@ -190,21 +188,18 @@ async fn a_server_that_cannot_start_says_why() {
             "{said}"
         );
     }
-    let mut busy = std::process::Command::new(crate::harness::BINARY);
-    let folder = tempfile::TempDir::new().expect("a folder");
-    std::fs::write(folder.path().join("model-host.toml"), "").expect("a file");
-    let listener = std::net::TcpListener::bind(taken).expect("the port is free again");
-    let output = busy
-        .args(["--listen", &taken.to_string()])
-        .current_dir(folder.path())
-        .output()
-        .expect("it runs");
-    drop(listener);
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(
-        !output.status.success() && said.contains(&taken.to_string()),
-        "{said}"
-    );
+}
+
+#[tokio::test]
+async fn a_port_that_is_taken_is_named() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = taken.local_addr().expect("an address").to_string();
+    let config = format!("[server]\nlisten = \"{address}\"\n");
+    let (status, said) = Host::builder()
+        .config(config)
+        .listening_as_configured()
+        .refused();
+    assert!(!status.success() && said.contains(&address), "{said}");
 }
 
 #[tokio::test]

@@ -126,9 +126,9 @@ impl Reporter {
                 let (reason, is_refused) = (&failure.reason, failure.is_refused);
                 let delay = if is_refused { REFUSED_DELAY } else { delay };
                 if is_refused {
-                    tracing::error!(customer, message = id, attempt, %reason, "refused by Stripe: nothing is lost, but somebody must see to it");
+                    tracing::error!(customer, outbox_id = id, attempt, %reason, "refused by Stripe: nothing is lost, but somebody must see to it");
                 } else {
-                    tracing::warn!(customer, message = id, attempt, %reason, "cannot tell Stripe yet");
+                    tracing::warn!(customer, outbox_id = id, attempt, %reason, "cannot tell Stripe yet");
                 }
                 self.store.attempt_failed(id, reason, now + delay).await?;
             }

@@ -1,4 +1,4 @@
-//! The configuration: plain data, read by [`load`] and judged by [`check`].
+//! The configuration: plain data, read by [`load()`] and judged in `check`.
 
 mod check;
 mod load;

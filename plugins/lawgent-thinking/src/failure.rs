@@ -20,14 +20,18 @@ pub(crate) fn from_response(response: &Response) -> Error {
                 _ => ErrorKind::InvalidRequest,
             },
             // the one case in which the caller is helped by what the upstream says
-            said.as_deref().unwrap_or("the model's upstream refused the request"),
+            said.as_deref()
+                .unwrap_or("the model's upstream refused the request"),
         ),
         // 402: the operator's account there is empty, which is also theirs to mend
         401..=403 => Error::new(
             ErrorKind::UpstreamAuth,
             "the model's upstream did not accept this server",
         ),
-        429 => Error::new(ErrorKind::RateLimited, "the model's upstream has too many requests"),
+        429 => Error::new(
+            ErrorKind::RateLimited,
+            "the model's upstream has too many requests",
+        ),
         503 => Error::new(ErrorKind::Overloaded, "the model's upstream is overloaded"),
         _ => Error::new(ErrorKind::Upstream, "the model's upstream failed"),
     };
@@ -64,7 +68,11 @@ mod tests {
 
     fn response(status: u16, body: &str) -> Response {
         let headers = vec![("retry-after".to_owned(), b"7".to_vec())];
-        Response { status, headers, body: body.as_bytes().to_vec() }
+        Response {
+            status,
+            headers,
+            body: body.as_bytes().to_vec(),
+        }
     }
 
     #[test]
@@ -98,7 +106,10 @@ mod tests {
             400,
             r#"{"error":{"message":"too long","code":"context_length_exceeded"}}"#,
         ));
-        assert_eq!((error.kind, error.message.as_str()), (ErrorKind::ContextLength, "too long"));
+        assert_eq!(
+            (error.kind, error.message.as_str()),
+            (ErrorKind::ContextLength, "too long")
+        );
         // but what a refused key or a failed server says is for the operator
         let error = from_response(&response(401, r#"{"error":"bad key sk-1"}"#));
         assert!(!error.message.contains("sk-1"));

@@ -67,7 +67,11 @@ pub(crate) fn answer(body: &[u8], prompt: &str) -> Result<Answer, Error> {
     }
 
     let wire: Wire = serde_json::from_slice(body).map_err(unusable)?;
-    let choice = wire.choices.into_iter().next().ok_or_else(|| unusable("no choices"))?;
+    let choice = wire
+        .choices
+        .into_iter()
+        .next()
+        .ok_or_else(|| unusable("no choices"))?;
     let reason = match choice.finish_reason.as_deref() {
         Some("stop") => FinishReason::Stop,
         Some("length") => FinishReason::Length,
@@ -75,12 +79,20 @@ pub(crate) fn answer(body: &[u8], prompt: &str) -> Result<Answer, Error> {
         Some("tool_calls") => FinishReason::ToolCalls,
         _ => FinishReason::Other,
     };
-    let usage = wire.usage.as_ref().and_then(counted).unwrap_or_else(|| Usage {
-        prompt_tokens: estimate_tokens(prompt),
-        completion_tokens: estimate_tokens(&choice.text),
-        ..Usage::default()
-    });
-    Ok(Answer { text: choice.text, reason, usage })
+    let usage = wire
+        .usage
+        .as_ref()
+        .and_then(counted)
+        .unwrap_or_else(|| Usage {
+            prompt_tokens: estimate_tokens(prompt),
+            completion_tokens: estimate_tokens(&choice.text),
+            ..Usage::default()
+        });
+    Ok(Answer {
+        text: choice.text,
+        reason,
+        usage,
+    })
 }
 
 fn counted(usage: &Value) -> Option<Usage> {
@@ -104,9 +116,12 @@ pub(crate) fn estimate_tokens(text: &str) -> u32 {
 }
 
 fn unusable(why: impl std::fmt::Display) -> Error {
-    Error::new(ErrorKind::Upstream, "the model's upstream sent no usable answer")
-        .code("upstream_answer_broken")
-        .detail(why)
+    Error::new(
+        ErrorKind::Upstream,
+        "the model's upstream sent no usable answer",
+    )
+    .code("upstream_answer_broken")
+    .detail(why)
 }
 
 #[cfg(test)]
@@ -116,9 +131,16 @@ mod tests {
 
     #[test]
     fn only_what_is_given_is_sent() {
-        let params = Params { max_tokens: Some(5), temperature: Some(0.7), ..Params::default() };
+        let params = Params {
+            max_tokens: Some(5),
+            temperature: Some(0.7),
+            ..Params::default()
+        };
         let body = String::from_utf8(body("m", "say \"hi\"", &params).unwrap()).unwrap();
-        assert_eq!(body, r#"{"model":"m","prompt":"say \"hi\"","max_tokens":5,"temperature":0.7}"#);
+        assert_eq!(
+            body,
+            r#"{"model":"m","prompt":"say \"hi\"","max_tokens":5,"temperature":0.7}"#
+        );
     }
 
     #[test]
@@ -133,7 +155,14 @@ mod tests {
         };
         let text = " you".to_owned();
         let reason = FinishReason::Length;
-        assert_eq!(answer(json, "how are").unwrap(), Answer { text, reason, usage });
+        assert_eq!(
+            answer(json, "how are").unwrap(),
+            Answer {
+                text,
+                reason,
+                usage
+            }
+        );
     }
 
     #[test]
@@ -142,14 +171,24 @@ mod tests {
             let json = format!(r#"{{"choices":[{{"text":"12345"}}]{usage}}}"#);
             let answer = answer(json.as_bytes(), "1234").unwrap();
             assert_eq!(answer.usage.source, CountSource::Estimated);
-            assert_eq!((answer.usage.prompt_tokens, answer.usage.completion_tokens), (1, 2));
+            assert_eq!(
+                (answer.usage.prompt_tokens, answer.usage.completion_tokens),
+                (1, 2)
+            );
             assert_eq!(answer.reason, FinishReason::Other);
         }
     }
 
     #[test]
     fn rubbish_is_the_upstreams_fault() {
-        for json in ["", "<html>", "[]", "{}", r#"{"choices":[]}"#, r#"{"choices":[{"text":1}]}"#] {
+        for json in [
+            "",
+            "<html>",
+            "[]",
+            "{}",
+            r#"{"choices":[]}"#,
+            r#"{"choices":[{"text":1}]}"#,
+        ] {
             let error = answer(json.as_bytes(), "").unwrap_err();
             assert_eq!(error.kind, ErrorKind::Upstream, "{json}");
         }

@@ -85,7 +85,11 @@ impl Misbehave {
             response_limit: usize::MAX,
         }
         .send()?;
-        let names: Vec<&str> = response.headers.iter().map(|(name, _)| name.as_str()).collect();
+        let names: Vec<&str> = response
+            .headers
+            .iter()
+            .map(|(name, _)| name.as_str())
+            .collect();
         let body = String::from_utf8_lossy(&response.body);
         Ok(Answer::Say(format!("{} {names:?} {body}", response.status)))
     }
@@ -103,7 +107,11 @@ impl Completion for Answer {
                     source: CountSource::Exact,
                     ..Usage::default()
                 };
-                let finish = Finish { reason: FinishReason::Stop, usage, ext: vec![] };
+                let finish = Finish {
+                    reason: FinishReason::Stop,
+                    usage,
+                    ext: vec![],
+                };
                 Ok(vec![Event::Text(text), Event::Finish(finish)])
             }
             Self::SayForever => {

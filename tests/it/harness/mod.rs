@@ -71,6 +71,7 @@ pub struct Setup {
     files: Vec<(&'static str, Vec<u8>)>,
     arguments: Vec<String>,
     has_admin_key: bool,
+    has_free_port: bool,
 }
 
 impl Setup {
@@ -101,6 +102,12 @@ impl Setup {
     /// Lets the server make its admin key.
     pub fn without_admin_key(mut self) -> Self {
         self.has_admin_key = false;
+        self
+    }
+
+    /// Leaves the address to the configuration, rather than take a free port.
+    pub fn listening_as_configured(mut self) -> Self {
+        self.has_free_port = false;
         self
     }
 
@@ -144,6 +151,7 @@ impl Host {
             files: Vec::new(),
             arguments: Vec::new(),
             has_admin_key: true,
+            has_free_port: true,
         }
     }
 
@@ -167,10 +175,11 @@ impl Host {
     /// The command that serves.
     fn serve(setup: &Setup, dir: &Path) -> Command {
         let mut command = Self::command(setup, dir);
-        command
-            .args(["serve", "--listen", "127.0.0.1:0"])
-            .args(&setup.arguments)
-            .stdin(Stdio::null());
+        command.arg("serve");
+        if setup.has_free_port {
+            command.args(["--listen", "127.0.0.1:0"]);
+        }
+        command.args(&setup.arguments).stdin(Stdio::null());
         command
     }
 
