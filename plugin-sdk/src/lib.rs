@@ -112,3 +112,8 @@ macro_rules! export {
         $crate::component::export_component!(ExportedBackend with_types_in $crate::component::wit);
     };
 }
+
+/// The README's plugin must compile.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -6,6 +6,7 @@ mod bad_input;
 mod billing;
 mod component;
 mod customers;
+mod dashboard;
 mod generate;
 mod keys;
 mod limits;

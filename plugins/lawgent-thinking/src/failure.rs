@@ -57,7 +57,7 @@ fn message(json: &Value) -> Option<String> {
 fn milliseconds(retry_after: &str) -> Option<u32> {
     let seconds: f64 = retry_after.trim().parse().ok()?;
     // `as` saturates, which is right for an absurdly long wait
-    (seconds >= 0.0).then(|| (seconds * 1000.0) as u32)
+    (seconds >= 0.0).then_some((seconds * 1000.0) as u32)
 }
 
 #[cfg(test)]

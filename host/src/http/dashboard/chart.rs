@@ -101,7 +101,7 @@ pub fn requests(range: Range, now: OffsetDateTime, used: &[PeriodTotals]) -> Mar
                     th .figure { "Cost" }
                 } }
                 tbody { @for period in periods.iter().rev() { tr {
-                    td { (day(period.start)) @if range == Range::Day { " " (hour(period.start)) } }
+                    td .time { (day(period.start)) @if range == Range::Day { " " (hour(period.start)) } }
                     (usage::sums(&period.totals))
                 } } }
             } }

@@ -91,7 +91,7 @@ fn request(UsageRow { usage, .. }: &UsageRow) -> Markup {
     let tokens = i64::from(usage.prompt_tokens) + i64::from(usage.completion_tokens);
     html! {
         tr {
-            td { (time(usage.created_at)) }
+            td .time { (time(usage.created_at)) }
             td { (usage.model_name) }
             td {
                 span class={ "status " (usage.status.as_str()) } { (usage.status.as_str()) }

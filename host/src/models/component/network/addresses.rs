@@ -74,7 +74,21 @@ fn is_public_v6(ip: Ipv6Addr) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::is_public;
+    use super::{Prohibited, PublicAddresses, Resolve, is_public};
+
+    #[tokio::test]
+    async fn a_private_name_needs_an_exemption() {
+        let resolve = async |exempt| {
+            let name = "localhost".parse().unwrap();
+            PublicAddresses { exempt }
+                .resolve(name)
+                .await
+                .map(Iterator::count)
+        };
+        let error = resolve(None).await.unwrap_err();
+        assert!(error.is::<Prohibited>(), "{error}");
+        assert!(resolve(Some("localhost")).await.unwrap() > 0);
+    }
 
     #[test]
     fn private_addresses_are_known() {

@@ -1,0 +1,507 @@
+//! The dashboard: by a browser as people use it, and by hand what a browser
+//! would not do.
+
+mod browser;
+
+use reqwest::Method;
+use reqwest::header::{CONTENT_TYPE, COOKIE};
+use serde_json::json;
+
+use crate::harness::{ADMIN_KEY, Client, GPT2, Host, Reply, eventually};
+use browser::Browser;
+
+const FORM: &str = "application/x-www-form-urlencoded";
+
+/// Sends a form, with more headers.
+async fn submit(client: &Client, path: &str, form: &str, headers: &[(&str, &str)]) -> Reply {
+    let mut request = client
+        .request(Method::POST, path)
+        .header(CONTENT_TYPE, FORM)
+        .body(form.to_owned());
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    Reply::of(request.send().await.expect("an answer")).await
+}
+
+/// Signs in; the cookie as it was set.
+async fn set_cookie(host: &Host, key: &str, headers: &[(&str, &str)]) -> String {
+    let reply = submit(&host.anyone(), "/login", &format!("key={key}"), headers).await;
+    assert_eq!(reply.status, 303, "{}", reply.body);
+    assert_eq!(reply.header("location"), "/dashboard");
+    reply.header("set-cookie").to_owned()
+}
+
+/// Somebody who is signed in.
+async fn signed_in(host: &Host, key: &str) -> Client {
+    let cookie = set_cookie(host, key, &[]).await;
+    with_cookie(host, cookie.split(';').next().unwrap_or_default())
+}
+
+fn with_cookie(host: &Host, cookie: &str) -> Client {
+    let cookie = cookie.to_owned();
+    host.anyone().with_header(COOKIE.as_str(), cookie)
+}
+
+/// The page, if the status is this one.
+#[track_caller]
+fn page(reply: Reply, status: u16) -> String {
+    assert_eq!(reply.header("content-type"), "text/html; charset=utf-8");
+    let text = reply.expect(status);
+    text.as_str().expect("a page").to_owned()
+}
+
+#[track_caller]
+fn assert_asks_to_sign_in(reply: &Reply) {
+    assert_eq!(reply.status, 303);
+    let location = reply.header("location");
+    assert!(location.starts_with("/login"), "{location}");
+}
+
+#[tokio::test]
+async fn an_operator_sees_usage_and_manages_keys_in_a_browser() {
+    let host = Host::start().await.ready().await;
+    let customer = host.customer().await;
+    let ask = json!({ "text": "Once upon a time", "model_id": 1, "max_new_tokens": 4 });
+    for _ in 0..2 {
+        customer.post("/generate", ask.clone()).await.expect(200);
+    }
+    let usage = customer.get("/usage").await.expect(200)["totals"].take();
+    let tokens = usage["prompt_tokens"]
+        .as_i64()
+        .zip(usage["completion_tokens"].as_i64());
+    let tokens = tokens.map(|(prompt, completion)| prompt + completion);
+
+    // signing in leads to the page that was asked for
+    let browser = Browser::start().await;
+    browser.open(&format!("{}/dashboard/1", host.url())).await;
+    browser.fill("#key", ADMIN_KEY).await;
+    browser.click("main button").await;
+    browser.find("#total-requests").await;
+    assert_eq!(browser.path().await, "/dashboard/1");
+
+    assert_eq!(browser.text("#total-requests").await, "2");
+    assert_eq!(
+        browser.text("#total-tokens").await,
+        tokens.expect("integers").to_string()
+    );
+    let cost = browser.text("#total-cost").await;
+    let cost: f64 = cost.trim_start_matches('$').parse().expect("dollars");
+    assert_eq!(json!(cost), usage["cost"]);
+    browser
+        .find("svg[aria-label='2 requests in 24 hours'] .bar")
+        .await;
+    assert!(browser.text("#usage tbody").await.starts_with("gpt2 #1 2 "));
+    assert!(browser.text("#requests tbody").await.contains(" gpt2 ok "));
+    // the policy lets our own style in
+    let width = browser.find("main").await.css_value("max-width").await;
+    assert_eq!(width.expect("a style"), "1088px");
+
+    // a key that a form created is a key
+    browser.click("#keys a.button").await;
+    browser.fill("#name", "From the form").await;
+    browser.fill("#rate_limit", "7").await;
+    browser.click("main form button").await;
+    let text = browser.text("#new-key").await;
+    let key = host.anyone().with_header("x-api-key", text.clone());
+    let answer = key.post("/generate", ask.clone()).await;
+    assert_eq!(answer.header("x-ratelimit-limit-requests"), "7");
+    answer.expect(200);
+
+    // it is shown this once
+    browser.click("main a.button").await;
+    browser.find_text("#keys td", "From the form").await;
+    let source = browser.driver.source().await.expect("a page");
+    assert!(source.contains(&text[.."mhk_12345678_".len()]));
+    assert!(!source.contains(&text["mhk_12345678_".len()..]));
+
+    // off, on, and gone
+    browser
+        .click("button[aria-label='Turn off From the form']")
+        .await;
+    browser
+        .find("button[aria-label='Turn on From the form']")
+        .await;
+    let refused = key.post("/generate", ask.clone()).await;
+    assert_eq!(refused.expect_error(403), "key_disabled");
+    browser
+        .click("button[aria-label='Turn on From the form']")
+        .await;
+    browser
+        .find("button[aria-label='Turn off From the form']")
+        .await;
+    key.get("/usage").await.expect(200);
+    browser.click("a[aria-label='Delete From the form']").await;
+    browser.click("button.danger").await;
+    browser.find("#keys").await;
+    let keys = browser.text("#keys tbody").await;
+    assert!(!keys.contains("From the form"), "{keys}");
+    assert_eq!(key.get("/usage").await.expect_error(401), "invalid_api_key");
+
+    // signing out
+    browser.click("header button").await;
+    browser.find("#key").await;
+    browser.open(&format!("{}/dashboard/1", host.url())).await;
+    browser.find("#key").await;
+    assert_eq!(browser.path().await, "/login");
+}
+
+#[tokio::test]
+async fn a_customer_sees_its_own_page_alone() {
+    let host = Host::start().await;
+    let (one, two) = (host.customer().await, host.customer().await);
+    let viewer = signed_in(&host, one.key()).await;
+    let home = viewer.get("/dashboard").await;
+    assert_eq!(
+        (home.status.as_u16(), home.header("location")),
+        (303, "/dashboard/1")
+    );
+    let own = page(viewer.get("/dashboard/1").await, 200);
+    assert!(own.contains("customer-0@example.com"), "{own}");
+    assert!(
+        own.contains("id=\"keys\"") && !own.contains("Create a key"),
+        "{own}"
+    );
+
+    // somebody else's is told in nothing from nobody's
+    let foreign = viewer.get("/dashboard/2").await;
+    let missing = viewer.get("/dashboard/3").await;
+    let (ids, pages): (Vec<_>, Vec<_>) = [foreign, missing]
+        .into_iter()
+        .map(|reply| (reply.header("x-request-id").to_owned(), page(reply, 404)))
+        .unzip();
+    assert_eq!(pages[0].replace(&ids[0], ""), pages[1].replace(&ids[1], ""));
+
+    // and it changes nothing
+    page(viewer.get("/dashboard/1/keys/new").await, 403);
+    let new = "name=More&rate_limit=60&allowed_models=1";
+    page(submit(&viewer, "/dashboard/1/keys", new, &[]).await, 403);
+    page(
+        submit(&viewer, "/dashboard/2/keys/2/active", "active=false", &[]).await,
+        403,
+    );
+    page(
+        submit(&viewer, "/dashboard/2/keys/2/delete", "", &[]).await,
+        403,
+    );
+    two.get("/usage").await.expect(200);
+}
+
+#[tokio::test]
+async fn a_key_in_a_header_opens_a_page_as_it_does_the_api() {
+    let host = Host::start().await;
+    let customer = host.customer().await;
+    page(host.admin().get("/dashboard/1").await, 200);
+    page(customer.get("/dashboard/1").await, 200);
+    let bearer = format!("Bearer {}", customer.key());
+    page(
+        customer
+            .with_header("authorization", bearer)
+            .get("/dashboard/1")
+            .await,
+        200,
+    );
+    let wrong = host.anyone().with_header("x-admin-key", "wrong".to_owned());
+    page(wrong.get("/dashboard/1").await, 401);
+    for path in ["/", "/dashboard"] {
+        assert_eq!(host.anyone().get(path).await.status, 303);
+    }
+    assert_eq!(
+        host.anyone()
+            .get("/dashboard/1?range=month")
+            .await
+            .header("location"),
+        "/login?next=%2Fdashboard%2F1%3Frange%3Dmonth"
+    );
+}
+
+#[tokio::test]
+async fn a_session_ends_with_the_key_it_began_with() {
+    let host = Host::start().await;
+    let customer = host.customer().await;
+    let viewer = signed_in(&host, customer.key()).await;
+    let admin = signed_in(&host, ADMIN_KEY).await;
+    page(viewer.get("/dashboard/1").await, 200);
+    // said twice, meant once
+    for _ in 0..2 {
+        let off = submit(&admin, "/dashboard/1/keys/1/active", "active=false", &[]).await;
+        assert_eq!(off.header("location"), "/dashboard/1#keys");
+        assert_asks_to_sign_in(&viewer.get("/dashboard/1").await);
+    }
+    page(
+        submit(
+            &host.anyone(),
+            "/login",
+            &format!("key={}", customer.key()),
+            &[],
+        )
+        .await,
+        401,
+    );
+    submit(&admin, "/dashboard/1/keys/1/active", "active=true", &[]).await;
+    page(viewer.get("/dashboard/1").await, 200);
+    submit(&admin, "/dashboard/1/keys/1/delete", "", &[]).await;
+    assert_asks_to_sign_in(&viewer.get("/dashboard/1").await);
+
+    page(admin.get("/dashboard").await, 200);
+    host.run(&["admin", "reset-key"]);
+    assert_asks_to_sign_in(&admin.get("/dashboard").await);
+}
+
+#[tokio::test]
+async fn a_cookie_is_what_the_server_signed_or_nothing() {
+    let host = Host::start().await;
+    let customer = host.customer().await;
+    let set = set_cookie(&host, customer.key(), &[]).await;
+    for attribute in ["HttpOnly", "SameSite=Strict", "Path=/", "Max-Age=43200"] {
+        assert!(set.contains(attribute), "{set}");
+    }
+    assert!(!set.contains("Secure"), "{set}");
+    let by_https = [("x-forwarded-proto", "https")];
+    assert!(
+        set_cookie(&host, customer.key(), &by_https)
+            .await
+            .contains("Secure")
+    );
+
+    let cookie = set.split(';').next().expect("a cookie");
+    let (name, value) = cookie.split_once('=').expect("a cookie");
+    page(with_cookie(&host, cookie).get("/dashboard/1").await, 200);
+    assert!(value.contains("key:1"), "{value}");
+    for forged in [
+        value.replace("key:1", "admin"),
+        value.replace("key:1", "key:2"),
+        // later than it was
+        format!(
+            "{}{}",
+            &value[..44],
+            value[44..].replacen(['1', '2'], "9", 1)
+        ),
+        value[44..].to_owned(),
+        "9999999999 admin".to_owned(),
+        String::new(),
+    ] {
+        assert_ne!(forged, value);
+        let somebody = with_cookie(&host, &format!("{name}={forged}"));
+        assert_asks_to_sign_in(&somebody.get("/dashboard/1").await);
+    }
+}
+
+#[tokio::test]
+async fn a_wrong_key_is_refused_and_not_repeated() {
+    let host = Host::start().await;
+    let anyone = host.anyone();
+    for wrong in ["not-the-admin-key", "mhk_12345678_0", ""] {
+        let text = page(
+            submit(&anyone, "/login", &format!("key={wrong}"), &[]).await,
+            401,
+        );
+        assert!(text.contains("the key is not valid"), "{text}");
+        assert!(wrong.is_empty() || !text.contains(wrong), "{text}");
+        assert!(wrong.is_empty() || !host.log().contains(wrong));
+    }
+    for away in ["https://evil.example/", "//evil.example", "/login"] {
+        let form = format!("key={ADMIN_KEY}&next={away}");
+        assert_eq!(
+            submit(&anyone, "/login", &form, &[])
+                .await
+                .header("location"),
+            "/dashboard"
+        );
+    }
+    page(submit(&anyone, "/login", "next=/dashboard", &[]).await, 422);
+    page(
+        submit(
+            &anyone,
+            "/login",
+            &format!("key={}", "a".repeat(1 << 17)),
+            &[],
+        )
+        .await,
+        413,
+    );
+}
+
+#[tokio::test]
+async fn forms_of_other_sites_are_refused() {
+    let host = Host::start().await;
+    host.customer().await;
+    let admin = signed_in(&host, ADMIN_KEY).await;
+    let new = "name=Stolen&rate_limit=60&allowed_models=1";
+    for foreign in [
+        ("origin", "http://evil.example"),
+        ("origin", "null"),
+        ("sec-fetch-site", "cross-site"),
+        ("sec-fetch-site", "same-site"),
+    ] {
+        page(
+            submit(&admin, "/dashboard/1/keys", new, &[foreign]).await,
+            403,
+        );
+        let key = format!("key={ADMIN_KEY}");
+        page(
+            submit(&host.anyone(), "/login", &key, &[foreign]).await,
+            403,
+        );
+    }
+    let keys = host.admin().get("/api/keys").await.expect(200);
+    assert_eq!(keys["keys"].as_array().map(Vec::len), Some(1));
+    for own in [("origin", host.url()), ("sec-fetch-site", "same-origin")] {
+        page(submit(&admin, "/dashboard/1/keys", new, &[own]).await, 201);
+    }
+}
+
+#[tokio::test]
+async fn a_form_with_a_mistake_comes_back_as_it_was() {
+    let host = Host::start().await;
+    (host.customer().await, host.customer().await);
+    let admin = signed_in(&host, ADMIN_KEY).await;
+    let create = async |form: &str| page(submit(&admin, "/dashboard/1/keys", form, &[]).await, 422);
+    let text = create("name=Kept&rate_limit=0&allowed_models=1").await;
+    assert!(
+        text.contains("rate limit: must be from 1 to 1000000"),
+        "{text}"
+    );
+    assert!(
+        text.contains("value=\"Kept\"") && text.contains("value=\"0\""),
+        "{text}"
+    );
+    let text = create("name=%20&rate_limit=60").await;
+    assert!(
+        text.contains("name: must not be empty") && !text.contains(" checked"),
+        "{text}"
+    );
+    let text = create("name=A&rate_limit=60&allowed_models=1&allowed_models=9").await;
+    assert!(text.contains("there is no model 9"), "{text}");
+
+    // one customer's key is not found at another's
+    page(
+        submit(&admin, "/dashboard/1/keys/2/active", "active=false", &[]).await,
+        404,
+    );
+    page(
+        submit(&admin, "/dashboard/1/keys/2/delete", "", &[]).await,
+        404,
+    );
+    page(
+        submit(&admin, "/dashboard/3/keys", "name=A&rate_limit=60", &[]).await,
+        404,
+    );
+}
+
+#[tokio::test]
+async fn names_are_shown_as_text() {
+    let host = Host::start().await;
+    let markup = "<script>alert(1)</script>\"'&";
+    let new = json!({ "name": markup, "email": "<b>@example.com", "company": markup });
+    host.admin().post("/customers", new).await.expect(201);
+    let new = json!({ "customer_id": 1, "name": markup });
+    host.admin().post("/api/keys", new).await.expect(201);
+    for path in [
+        "/dashboard",
+        "/dashboard/1",
+        "/dashboard/1/keys/1/delete",
+        "/dashboard/1/keys/new",
+    ] {
+        let text = page(host.admin().get(path).await, 200);
+        assert!(
+            !text.contains("<script") && !text.contains("<b>"),
+            "{path}: {text}"
+        );
+        assert!(
+            text.contains("&lt;script&gt;alert(1)&lt;/script&gt;&quot;"),
+            "{path}: {text}"
+        );
+    }
+    let next = page(
+        host.anyone().get("/login?next=%22%3E%3Cscript%3E").await,
+        200,
+    );
+    assert!(!next.contains("<script"), "{next}");
+}
+
+#[tokio::test]
+async fn every_answer_tells_the_browser_what_a_page_may_do() {
+    let host = Host::start().await;
+    host.customer().await;
+    let admin = host.admin();
+    for (path, status) in [
+        ("/login", 200),
+        ("/dashboard", 200),
+        ("/dashboard/1", 200),
+        ("/dashboard/1?range=month&paused=true", 200),
+        ("/dashboard/1?range=century", 422),
+        ("/dashboard/7", 404),
+        ("/dashboard/one", 404),
+        ("/dashboard/style.css", 200),
+        ("/logout", 405),
+        ("/", 303),
+    ] {
+        let reply = admin.get(path).await;
+        assert_eq!(reply.status.as_u16(), status, "{path}");
+        let policy = reply.header("content-security-policy");
+        for rule in [
+            "default-src 'none'",
+            "style-src 'self'",
+            "form-action 'self'",
+        ] {
+            assert!(policy.contains(rule), "{path}: {policy}");
+        }
+        assert!(
+            policy.contains("frame-ancestors 'none'") && !policy.contains("unsafe"),
+            "{path}"
+        );
+        assert_eq!(reply.header("x-content-type-options"), "nosniff");
+        assert_eq!(reply.header("referrer-policy"), "same-origin");
+        assert_eq!(reply.header("cache-control"), "no-store");
+        assert!(!reply.header("x-request-id").is_empty());
+        let is_live = reply.body.to_string().contains("http-equiv=\\\"refresh");
+        assert_eq!(
+            is_live,
+            ["/dashboard", "/dashboard/1"].contains(&path),
+            "{path}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn the_operator_sees_models_and_what_is_wrong_with_them() {
+    let broken = "[[models]]\nid = 2\nname = \"broken\"\nplugin = \"missing.wasm\"\n";
+    let config = format!("{GPT2}{broken}");
+    let host = Host::builder()
+        .config(config.as_str())
+        .start()
+        .await
+        .ready()
+        .await;
+    let (customer, _) = (host.customer().await, host.customer().await);
+    let ask = json!({ "text": "a", "model_id": 1, "max_new_tokens": 1 });
+    customer.post("/generate", ask).await.expect(200);
+    let models = host.admin().get("/models").await.expect(200)["models"].take();
+    let source = models[0]["source"].as_str().expect("a source");
+    let reason = models[1]["reason"].as_str().expect("a reason");
+    let shown = reason.replace('"', "&quot;");
+
+    let text = page(host.admin().get("/dashboard").await, 200);
+    assert!(text.contains(&format!("<td>{source}</td>")), "{text}");
+    assert!(
+        text.contains("class=\"status unavailable\"") && text.contains(&shown),
+        "{text}"
+    );
+    assert!(!text.contains("configuration-error"), "{text}");
+    // the sums of the first customer, and of the second
+    assert!(
+        text.contains("<td class=\"figure\">1</td><td class=\"figure\">1</td>"),
+        "{text}"
+    );
+    assert!(text.contains("<td class=\"figure\">$0.00</td>"), "{text}");
+
+    host.write_config(&format!("{config}colour = 1\n"));
+    eventually("the error is on the dashboard", async || {
+        let text = page(host.admin().get("/dashboard").await, 200);
+        text.contains("id=\"configuration-error\"") && text.contains("colour")
+    })
+    .await;
+    let own = page(customer.get("/dashboard/1").await, 200);
+    assert!(!own.contains("colour"), "{own}");
+}
