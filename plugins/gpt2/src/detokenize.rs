@@ -53,3 +53,39 @@ impl Detokenizer {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn however_bytes_are_cut_the_text_is_that_of_the_whole() {
+        let cases: [&[u8]; 6] = [
+            "a é 海 🙂!".as_bytes(),
+            b"\xFF\xFEa",
+            b"\xE6\xB5 cut off inside",
+            b"cut off at the end \xF0\x9F\x99",
+            b"\xE6\xE6\xB5\xB7",
+            b"",
+        ];
+        for bytes in cases {
+            let whole = String::from_utf8_lossy(bytes);
+            for size in 1..=bytes.len().max(1) {
+                let mut detokenizer = Detokenizer::default();
+                let pieces = bytes.chunks(size).map(|piece| detokenizer.push(piece));
+                let mut text: String = pieces.collect();
+                text += detokenizer.finish();
+                assert_eq!(text, whole, "{bytes:?} by {size}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_character_that_is_not_whole_is_held_back() {
+        let mut detokenizer = Detokenizer::default();
+        assert_eq!(detokenizer.push(b"a\xF0\x9F"), "a");
+        assert_eq!(detokenizer.push(b"\x99"), "");
+        assert_eq!(detokenizer.push(b"\x82b"), "🙂b");
+        assert_eq!(detokenizer.finish(), "");
+    }
+}

@@ -69,7 +69,7 @@ impl Browser {
     #[track_caller]
     pub fn find_text(&self, css: &str, text: &str) -> impl Future<Output = WebElement> {
         let query = self.driver.query(By::Css(css)).wait(PATIENCE, PAUSE);
-        found((css, text), query.with_text(text))
+        found((css, text), query.with_text(text.to_owned()))
     }
 
     /// Clicks on the element.
@@ -110,6 +110,8 @@ fn found(
 
 impl Drop for Browser {
     fn drop(&mut self) {
+        // or it would wait for the end of a session that is gone
+        self.driver.clone().leak().ok();
         let group = format!("-{}", self.process.id());
         Command::new("kill")
             .args(["-s", "KILL", "--", &group])

@@ -2,6 +2,7 @@
 //! would not do.
 
 mod browser;
+mod forms;
 
 use reqwest::Method;
 use reqwest::header::{CONTENT_TYPE, COOKIE};
@@ -157,7 +158,7 @@ async fn a_customer_sees_its_own_page_alone() {
         (303, "/dashboard/1")
     );
     let own = page(viewer.get("/dashboard/1").await, 200);
-    assert!(own.contains("customer-0@example.com"), "{own}");
+    assert!(own.contains("Customer Inc"), "{own}");
     assert!(
         own.contains("id=\"keys\"") && !own.contains("Create a key"),
         "{own}"
@@ -267,17 +268,17 @@ async fn a_cookie_is_what_the_server_signed_or_nothing() {
     let cookie = set.split(';').next().expect("a cookie");
     let (name, value) = cookie.split_once('=').expect("a cookie");
     page(with_cookie(&host, cookie).get("/dashboard/1").await, 200);
-    assert!(value.contains("key:1"), "{value}");
+    assert!(value.contains("key%3A1"), "{value}");
     for forged in [
-        value.replace("key:1", "admin"),
-        value.replace("key:1", "key:2"),
+        value.replace("key%3A1", "admin"),
+        value.replace("key%3A1", "key%3A2"),
         // later than it was
         format!(
             "{}{}",
-            &value[..44],
-            value[44..].replacen(['1', '2'], "9", 1)
+            &value[..46],
+            value[46..].replacen(['1', '2'], "9", 1)
         ),
-        value[44..].to_owned(),
+        value[46..].to_owned(),
         "9999999999 admin".to_owned(),
         String::new(),
     ] {
@@ -314,78 +315,11 @@ async fn a_wrong_key_is_refused_and_not_repeated() {
         submit(
             &anyone,
             "/login",
-            &format!("key={}", "a".repeat(1 << 17)),
+            &format!("key={}", "a".repeat(2 << 20)),
             &[],
         )
         .await,
         413,
-    );
-}
-
-#[tokio::test]
-async fn forms_of_other_sites_are_refused() {
-    let host = Host::start().await;
-    host.customer().await;
-    let admin = signed_in(&host, ADMIN_KEY).await;
-    let new = "name=Stolen&rate_limit=60&allowed_models=1";
-    for foreign in [
-        ("origin", "http://evil.example"),
-        ("origin", "null"),
-        ("sec-fetch-site", "cross-site"),
-        ("sec-fetch-site", "same-site"),
-    ] {
-        page(
-            submit(&admin, "/dashboard/1/keys", new, &[foreign]).await,
-            403,
-        );
-        let key = format!("key={ADMIN_KEY}");
-        page(
-            submit(&host.anyone(), "/login", &key, &[foreign]).await,
-            403,
-        );
-    }
-    let keys = host.admin().get("/api/keys").await.expect(200);
-    assert_eq!(keys["keys"].as_array().map(Vec::len), Some(1));
-    for own in [("origin", host.url()), ("sec-fetch-site", "same-origin")] {
-        page(submit(&admin, "/dashboard/1/keys", new, &[own]).await, 201);
-    }
-}
-
-#[tokio::test]
-async fn a_form_with_a_mistake_comes_back_as_it_was() {
-    let host = Host::start().await;
-    (host.customer().await, host.customer().await);
-    let admin = signed_in(&host, ADMIN_KEY).await;
-    let create = async |form: &str| page(submit(&admin, "/dashboard/1/keys", form, &[]).await, 422);
-    let text = create("name=Kept&rate_limit=0&allowed_models=1").await;
-    assert!(
-        text.contains("rate limit: must be from 1 to 1000000"),
-        "{text}"
-    );
-    assert!(
-        text.contains("value=\"Kept\"") && text.contains("value=\"0\""),
-        "{text}"
-    );
-    let text = create("name=%20&rate_limit=60").await;
-    assert!(
-        text.contains("name: must not be empty") && !text.contains(" checked"),
-        "{text}"
-    );
-    let text = create("name=A&rate_limit=60&allowed_models=1&allowed_models=9").await;
-    assert!(text.contains("there is no model 9"), "{text}");
-
-    // one customer's key is not found at another's
-    page(
-        submit(&admin, "/dashboard/1/keys/2/active", "active=false", &[]).await,
-        404,
-    );
-    page(
-        submit(&admin, "/dashboard/1/keys/2/delete", "", &[]).await,
-        404,
-    );
-    page(
-        submit(&admin, "/dashboard/3/keys", "name=A&rate_limit=60", &[]).await,
-        404,
     );
 }
 

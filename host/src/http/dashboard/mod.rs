@@ -15,6 +15,7 @@ mod session;
 mod usage;
 
 use axum::Router;
+use axum::extract::DefaultBodyLimit;
 use axum::http::header;
 use axum::response::Redirect;
 use axum::routing::{get, post};
@@ -43,6 +44,8 @@ pub fn router(state: &AppState) -> Router<AppState> {
         )
         // before the layer, so that this too becomes a page
         .method_not_allowed_fallback(|| async { ApiError::method_not_allowed() })
+        // all other bodies are held to their limit by http/json.rs
+        .layer(DefaultBodyLimit::max(form::LARGEST))
         .layer(axum::middleware::from_fn(around::wrap))
         .with_state(state.clone())
 }

@@ -41,8 +41,8 @@ struct Session {
 impl fmt::Display for Session {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.who {
-            Who::Admin => write!(f, "{} admin", self.expires),
-            Who::Key(id) => write!(f, "{} key:{id}", self.expires),
+            Who::Admin => write!(f, "{}.admin", self.expires),
+            Who::Key(id) => write!(f, "{}.key.{id}", self.expires),
         }
     }
 }
@@ -51,8 +51,8 @@ impl FromStr for Session {
     type Err = ();
 
     fn from_str(text: &str) -> Result<Self, ()> {
-        let (expires, who) = text.split_once(' ').ok_or(())?;
-        let who = match who.split_once(':') {
+        let (expires, who) = text.split_once('.').ok_or(())?;
+        let who = match who.split_once('.') {
             None if who == "admin" => Who::Admin,
             Some(("key", id)) => Who::Key(id.parse().map_err(|_| ())?),
             _ => return Err(()),
@@ -213,8 +213,8 @@ mod tests {
             "",
             "admin",
             "9999999999",
-            "9999999999 key:",
-            "9999999999 root",
+            "9999999999.key.",
+            "9999999999.root",
         ] {
             assert_eq!(whose(text, now), None, "{text}");
         }

@@ -3,7 +3,7 @@
 use std::sync::{Condvar, Mutex};
 use std::time::Duration;
 
-use plugin_sdk::{Finish, FinishReason, Params, Prompt, Usage};
+use plugin_sdk::{CountSource, Finish, FinishReason, Params, Prompt, Usage};
 
 use super::*;
 
@@ -11,6 +11,8 @@ use super::*;
 struct Fake {
     /// Opened by the test: "wait" waits for it.
     gate: Gate,
+    /// The prompts that were started.
+    started: Mutex<Vec<String>>,
 }
 
 /// Shut until it is true.
@@ -26,17 +28,30 @@ impl Backend for Fake {
         let name = settings.get("gate").unwrap_or_default().to_owned();
         let gate = Gate::default();
         GATES.lock().unwrap().push((name, Arc::clone(&gate)));
-        Ok(Self { gate })
+        let started = Mutex::default();
+        Ok(Self { gate, started })
     }
 
     fn describe(&self) -> Result<PluginInfo, Error> {
         Ok(PluginInfo::default())
     }
 
+    /// Panics, or tells the number of requests started so far.
+    fn estimate(&self, request: &Request) -> Result<TokenEstimate, Error> {
+        assert_ne!(request.prompt, Prompt::Text("panic".to_owned()));
+        let prompt_tokens = self.started.lock().unwrap().len().try_into().unwrap();
+        let source = CountSource::Exact;
+        Ok(TokenEstimate {
+            prompt_tokens,
+            source,
+        })
+    }
+
     fn generate(&self, request: Request) -> Result<FakeCompletion, Error> {
         let Prompt::Text(text) = request.prompt else {
             panic!("a text")
         };
+        self.started.lock().unwrap().push(text.clone());
         match text.as_str() {
             "refuse" => Err(Error::new(ErrorKind::ContextLength, "too long")),
             "panic" => panic!("told to"),
@@ -186,4 +201,33 @@ async fn a_full_queue_refuses_with_a_time_to_try_again() {
     for request in waiting {
         request.await.unwrap().unwrap();
     }
+}
+
+#[tokio::test]
+async fn a_request_whose_client_left_the_queue_is_never_started() {
+    let native = fake("left", 1, 1).await;
+    let mut first = std::pin::pin!(native.generate(request("wait")));
+    {
+        let mut left = std::pin::pin!(native.generate(request("left")));
+        // polled once each, in this order, which puts them in
+        tokio::select! {
+            biased;
+            _ = &mut first => panic!("the gate is shut"),
+            _ = &mut left => panic!("the only thread waits at the gate"),
+            () = std::future::ready(()) => {}
+        }
+    }
+    open("left");
+    first.await.unwrap();
+    // the place of the one that left is free, and the thread passes it over
+    native.generate(request("hello")).await.unwrap();
+    let started = native.estimate(&request("")).await.unwrap().prompt_tokens;
+    assert_eq!(started, 2);
+}
+
+#[tokio::test]
+async fn a_panic_while_estimating_is_an_error() {
+    let native = fake("", 1, 1).await;
+    let error = native.estimate(&request("panic")).await.unwrap_err();
+    assert_eq!(error.code.as_deref(), Some("plugin_failed"));
 }

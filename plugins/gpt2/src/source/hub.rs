@@ -7,12 +7,12 @@
 //! SHA-1 that git gives the blob.
 
 use std::io::IsTerminal;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use hf_hub::api::tokio::{Api, ApiBuilder, ApiError, ApiRepo, Progress};
+use hf_hub::api::tokio::{ApiBuilder, ApiError, Progress};
 use hf_hub::{Cache, Repo, RepoType};
 use indicatif::ProgressBar;
 use sha1::Sha1;
@@ -25,6 +25,8 @@ use crate::checkpoint::{FILES, Refusal};
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long a download may stand still.
 const STALL: Duration = Duration::from_secs(60);
+/// How often a download is taken up before the next source is tried.
+const TRIES: u32 = 3;
 /// Bytes of one request.
 const CHUNK: usize = 10_000_000;
 /// A line in the log for each of these of a download.
@@ -51,7 +53,8 @@ impl Hub {
     }
 }
 
-/// The folder of a model's files, fetched if they are not in the cache.
+/// The folder of a model's files, fetched if they are not in the cache. What the
+/// cache has is checked too, at each load, and fetched anew if it is damaged.
 pub(crate) fn fetch(
     hub: &Hub,
     id: &str,
@@ -64,47 +67,86 @@ pub(crate) fn fetch(
         None => Cache::from_env(),
     };
     let repo = Repo::with_revision(id.to_owned(), RepoType::Model, revision.to_owned());
-    let cached = cache.repo(repo.clone());
-    let paths: Option<Vec<_>> = FILES.iter().map(|file| cached.get(file)).collect();
-    if let Some(folder) = paths.iter().flatten().next().and_then(|path| path.parent()) {
-        return Ok(folder.to_owned());
+    let mut folders = Vec::new();
+    for file in FILES {
+        let cached = cache.repo(repo.clone()).get(file);
+        let path = match cached.filter(|path| is_in_order(file, path)) {
+            Some(path) => path,
+            None => {
+                let path = download(hub, &cache, &repo, file)?;
+                verify(file, &path)?;
+                path
+            }
+        };
+        folders.push(path.parent().unwrap_or(Path::new("")).to_owned());
     }
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build();
-    runtime
-        .map_err(refusal)?
-        .block_on(download(hub, cache, repo))
+    folders.dedup();
+    match folders.pop() {
+        Some(folder) if folders.is_empty() => Ok(folder),
+        _ => Err(refusal("the model changed while it was fetched; try again")),
+    }
 }
 
-async fn download(hub: &Hub, cache: Cache, repo: Repo) -> Result<PathBuf, Refusal> {
+fn is_in_order(file: &'static str, path: &Path) -> bool {
+    let verified = verify(file, path);
+    if let Err(refusal) = &verified {
+        tracing::warn!(%refusal, "a cached file is fetched anew");
+    }
+    verified.is_ok()
+}
+
+/// Downloads one file. A download that is cut off is taken up again, a few
+/// times; where nothing came at all, there is no point in that.
+fn download(hub: &Hub, cache: &Cache, repo: &Repo, file: &'static str) -> Result<PathBuf, Refusal> {
+    let mut tries = TRIES;
+    loop {
+        // a runtime for each try: its end ends the pieces a failed one left under way
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(refusal)?;
+        let display = Display::new();
+        let moved = Arc::clone(&display.moved);
+        let done = runtime.block_on(attempt(hub, cache, repo, file, display));
+        tries -= 1;
+        match done {
+            Err(refusal) if tries > 0 && moved.load(Ordering::Relaxed) > 0 => {
+                tracing::warn!(%refusal, "the download goes on after a failure");
+            }
+            done => return done,
+        }
+    }
+}
+
+async fn attempt(
+    hub: &Hub,
+    cache: &Cache,
+    repo: &Repo,
+    file: &'static str,
+    display: Display,
+) -> Result<PathBuf, Refusal> {
     let token = hub.token.clone().or_else(|| cache.token());
-    let mut builder = ApiBuilder::from_cache(cache)
+    let mut builder = ApiBuilder::from_cache(cache.clone())
         .with_token(token)
         .with_chunk_size(Some(hub.chunk));
     if let Some(endpoint) = &hub.endpoint {
         builder = builder.with_endpoint(endpoint.trim_end_matches('/').to_owned());
     }
     let api = builder.build().map_err(refusal)?;
-    let files = api.repo(repo);
-    let mut folder = PathBuf::new();
-    for file in FILES {
-        let path = one(&api, &files, file).await?;
-        verify(file, &path)?;
-        folder = path.parent().unwrap_or(Path::new("")).to_owned();
-    }
-    Ok(folder)
-}
-
-/// Downloads one file, or goes on with a download that was cut off.
-async fn one(api: &Api, files: &ApiRepo, file: &'static str) -> Result<PathBuf, Refusal> {
+    let files = api.repo(repo.clone());
     let failed = |error: ApiError| Refusal::file(file, reason(&error));
     // a look first, with a short patience: the download itself has none
-    tokio::time::timeout(PATIENCE, api.metadata(&files.url(file)))
+    let found = tokio::time::timeout(PATIENCE, api.metadata(&files.url(file)))
         .await
-        .map_err(|_| Refusal::Source(format!("no answer within {} s", PATIENCE.as_secs())))?
+        .map_err(|_| refusal(format!("no answer within {} s", PATIENCE.as_secs())))?
         .map_err(failed)?;
-    let display = Display::new();
+    // both become names of files in the cache
+    if !is_inside(found.etag()) || !is_inside(found.commit_hash()) {
+        return Err(Refusal::file(
+            file,
+            "its ETag or its commit is no file name",
+        ));
+    }
     let moved = Arc::clone(&display.moved);
     tokio::select! {
         done = files.download_with_progress(file, display) => done.map_err(failed),
@@ -112,6 +154,12 @@ async fn one(api: &Api, files: &ApiRepo, file: &'static str) -> Result<PathBuf, 
             Err(Refusal::file(file, format!("nothing came for {} s", STALL.as_secs())))
         }
     }
+}
+
+/// Whether a path stays in the folder it is joined to.
+fn is_inside(path: &str) -> bool {
+    let mut parts = Path::new(path).components();
+    !path.is_empty() && parts.all(|part| matches!(part, Component::Normal(_)))
 }
 
 /// Ends when nothing has come for a while.

@@ -26,6 +26,8 @@ enum Fault {
     Damaged,
     /// The connection ends after the first piece, once.
     CutOnce,
+    /// An ETag that leaves the folder it is joined to.
+    Outside,
 }
 
 impl FakeHub {
@@ -83,7 +85,7 @@ fn serve(mut stream: TcpStream, asked: &Mutex<Vec<String>>, fault: &Mutex<Option
         .ok();
         return;
     };
-    let etag: String = Sha256::digest(&bytes)
+    let mut etag: String = Sha256::digest(&bytes)
         .iter()
         .map(|byte| format!("{byte:02x}"))
         .collect();
@@ -97,6 +99,9 @@ fn serve(mut stream: TcpStream, asked: &Mutex<Vec<String>>, fault: &Mutex<Option
     let mut fault = fault.lock().unwrap();
     if is_weights && *fault == Some(Fault::Damaged) {
         bytes[1000] ^= 1;
+    }
+    if *fault == Some(Fault::Outside) {
+        etag = "../../outside".to_owned();
     }
     let mut piece = &bytes[start..=stop];
     let length = piece.len();
@@ -143,17 +148,18 @@ fn a_model_is_fetched_into_the_hubs_cache_once() {
 fn a_download_goes_on_where_it_was_cut_off() {
     let (server, cache) = (FakeHub::start(), tempfile::tempdir().unwrap());
     *server.fault.lock().unwrap() = Some(Fault::CutOnce);
-    fetch(&server.hub(), "owner/model", "main", cache.path().to_str()).unwrap_err();
-    server.asked.lock().unwrap().clear();
     fetch(&server.hub(), "owner/model", "main", cache.path().to_str()).unwrap();
+    assert!(server.fault.lock().unwrap().is_none(), "it was cut off");
     let asked = server.asked.lock().unwrap();
-    let pieces: Vec<_> = asked
-        .iter()
-        .filter(|path| path.contains("model.safetensors"))
-        .collect();
-    assert!(
-        !pieces.iter().any(|path| path.ends_with(" 0-99999")),
-        "from the start: {pieces:?}"
+    let times = |range: &str| {
+        let range = format!("/model.safetensors {range}");
+        asked.iter().filter(|path| path.ends_with(&range)).count()
+    };
+    // the first piece came whole, the second was cut off
+    assert_eq!(
+        (times("0-99999"), times("100000-199999")),
+        (1, 2),
+        "{asked:?}"
     );
 }
 
@@ -165,6 +171,26 @@ fn damaged_weights_are_refused_and_fetched_anew() {
     assert!(refusal.to_string().contains("checksum"), "{refusal}");
     *server.fault.lock().unwrap() = None;
     fetch(&server.hub(), "owner/model", "main", cache.path().to_str()).unwrap();
+}
+
+#[test]
+fn a_cached_file_that_was_damaged_since_is_fetched_anew() {
+    let (server, cache) = (FakeHub::start(), tempfile::tempdir().unwrap());
+    let folder = fetch(&server.hub(), "owner/model", "main", cache.path().to_str()).unwrap();
+    let weights = folder.join("model.safetensors");
+    let sound = std::fs::read(&weights).unwrap();
+    std::fs::write(&weights, &sound[..1000]).unwrap();
+    fetch(&server.hub(), "owner/model", "main", cache.path().to_str()).unwrap();
+    assert_eq!(std::fs::read(&weights).unwrap(), sound);
+}
+
+#[test]
+fn an_etag_cannot_name_a_file_outside_the_cache() {
+    let (server, cache) = (FakeHub::start(), tempfile::tempdir().unwrap());
+    *server.fault.lock().unwrap() = Some(Fault::Outside);
+    let refusal = fetch(&server.hub(), "owner/model", "main", cache.path().to_str()).unwrap_err();
+    assert!(refusal.to_string().contains("no file name"), "{refusal}");
+    assert!(!cache.path().join("outside").exists());
 }
 
 #[test]
