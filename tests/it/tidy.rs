@@ -267,5 +267,8 @@ fn crates_come_from_the_one_registry() {
         );
     }
     let own = std::fs::read_to_string(root().join(".cargo/config.toml")).unwrap_or_default();
-    assert!(!own.contains("[source") && !own.contains("registr"), "{own}");
+    assert!(
+        !own.contains("[source") && !own.contains("registr"),
+        "{own}"
+    );
 }

@@ -35,7 +35,8 @@ async fn forms_of_other_sites_are_refused() {
 #[tokio::test]
 async fn a_form_with_a_mistake_comes_back_as_it_was() {
     let host = Host::start().await;
-    (host.customer().await, host.customer().await);
+    host.customer().await;
+    host.customer().await;
     let admin = signed_in(&host, ADMIN_KEY).await;
     let create = async |form: &str| page(submit(&admin, "/dashboard/1/keys", form, &[]).await, 422);
     let text = create("name=Kept&rate_limit=0&allowed_models=1").await;

@@ -1,0 +1,107 @@
+//! Signing in: what a session is, and what ends it.
+
+use super::{assert_asks_to_sign_in, page, set_cookie, signed_in, submit, with_cookie};
+use crate::harness::{ADMIN_KEY, Host};
+
+#[tokio::test]
+async fn a_session_ends_with_the_key_it_began_with() {
+    let host = Host::start().await;
+    let customer = host.customer().await;
+    let viewer = signed_in(&host, customer.key()).await;
+    let admin = signed_in(&host, ADMIN_KEY).await;
+    page(viewer.get("/dashboard/1").await, 200);
+    // said twice, meant once
+    for _ in 0..2 {
+        let off = submit(&admin, "/dashboard/1/keys/1/active", "active=false", &[]).await;
+        assert_eq!(off.header("location"), "/dashboard/1#keys");
+        assert_asks_to_sign_in(&viewer.get("/dashboard/1").await);
+    }
+    page(
+        submit(
+            &host.anyone(),
+            "/login",
+            &format!("key={}", customer.key()),
+            &[],
+        )
+        .await,
+        401,
+    );
+    submit(&admin, "/dashboard/1/keys/1/active", "active=true", &[]).await;
+    page(viewer.get("/dashboard/1").await, 200);
+    submit(&admin, "/dashboard/1/keys/1/delete", "", &[]).await;
+    assert_asks_to_sign_in(&viewer.get("/dashboard/1").await);
+
+    page(admin.get("/dashboard").await, 200);
+    host.run(&["admin", "reset-key"]);
+    assert_asks_to_sign_in(&admin.get("/dashboard").await);
+}
+
+#[tokio::test]
+async fn a_cookie_is_what_the_server_signed_or_nothing() {
+    let host = Host::start().await;
+    let customer = host.customer().await;
+    let set = set_cookie(&host, customer.key(), &[]).await;
+    for attribute in ["HttpOnly", "SameSite=Strict", "Path=/", "Max-Age=43200"] {
+        assert!(set.contains(attribute), "{set}");
+    }
+    assert!(!set.contains("Secure"), "{set}");
+    let by_https = [("x-forwarded-proto", "https")];
+    assert!(
+        set_cookie(&host, customer.key(), &by_https)
+            .await
+            .contains("Secure")
+    );
+
+    let cookie = set.split(';').next().expect("a cookie");
+    let (name, value) = cookie.split_once('=').expect("a cookie");
+    page(with_cookie(&host, cookie).get("/dashboard/1").await, 200);
+    let (signature, session) = value.split_at(value.len() - "1234567890.key.1".len());
+    assert!(session.ends_with(".key.1"), "{value}");
+    for forged in [
+        value.replace(".key.1", ".admin"),
+        value.replace(".key.1", ".key.2"),
+        format!("{signature}9999999999.key.1"),
+        session.to_owned(),
+        "9999999999.admin".to_owned(),
+        String::new(),
+    ] {
+        assert_ne!(forged, value);
+        let somebody = with_cookie(&host, &format!("{name}={forged}"));
+        assert_asks_to_sign_in(&somebody.get("/dashboard/1").await);
+    }
+}
+
+#[tokio::test]
+async fn a_wrong_key_is_refused_and_not_repeated() {
+    let host = Host::start().await;
+    let anyone = host.anyone();
+    for wrong in ["not-the-admin-key", "mhk_12345678_0", ""] {
+        let text = page(
+            submit(&anyone, "/login", &format!("key={wrong}"), &[]).await,
+            401,
+        );
+        assert!(text.contains("the key is not valid"), "{text}");
+        assert!(wrong.is_empty() || !text.contains(wrong), "{text}");
+        assert!(wrong.is_empty() || !host.log().contains(wrong));
+    }
+    for away in ["https://evil.example/", "//evil.example", "/login"] {
+        let form = format!("key={ADMIN_KEY}&next={away}");
+        assert_eq!(
+            submit(&anyone, "/login", &form, &[])
+                .await
+                .header("location"),
+            "/dashboard"
+        );
+    }
+    page(submit(&anyone, "/login", "next=/dashboard", &[]).await, 422);
+    page(
+        submit(
+            &anyone,
+            "/login",
+            &format!("key={}", "a".repeat(1 << 17)),
+            &[],
+        )
+        .await,
+        413,
+    );
+}
