@@ -9,15 +9,22 @@ use super::network::Upstream;
 const MESSAGE_LIMIT: usize = 500;
 /// The most characters of a code or a field's name.
 const NAME_LIMIT: usize = 64;
-/// The most characters for the log; a trap brings the guest's stack.
-const DETAIL_LIMIT: usize = 4_000;
+/// The most characters for the log.
+const DETAIL_LIMIT: usize = 1_000;
 
-/// The plugin trapped, overran a limit or broke the contract. Whose fault it is
-/// cannot be the caller's, so it becomes a 502.
+/// The plugin broke the contract. Whose fault it is cannot be the caller's, so it
+/// becomes a 502.
 pub(super) fn plugin_failed(detail: impl Into<String>) -> Error {
     Error::new(ErrorKind::Upstream, "the model's plugin failed")
         .code("plugin_failed")
-        .detail(detail.into().chars().take(DETAIL_LIMIT).collect::<String>())
+        .detail(detail.into())
+}
+
+/// The plugin trapped or overran a limit. The reason comes first: the guest's stack
+/// around it may be long.
+pub(super) fn trapped(error: &wasmtime::Error) -> Error {
+    let detail = format!("{}; {error}", error.root_cause());
+    plugin_failed(one_line(None, &detail, DETAIL_LIMIT))
 }
 
 /// An error as the plugin made it, with its texts bounded and free of the secret.

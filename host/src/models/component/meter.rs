@@ -74,7 +74,7 @@ impl Meter {
             Ok(Err(error)) if error.is::<wasmtime::PoolConcurrencyLimitError>() => {
                 Err(runtime::overloaded().detail(error))
             }
-            Ok(Err(error)) => Err(failure::plugin_failed(format!("{error:#}"))),
+            Ok(Err(error)) => Err(failure::trapped(&error)),
             Err(_) => Err(Error::new(
                 ErrorKind::Timeout,
                 "the model did not answer in time",
