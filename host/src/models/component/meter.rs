@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use plugin_sdk::{Error, ErrorKind};
+use rustix::time::{ClockId, clock_gettime};
 use wasmtime::{Store, UpdateDeadline};
 
 use super::{failure, runtime};
@@ -16,7 +17,7 @@ use super::{failure, runtime};
 struct Overrun;
 
 /// The time of one request. A call into the guest is only polled while the guest
-/// computes, so the time of its polls is the guest's CPU time.
+/// computes, so what its polls take of their thread's CPU time is the guest's.
 #[derive(Clone)]
 pub(super) struct Meter {
     clock: Arc<Mutex<Clock>>,
@@ -26,7 +27,8 @@ pub(super) struct Meter {
 #[derive(Default)]
 struct Clock {
     spent: Duration,
-    since: Option<Instant>,
+    /// CPU time of the thread when the poll began that is under way on it.
+    since: Option<Duration>,
 }
 
 impl Meter {
@@ -61,7 +63,7 @@ impl Meter {
     ) -> Result<T, Error> {
         let mut call = pin!(call);
         let metered = poll_fn(|context| {
-            self.with(|clock| clock.since = Some(Instant::now()));
+            self.with(|clock| clock.since = Some(thread_cpu_time()));
             let poll = call.as_mut().poll(context);
             self.with(|clock| {
                 clock.spent += clock.running();
@@ -89,6 +91,13 @@ impl Meter {
 
 impl Clock {
     fn running(&self) -> Duration {
-        self.since.map_or(Duration::ZERO, |since| since.elapsed())
+        self.since.map_or(Duration::ZERO, |since| {
+            thread_cpu_time().saturating_sub(since)
+        })
     }
+}
+
+fn thread_cpu_time() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::try_from(time).unwrap_or_default()
 }
