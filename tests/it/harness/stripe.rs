@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, TcpListener};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use axum::body::{Body, Bytes};
@@ -19,10 +20,16 @@ use super::eventually;
 /// The key that every test's server has.
 pub const STRIPE_KEY: &str = "sk_test_a_secret_that_nobody_logs";
 
-/// A port that nothing listens on.
+/// A port that nothing listens on, and that nothing will until it is asked to:
+/// below those that the system gives away.
 pub fn free_port() -> u16 {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
-    listener.local_addr().expect("an address").port()
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    // far apart for two test processes at the same time
+    let first = 10_000 + (std::process::id() % 200) as u16 * 100;
+    let mut ports = (0..100).map(|_| first + NEXT.fetch_add(1, Ordering::Relaxed) % 100);
+    ports
+        .find(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok())
+        .expect("a port")
 }
 
 /// A running localstripe; it is killed when the test ends.
@@ -49,11 +56,13 @@ impl LocalStripe {
             .spawn()
             .expect("localstripe starts");
         let url = format!("http://127.0.0.1:{port}");
-        let this = Self { child, url };
+        let mut this = Self { child, url };
         eventually("localstripe answers", async || {
             reqwest::get(this.url()).await.is_ok()
         })
         .await;
+        let ended = this.child.try_wait().expect("a child");
+        assert!(ended.is_none(), "localstripe ended with {ended:?}");
         this
     }
 
