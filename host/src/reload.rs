@@ -109,7 +109,7 @@ impl Reloader {
 
     async fn run(
         self,
-        mut running: Config,
+        running: Config,
         mut queue: mpsc::Receiver<Option<oneshot::Sender<Outcome>>>,
         last_error: Arc<Mutex<Option<String>>>,
     ) {
@@ -119,10 +119,16 @@ impl Reloader {
             while let Ok(more) = queue.try_recv() {
                 askers.extend(more);
             }
-            let outcome = match config::load(&self.origin.path, &self.origin.environment) {
-                Ok(config) => {
-                    let report = self.apply(&running, &config).await;
-                    running.models = config.models;
+            // reads files, whole components among them
+            let read = tokio::task::block_in_place(|| {
+                let config = config::load(&self.origin.path, &self.origin.environment)?;
+                let wanted: Vec<_> = config.models.iter().cloned().map(Model::new).collect();
+                Ok((config, wanted))
+            });
+            let outcome = match read {
+                Ok((config, wanted)) => {
+                    let mut report = self.apply(wanted).await;
+                    report.needs_restart = needs_restart(&running, &config);
                     Ok(report)
                 }
                 Err(error) => Err(Arc::new(error)),
@@ -141,24 +147,22 @@ impl Reloader {
         }
     }
 
-    /// Makes `config` live, each model as soon as it is ready.
-    async fn apply(&self, running: &Config, config: &Config) -> Report {
+    /// Makes the models wanted live, each as soon as it is ready.
+    async fn apply(&self, wanted: Vec<Model>) -> Report {
         let old = self.current.take();
         let mut live = Live::default();
-        let mut report = Report {
-            needs_restart: needs_restart(running, config),
-            ..Report::default()
-        };
+        let mut report = Report::default();
         let mut opening = JoinSet::new();
-        for spec in &config.models {
-            let before = old.by_id(spec.id);
+        for model in wanted {
+            let (name, preload) = (model.spec.name.clone(), model.spec.preload);
+            let before = old.by_id(model.spec.id);
             match before {
-                None => report.added.push(spec.name.clone()),
-                Some(model) if model.differs(spec) => report.changed.push(spec.name.clone()),
+                None => report.added.push(name),
+                Some(before) if before.differs(&model) => report.changed.push(name),
                 Some(_) => {}
             }
-            if let Some(same) = before.and_then(|model| model.reconfigured(spec)) {
-                if spec.preload && matches!(same.state(), State::OnDemand) {
+            if let Some(same) = before.and_then(|before| before.reconfigured(&model)) {
+                if preload && matches!(same.state(), State::OnDemand) {
                     let (model, loader) = (same.clone(), self.loader.clone());
                     opening.spawn(async move {
                         model.load(&loader).await;
@@ -168,11 +172,10 @@ impl Reloader {
                 live.insert(same);
                 continue;
             }
-            let model = Model::new(spec.clone());
             // until the new one is ready the old one answers, if it can
             let kept = before.filter(|model| !matches!(model.state(), State::Unavailable(_)));
             live.insert(kept.map_or_else(|| model.clone(), |kept| Model::clone(kept)));
-            if spec.preload || kept.is_some() {
+            if preload || kept.is_some() {
                 let loader = self.loader.clone();
                 opening.spawn(async move {
                     model.load(&loader).await;
@@ -215,6 +218,9 @@ fn needs_restart(running: &Config, config: &Config) -> Vec<&'static str> {
     }
     if running.requests != config.requests {
         sections.push("requests");
+    }
+    if running.stripe != config.stripe {
+        sections.push("stripe");
     }
     sections
 }

@@ -6,7 +6,7 @@ mod load;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
 use crate::money::Price;
@@ -83,6 +83,18 @@ pub struct Stripe {
     /// From the environment only.
     #[serde(skip)]
     pub secret_key: Option<SecretString>,
+}
+
+impl PartialEq for Stripe {
+    fn eq(&self, other: &Self) -> bool {
+        let key = |stripe: &Self| {
+            let key = stripe.secret_key.as_ref();
+            key.map(|key| key.expose_secret().to_owned())
+        };
+        self.api_base == other.api_base
+            && self.report_seconds == other.report_seconds
+            && key(self) == key(other)
+    }
 }
 
 impl Default for Stripe {

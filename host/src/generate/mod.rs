@@ -246,6 +246,8 @@ impl Generator {
         let Admitted { ask, model, .. } = admitted;
         let backend = model.backend(&self.loader).await.map_err(Error::Plugin)?;
         produced.digest = backend.digest().map(str::to_owned);
+        // waiting for the model has taken its part
+        let waited = u32::try_from(admitted.since.elapsed().as_millis()).unwrap_or(u32::MAX);
         let mut request = plugin_sdk::Request {
             request_id: ask.request_id.clone(),
             model: model
@@ -256,7 +258,7 @@ impl Generator {
             prompt: Prompt::Text(ask.prompt.clone()),
             params: ask.params.clone(),
             tools: Vec::new(),
-            deadline_ms: model.spec.limits.timeout_ms,
+            deadline_ms: model.spec.limits.timeout_ms.saturating_sub(waited),
             ext: Vec::new(),
         };
         produced.prompt_tokens = prompt_tokens(&backend, &request).await?;

@@ -4,7 +4,7 @@
 use axum::extract::{MatchedPath, Request};
 use axum::http::{HeaderName, HeaderValue};
 use axum::middleware::Next;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use tokio::time::Instant;
 use tracing::Instrument;
 use uuid::Uuid;
@@ -52,5 +52,5 @@ pub async fn wrap(mut request: Request, next: Next) -> Response {
         );
         response
     };
-    work.instrument(span).await.into_response()
+    work.instrument(span).await
 }

@@ -7,11 +7,13 @@ pub mod component;
 pub mod native;
 
 use std::collections::BTreeMap;
+use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use futures_util::FutureExt;
 use plugin_sdk::{Error, ErrorKind, Event, PluginInfo, Request, Settings, TokenEstimate};
 use secrecy::ExposeSecret;
 use sha2::{Digest, Sha256};
@@ -245,23 +247,24 @@ impl Model {
         }
     }
 
-    /// This model by another configuration, if that has no need of another backend.
-    pub fn reconfigured(&self, spec: &config::Model) -> Option<Self> {
-        let same = self.slot.fingerprint == fingerprint(spec);
+    /// This model as `wanted` configures it, if that has no need of another
+    /// backend.
+    pub fn reconfigured(&self, wanted: &Self) -> Option<Self> {
+        let same = self.slot.fingerprint == wanted.slot.fingerprint;
         let failed = matches!(&*self.slot.state.borrow(), State::Unavailable(_));
         (same && !failed).then(|| Self {
-            spec: spec.clone(),
+            spec: wanted.spec.clone(),
             problem: None,
             slot: Arc::clone(&self.slot),
         })
     }
 
-    /// Whether the configuration says something else of this model.
-    pub fn differs(&self, spec: &config::Model) -> bool {
-        self.slot.fingerprint != fingerprint(spec)
-            || self.spec.name != spec.name
-            || self.spec.price_per_million != spec.price_per_million
-            || self.spec.preload != spec.preload
+    /// Whether `wanted` is configured in another way.
+    pub fn differs(&self, wanted: &Self) -> bool {
+        self.slot.fingerprint != wanted.slot.fingerprint
+            || self.spec.name != wanted.spec.name
+            || self.spec.price_per_million != wanted.spec.price_per_million
+            || self.spec.preload != wanted.spec.preload
     }
 
     /// Whether both have one backend.
@@ -274,23 +277,33 @@ impl Model {
         self.slot.state.borrow().clone()
     }
 
-    /// Opens the backend, unless it is open or being opened.
+    /// Opens the backend, unless it is open or being opened, and waits until it
+    /// is open or cannot be.
     pub async fn load(&self, loader: &Loader) {
-        let is_mine = self.slot.state.send_if_modified(|state| {
-            let idle = matches!(state, State::OnDemand);
-            if idle {
+        self.begin_loading(loader);
+        self.settled().await;
+    }
+
+    /// Has the backend opened by a task of its own, which nobody's leaving stops.
+    fn begin_loading(&self, loader: &Loader) {
+        let is_idle = self.slot.state.send_if_modified(|state| {
+            let is_idle = matches!(state, State::OnDemand);
+            if is_idle {
                 *state = State::Loading;
             }
-            idle
+            is_idle
         });
-        if !is_mine {
+        if !is_idle {
             return;
         }
-        let model = self.clone();
-        let loader = loader.clone();
-        // in a task of its own: the request that asked for it may be cancelled
-        let loading = tokio::spawn(async move {
-            let state = match loader.open(&model.spec).await {
+        let (model, loader) = (self.clone(), loader.clone());
+        tokio::spawn(async move {
+            // whatever happens, the model must not be loading for ever
+            let opened = AssertUnwindSafe(loader.open(&model.spec)).catch_unwind();
+            let opened = opened
+                .await
+                .unwrap_or_else(|_| Err("loading it failed".to_owned()));
+            let state = match opened {
                 Ok(backend) => {
                     let source = backend.source();
                     tracing::info!(model = model.spec.name, source, "model is ready");
@@ -303,9 +316,16 @@ impl Model {
             };
             model.slot.state.send_replace(state);
         });
-        if let Err(error) = loading.await {
-            let reason = format!("loading it failed: {error}");
-            self.slot.state.send_replace(State::Unavailable(reason));
+    }
+
+    /// The state once the backend is open or cannot be.
+    async fn settled(&self) -> State {
+        let mut state = self.slot.state.subscribe();
+        let is_settled = |state: &State| !matches!(state, State::Loading | State::OnDemand);
+        match state.wait_for(is_settled).await {
+            Ok(state) => state.clone(),
+            // the sender is in our own slot
+            Err(_) => State::Loading,
         }
     }
 
@@ -314,16 +334,9 @@ impl Model {
     /// # Errors
     /// [`ErrorKind::Overloaded`] with the reason why there is none.
     pub async fn backend(&self, loader: &Loader) -> Result<Arc<Backend>, Error> {
-        if matches!(&*self.slot.state.borrow(), State::OnDemand) {
-            self.load(loader).await;
-        }
-        let mut state = self.slot.state.subscribe();
-        let settled = state.wait_for(|state| !matches!(state, State::Loading | State::OnDemand));
-        let settled = match tokio::time::timeout(PATIENCE, settled).await {
-            Ok(Ok(state)) => state.clone(),
-            _ => State::Loading,
-        };
-        match settled {
+        self.begin_loading(loader);
+        let settled = tokio::time::timeout(PATIENCE, self.settled()).await;
+        match settled.unwrap_or(State::Loading) {
             State::Ready(backend) => Ok(backend),
             State::Unavailable(reason) => Err(unavailable("model_unavailable", &reason)),
             State::Loading | State::OnDemand => {
