@@ -104,6 +104,8 @@ async fn a_post_reports_what_it_did() {
     );
     std::fs::rename(&file, &real).expect("a file");
     std::os::unix::fs::symlink(&real, &file).expect("a link");
+    // the link was made under the eyes of the first one, which would reload
+    let host = host.restart().await.ready().await;
     let report = |added: &[&str], changed: &[&str], removed: &[&str]| json!({ "added": added, "changed": changed, "removed": removed, "failed": [], "needs_restart": [] });
     let write = |config: String| std::fs::write(&real, config).expect("a file");
     assert_eq!(reload(&host).await, report(&[], &[], &[]));
