@@ -51,6 +51,14 @@ impl Client {
         self.key.as_ref().map_or("", |(_, key)| key)
     }
 
+    /// The same caller of a server at another address.
+    pub fn at(&self, url: &str) -> Self {
+        Self {
+            url: url.to_owned(),
+            ..self.clone()
+        }
+    }
+
     /// The same caller, who sends the key in another header.
     pub fn with_header(&self, name: &'static str, value: String) -> Self {
         Self {
