@@ -98,7 +98,7 @@ impl App {
         } = config.clone();
         let (settler, settling) = Settler::start(store.clone());
         let state = AppState {
-            generator: Generator::new(live, loader, settler, Clock),
+            generator: Generator::new(live, loader, store.clone(), settler, Clock),
             reload: reloader.start(config),
             requests: Arc::new(requests),
             store,

@@ -8,6 +8,7 @@ mod component;
 mod customers;
 mod dashboard;
 mod generate;
+mod idempotency;
 mod keys;
 mod limits;
 mod models;

@@ -36,6 +36,12 @@ pub enum Error {
         /// Its value, in tokens.
         limit: u32,
     },
+    /// A request with the same idempotency key is at work.
+    #[error("a request with this Idempotency-Key is still at work")]
+    AtWork,
+    /// The idempotency key was another request's.
+    #[error("this Idempotency-Key was used for another request")]
+    KeyReused,
     /// The plugin refused or failed.
     #[error("{0}")]
     Plugin(PluginError),
@@ -70,6 +76,8 @@ impl Error {
                 ErrorKind::Cancelled => "cancelled",
                 ErrorKind::Internal => "plugin_failed",
             }),
+            Self::AtWork => "idempotency_conflict",
+            Self::KeyReused => "idempotency_key_reused",
             Self::NotRecorded => "not_recorded",
             Self::Stopping => "stopping",
         }

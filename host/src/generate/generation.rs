@@ -6,6 +6,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::DropGuard;
 
 use super::Error;
+use super::idempotency::Kept;
 use crate::limits::Rate;
 use crate::money::NanoDollars;
 
@@ -31,6 +32,17 @@ pub struct Content {
     pub tool_calls: Vec<ToolCall>,
 }
 
+impl Content {
+    /// Adds the next piece.
+    pub fn push(&mut self, piece: Piece) {
+        match piece {
+            Piece::Text(text) => self.text += &text,
+            Piece::Reasoning(text) => self.reasoning += &text,
+            Piece::ToolCall(call) => self.tool_calls.push(call),
+        }
+    }
+}
+
 /// How a generation ended whose usage is on record.
 #[derive(Clone, Debug)]
 pub struct Answer {
@@ -49,10 +61,17 @@ pub struct Answer {
 /// A generation that was admitted. Dropping it ends the work.
 #[derive(Debug)]
 pub struct Generation {
-    rate: Rate,
+    rate: Option<Rate>,
     pieces: mpsc::Receiver<Piece>,
-    task: JoinHandle<Result<Answer, Error>>,
-    leaves_on_drop: DropGuard,
+    end: End,
+}
+
+#[derive(Debug)]
+enum End {
+    /// To come, from a task that stops when the guard is dropped.
+    Task(JoinHandle<Result<Answer, Error>>, DropGuard),
+    /// On record already.
+    Known(Box<Answer>),
 }
 
 impl Generation {
@@ -63,16 +82,35 @@ impl Generation {
         leaves_on_drop: DropGuard,
     ) -> Self {
         Self {
-            rate,
+            rate: Some(rate),
             pieces,
-            task,
-            leaves_on_drop,
+            end: End::Task(task, leaves_on_drop),
         }
     }
 
-    /// What is left of the rate.
-    pub fn rate(&self) -> Rate {
+    /// One that was answered before.
+    pub(super) fn replay(kept: Kept) -> Self {
+        let (all, answer) = kept.replay();
+        let (sender, pieces) = mpsc::channel(all.len().max(1));
+        for piece in all {
+            // there is room for all of them, and the receiver is here
+            let _ = sender.try_send(piece);
+        }
+        Self {
+            rate: None,
+            pieces,
+            end: End::Known(Box::new(answer)),
+        }
+    }
+
+    /// What is left of the rate, if this counted.
+    pub fn rate(&self) -> Option<Rate> {
         self.rate
+    }
+
+    /// Whether this was answered before.
+    pub fn is_repeated(&self) -> bool {
+        matches!(self.end, End::Known(_))
     }
 
     /// The next piece; none when there are no more, and then the answer.
@@ -86,16 +124,15 @@ impl Generation {
     /// # Errors
     /// Why there is no answer.
     pub async fn answer(self) -> Result<Answer, Error> {
-        let Self {
-            task,
-            leaves_on_drop,
-            pieces,
-            ..
-        } = self;
-        drop(pieces);
-        let answer = task.await.unwrap_or(Err(Error::Stopping));
-        drop(leaves_on_drop);
-        answer
+        drop(self.pieces);
+        match self.end {
+            End::Task(task, leaves_on_drop) => {
+                let answer = task.await.unwrap_or(Err(Error::Stopping));
+                drop(leaves_on_drop);
+                answer
+            }
+            End::Known(answer) => Ok(*answer),
+        }
     }
 
     /// The answer as a whole, once it is on record.
@@ -105,11 +142,7 @@ impl Generation {
     pub async fn whole(mut self) -> Result<(Content, Answer), Error> {
         let mut content = Content::default();
         while let Some(piece) = self.next().await {
-            match piece {
-                Piece::Text(text) => content.text += &text,
-                Piece::Reasoning(text) => content.reasoning += &text,
-                Piece::ToolCall(call) => content.tool_calls.push(call),
-            }
+            content.push(piece);
         }
         Ok((content, self.answer().await?))
     }

@@ -8,6 +8,7 @@
 
 mod error;
 mod generation;
+mod idempotency;
 mod metrics;
 mod tokens;
 mod work;
@@ -25,14 +26,16 @@ use tracing::Instrument;
 use crate::clock::Clock;
 use crate::limits::{Exceeded, Limits, Rate};
 use crate::models::{Current, Loader, Model};
-use crate::store::Settler;
 use crate::store::keys::Key;
+use crate::store::{Settler, Store};
 
+use idempotency::{AtWork, Claim, Kept};
 use metrics::Metrics;
 use work::Admitted;
 
 pub use error::Error;
 pub use generation::{Answer, Content, Generation, Piece};
+pub use idempotency::Repeatable;
 
 /// Pieces that a model may be ahead of its client.
 const AHEAD: usize = 16;
@@ -68,6 +71,8 @@ pub struct Ask {
     pub ext: Vec<Extension>,
     /// Whether the client reads as the model produces.
     pub is_streamed: bool,
+    /// That the client may send it twice and pay once.
+    pub repeatable: Option<Repeatable>,
 }
 
 /// Answers requests; clones share everything.
@@ -76,23 +81,33 @@ pub struct Generator {
     live: Current,
     loader: Loader,
     limits: Arc<Limits>,
+    store: Store,
     settler: Settler,
     clock: Clock,
     metrics: Metrics,
+    at_work: AtWork,
     tasks: TaskTracker,
     stopping: CancellationToken,
 }
 
 impl Generator {
     /// A generator over these parts.
-    pub fn new(live: Current, loader: Loader, settler: Settler, clock: Clock) -> Self {
+    pub fn new(
+        live: Current,
+        loader: Loader,
+        store: Store,
+        settler: Settler,
+        clock: Clock,
+    ) -> Self {
         Self {
             live,
             loader,
             limits: Arc::default(),
+            store,
             settler,
             clock,
             metrics: Metrics::new(),
+            at_work: AtWork::default(),
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),
         }
@@ -109,8 +124,16 @@ impl Generator {
     ///
     /// # Errors
     /// When it is not admitted, and so not on record: the model is unknown or
-    /// not allowed, the prompt too long, or the rate used up.
-    pub fn start(&self, ask: Ask) -> Result<Generation, Error> {
+    /// not allowed, the prompt too long, the rate used up, or it repeats a
+    /// request that it must not or cannot yet.
+    pub async fn start(&self, ask: Ask) -> Result<Generation, Error> {
+        let claim = match &ask.repeatable {
+            None => None,
+            Some(repeatable) => match self.repeat(ask.key.id, repeatable).await? {
+                Repeat::Again(generation) => return Ok(generation),
+                Repeat::First(claim) => Some(claim),
+            },
+        };
         let live = self.live.take();
         let found = match &ask.model {
             ModelRef::Id(id) => live.by_id(*id),
@@ -135,10 +158,36 @@ impl Generator {
             since: Instant::now(),
         };
         let left = self.stopping.child_token();
+        let leaves = left.clone().drop_guard();
         let (sender, pieces) = mpsc::channel(AHEAD);
-        let work = self.clone().execute(admitted, sender, left.clone());
-        let task = self.tasks.spawn(work.in_current_span());
-        Ok(Generation::new(rate, pieces, task, left.drop_guard()))
+        let work = self.clone().execute(admitted, sender, left);
+        let task = self.tasks.spawn(
+            async move {
+                let answer = work.await;
+                drop(claim);
+                answer
+            }
+            .in_current_span(),
+        );
+        Ok(Generation::new(rate, pieces, task, leaves))
+    }
+
+    /// Whether a request was answered before, or this is the first of its name.
+    async fn repeat(&self, api_key_id: i64, asked: &Repeatable) -> Result<Repeat, Error> {
+        // before the look at what is kept, or both could miss the other's answer
+        let claim = self.at_work.claim(api_key_id, &asked.key);
+        let claim = claim.ok_or(Error::AtWork)?;
+        let kept = self
+            .store
+            .kept_answer(api_key_id, &asked.key, self.clock.now());
+        let Some((fingerprint, answer)) = kept.await.map_err(|_| Error::NotRecorded)? else {
+            return Ok(Repeat::First(claim));
+        };
+        if fingerprint != asked.fingerprint {
+            return Err(Error::KeyReused);
+        }
+        let kept: Kept = serde_json::from_str(&answer).map_err(|_| Error::NotRecorded)?;
+        Ok(Repeat::Again(Generation::replay(kept)))
     }
 
     /// Ends all generation; what was produced until then is settled.
@@ -157,4 +206,12 @@ impl Generator {
         let per_minute = NonZeroU32::new(key.rate_limit.min(most)).unwrap_or(NonZeroU32::MIN);
         self.limits.admit(key.id, model.spec.id, per_minute)
     }
+}
+
+/// What a request that may be repeated turns out to be.
+enum Repeat {
+    /// The first of its name, which is in use until this is dropped.
+    First(Claim),
+    /// Answered before.
+    Again(Generation),
 }

@@ -14,11 +14,13 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{Answer, Ask, Error, Generator, Piece, tokens};
+use super::idempotency::Kept;
+use super::{Answer, Ask, Content, Error, Generator, Piece, tokens};
 use crate::models::{Completion, Model};
 use crate::money::NanoDollars;
-use crate::store;
+use crate::store::answers::KeptAnswer;
 use crate::store::usage::{Status, Usage};
+use crate::store::{self, Settlement};
 
 /// Longest answer, in bytes, whatever a plugin sends.
 const MAX_ANSWER_BYTES: usize = 4 << 20;
@@ -43,6 +45,8 @@ struct Produced {
     /// Whether the next step is the client's, who has not read what there is.
     is_unread: bool,
     digest: Option<String>,
+    /// All of it, where a repeat may ask for it.
+    content: Option<Content>,
 }
 
 impl Produced {
@@ -70,6 +74,7 @@ impl Produced {
     }
 
     /// Hands a piece to the client, and waits while it has not read the last ones.
+    /// A client that is gone ends the work, unless it may come back for it.
     async fn pass_on(&mut self, pieces: &mpsc::Sender<Piece>, piece: Piece) -> Result<(), Error> {
         self.bytes += match &piece {
             Piece::Text(text) | Piece::Reasoning(text) => text.len(),
@@ -78,9 +83,15 @@ impl Produced {
         if self.bytes > MAX_ANSWER_BYTES {
             return Err(failure(ErrorKind::Upstream, "the answer is too long"));
         }
+        if let Some(content) = &mut self.content {
+            content.push(piece.clone());
+        }
         self.is_unread = true;
         let sent = pieces.send(piece).await;
         self.is_unread = false;
+        if self.content.is_some() {
+            return Ok(());
+        }
         sent.map_err(|_| failure(ErrorKind::Cancelled, "the client left"))
     }
 }
@@ -94,14 +105,25 @@ impl Generator {
         pieces: mpsc::Sender<Piece>,
         left: CancellationToken,
     ) -> Result<Answer, Error> {
-        let mut produced = Produced::default();
+        let is_repeatable = admitted.ask.repeatable.is_some();
+        let mut produced = Produced {
+            content: is_repeatable.then(Content::default),
+            ..Produced::default()
+        };
         let timeout = Duration::from_millis(admitted.model.spec.limits.timeout_ms.into());
         let work = self.produce(&admitted, &mut produced, pieces);
         // a bug in the pipeline ends one request, and that is settled too
         let work = AssertUnwindSafe(tokio::time::timeout(timeout, work)).catch_unwind();
+        let gone = async {
+            if is_repeatable {
+                self.stopping.cancelled().await;
+            } else {
+                left.cancelled().await;
+            }
+        };
         let end = tokio::select! {
             biased;
-            () = left.cancelled() => Err(failure(ErrorKind::Cancelled, "the client left")),
+            () = gone => Err(failure(ErrorKind::Cancelled, "the client left")),
             end = work => match end {
                 Ok(Ok(end)) => end,
                 // what it was sent and did not read is not the model's fault
@@ -205,20 +227,35 @@ impl Generator {
         };
         self.metrics.settled(&usage);
         log(&usage, end.as_ref().err());
-        self.settler
-            .settle(usage)
-            .await
-            .map_err(|error| match error {
-                store::Error::Stopping => Error::Stopping,
-                _ => Error::NotRecorded,
-            })?;
-        Ok(Answer {
+        let answer = end.map(|finish_reason| Answer {
             model_id: spec.id,
             model_name: spec.name.clone(),
-            finish_reason: end?,
+            finish_reason,
             usage: used,
             cost,
-        })
+        });
+        let kept = match (&answer, produced.content, ask.repeatable) {
+            (Ok(answer), Some(content), Some(repeatable)) => Some(KeptAnswer {
+                api_key_id: usage.api_key_id,
+                idempotency_key: repeatable.key,
+                fingerprint: repeatable.fingerprint,
+                request_id: usage.request_id.clone(),
+                answer: serde_json::json!(Kept::new(content, answer)).to_string(),
+                created_at: self.clock.now(),
+            }),
+            // what failed or was stopped may be tried again
+            _ => None,
+        };
+        let settlement = Settlement {
+            usage,
+            answer: kept,
+        };
+        let settled = self.settler.settle(settlement).await;
+        settled.map_err(|error| match error {
+            store::Error::Stopping => Error::Stopping,
+            _ => Error::NotRecorded,
+        })?;
+        answer
     }
 }
 

@@ -182,8 +182,8 @@ impl ApiError {
 
     /// Adds what is left of the rate.
     #[must_use]
-    pub fn rate(mut self, rate: Rate) -> Self {
-        self.rate = Some(rate);
+    pub fn rate(mut self, rate: Option<Rate>) -> Self {
+        self.rate = rate;
         self
     }
 
@@ -347,6 +347,8 @@ impl From<generate::Error> for ApiError {
                 StatusCode::BAD_REQUEST
             }
             generate::Error::Plugin(error) => of_plugin(error.kind),
+            generate::Error::AtWork => StatusCode::CONFLICT,
+            generate::Error::KeyReused => StatusCode::UNPROCESSABLE_ENTITY,
             generate::Error::NotRecorded | generate::Error::Stopping => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
@@ -361,9 +363,9 @@ impl From<generate::Error> for ApiError {
             generate::Error::PromptTooLong { .. } | generate::Error::NoRoom { .. } => {
                 this.at("prompt")
             }
-            generate::Error::RateLimited(exceeded) => {
-                this.retry_after(exceeded.retry_after).rate(exceeded.rate)
-            }
+            generate::Error::RateLimited(exceeded) => this
+                .retry_after(exceeded.retry_after)
+                .rate(Some(exceeded.rate)),
             generate::Error::Plugin(error) => {
                 let is_temporary =
                     matches!(error.kind, ErrorKind::Overloaded | ErrorKind::RateLimited);
@@ -374,7 +376,8 @@ impl From<generate::Error> for ApiError {
                 };
                 this
             }
-            generate::Error::NotRecorded | generate::Error::Stopping => {
+            generate::Error::KeyReused => this,
+            generate::Error::AtWork | generate::Error::NotRecorded | generate::Error::Stopping => {
                 this.retry_after(Duration::from_secs(1))
             }
         }

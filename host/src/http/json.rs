@@ -2,16 +2,24 @@
 
 use std::time::Duration;
 
+use axum::body::Bytes;
 use axum::extract::{FromRequest, FromRequestParts, Request};
-use axum::http::{header, request::Parts};
+use axum::http::{HeaderValue, header, request::Parts};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
+use sha2::{Digest, Sha256};
 
 use super::AppState;
 use super::error::ApiError;
+use crate::generate::Repeatable;
 
 /// Most characters of a name.
 const LONGEST_NAME: usize = 200;
+
+/// The client's name for a request that it may repeat.
+const IDEMPOTENCY_KEY: &str = "idempotency-key";
+/// Most characters of it.
+const LONGEST_IDEMPOTENCY_KEY: usize = 255;
 
 /// A JSON body.
 #[derive(Debug)]
@@ -21,28 +29,69 @@ impl<T: DeserializeOwned> FromRequest<AppState> for Json<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, state: &AppState) -> Result<Self, ApiError> {
-        if let Some(kind) = request.headers().get(header::CONTENT_TYPE) {
-            let kind = kind.to_str().unwrap_or_default();
-            let kind = kind.split(';').next().unwrap_or_default().trim();
-            if !kind.eq_ignore_ascii_case("application/json") {
-                return Err(ApiError::not_json_type());
-            }
-        }
-        let limit = state.requests.max_body_bytes;
-        let body = Limited::new(request.into_body(), limit).collect();
-        let timeout = Duration::from_millis(state.requests.body_timeout_ms);
-        let body = tokio::time::timeout(timeout, body)
-            .await
-            .map_err(|_| ApiError::body_timeout())?;
-        let body = body.map_err(|error| {
-            if error.is::<LengthLimitError>() {
-                ApiError::body_too_large(limit)
-            } else {
-                ApiError::not_json("the body ended early")
-            }
-        })?;
-        parse(&body.to_bytes()).map(Self)
+        parse(&read(request, state).await?).map(Self)
     }
+}
+
+/// A JSON body of a request that its client may repeat.
+#[derive(Debug)]
+pub struct RepeatableJson<T>(pub T, pub Option<Repeatable>);
+
+impl<T: DeserializeOwned> FromRequest<AppState> for RepeatableJson<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &AppState) -> Result<Self, ApiError> {
+        let key = match request.headers().get(IDEMPOTENCY_KEY) {
+            Some(key) => Some(idempotency_key(key)?),
+            None => None,
+        };
+        let path = request.uri().path().to_owned();
+        let body = read(request, state).await?;
+        let repeatable = key.map(|key| Repeatable {
+            key,
+            fingerprint: Sha256::new()
+                .chain_update(path)
+                .chain_update([0])
+                .chain_update(&body)
+                .finalize()
+                .into(),
+        });
+        Ok(Self(parse(&body)?, repeatable))
+    }
+}
+
+fn idempotency_key(value: &HeaderValue) -> Result<String, ApiError> {
+    let key = value.to_str().unwrap_or_default();
+    if key.is_empty() || key.len() > LONGEST_IDEMPOTENCY_KEY {
+        let message = format!("must be 1 to {LONGEST_IDEMPOTENCY_KEY} ASCII characters");
+        return Err(ApiError::invalid("Idempotency-Key", message));
+    }
+    Ok(key.to_owned())
+}
+
+/// The whole body, within the limits on its type, size and time.
+async fn read(request: Request, state: &AppState) -> Result<Bytes, ApiError> {
+    if let Some(kind) = request.headers().get(header::CONTENT_TYPE) {
+        let kind = kind.to_str().unwrap_or_default();
+        let kind = kind.split(';').next().unwrap_or_default().trim();
+        if !kind.eq_ignore_ascii_case("application/json") {
+            return Err(ApiError::not_json_type());
+        }
+    }
+    let limit = state.requests.max_body_bytes;
+    let body = Limited::new(request.into_body(), limit).collect();
+    let timeout = Duration::from_millis(state.requests.body_timeout_ms);
+    let body = tokio::time::timeout(timeout, body)
+        .await
+        .map_err(|_| ApiError::body_timeout())?;
+    let body = body.map_err(|error| {
+        if error.is::<LengthLimitError>() {
+            ApiError::body_too_large(limit)
+        } else {
+            ApiError::not_json("the body ended early")
+        }
+    })?;
+    Ok(body.to_bytes())
 }
 
 fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {

@@ -20,6 +20,9 @@ const DONE: &str = "[DONE]";
 /// Keeps nginx from collecting the events.
 const NO_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
+/// Marks an answer that was given before, as at Stripe.
+const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
+
 /// How an endpoint words what a generation gives.
 pub trait Shape: Send + 'static {
     /// The body of a whole answer.
@@ -50,8 +53,9 @@ pub async fn respond(
     let (id, is_streamed) = (ask.request_id.clone(), ask.is_streamed);
     let generation = generator
         .start(ask)
+        .await
         .map_err(|error| shape.error(error.into()))?;
-    let rate = generation.rate();
+    let (rate, is_repeated) = (generation.rate(), generation.is_repeated());
     let failed = |shape: &dyn Shape, error| shape.error(ApiError::from(error).rate(rate));
     let mut response = if is_streamed {
         let mut stream = Stream {
@@ -73,7 +77,13 @@ pub async fn respond(
             .map_err(|error| failed(&shape, error))?;
         Json(shape.whole(content, &answer)).into_response()
     };
-    rate_headers(response.headers_mut(), rate);
+    let headers = response.headers_mut();
+    if let Some(rate) = rate {
+        rate_headers(headers, rate);
+    }
+    if is_repeated {
+        headers.insert(REPLAYED, HeaderValue::from_static("true"));
+    }
     Ok(response)
 }
 

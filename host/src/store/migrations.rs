@@ -8,11 +8,18 @@ use sqlx::sqlite::SqlitePool;
 
 use super::Error;
 
-const MIGRATIONS: [(i64, &str, &str); 1] = [(
-    1,
-    "start",
-    include_str!("../../../migrations/sqlite/0001_start.sql"),
-)];
+const MIGRATIONS: [(i64, &str, &str); 2] = [
+    (
+        1,
+        "start",
+        include_str!("../../../migrations/sqlite/0001_start.sql"),
+    ),
+    (
+        2,
+        "answers",
+        include_str!("../../../migrations/sqlite/0002_answers.sql"),
+    ),
+];
 
 /// Runs what the database has not run yet.
 pub async fn run(pool: &SqlitePool) -> Result<(), Error> {

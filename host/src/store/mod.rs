@@ -4,6 +4,7 @@
 //! other writes are rare and take the writing connection one after another.
 
 pub mod admin;
+pub mod answers;
 pub mod customers;
 pub mod keys;
 mod migrations;
@@ -20,7 +21,7 @@ use sqlx::sqlite::{
 use time::OffsetDateTime;
 
 pub use outbox::Outbox;
-pub use settle::Settler;
+pub use settle::{Settlement, Settler};
 
 /// Why the database did not do what it was asked.
 #[derive(Debug, thiserror::Error)]

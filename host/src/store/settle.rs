@@ -4,6 +4,7 @@
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
+use super::answers::{self, KeptAnswer};
 use super::usage::{self, Usage};
 use super::{Error, Outbox, Store, outbox};
 
@@ -14,10 +15,19 @@ const BATCH: usize = 256;
 
 type Reply = oneshot::Sender<Result<(), Error>>;
 
+/// A request at its end.
+#[derive(Debug)]
+pub struct Settlement {
+    /// What it used.
+    pub usage: Usage,
+    /// Its answer, if it may be repeated.
+    pub answer: Option<KeptAnswer>,
+}
+
 /// A handle to the task that settles.
 #[derive(Clone, Debug)]
 pub struct Settler {
-    jobs: mpsc::Sender<(Usage, Reply)>,
+    jobs: mpsc::Sender<(Settlement, Reply)>,
 }
 
 impl Settler {
@@ -28,25 +38,25 @@ impl Settler {
         (Self { jobs }, tokio::spawn(run(store, queue)))
     }
 
-    /// Returns when the row is on the disk. A second row of the same request
-    /// changes nothing.
+    /// Returns when it is on the disk. A second one of the same request changes
+    /// nothing.
     ///
     /// # Errors
     /// When it could not be written.
-    pub async fn settle(&self, usage: Usage) -> Result<(), Error> {
+    pub async fn settle(&self, settlement: Settlement) -> Result<(), Error> {
         let (reply, done) = oneshot::channel();
         self.jobs
-            .send((usage, reply))
+            .send((settlement, reply))
             .await
             .map_err(|_| Error::Stopping)?;
         done.await.map_err(|_| Error::Stopping)?
     }
 }
 
-async fn run(store: Store, mut queue: mpsc::Receiver<(Usage, Reply)>) {
+async fn run(store: Store, mut queue: mpsc::Receiver<(Settlement, Reply)>) {
     let mut batch = Vec::with_capacity(BATCH);
     while queue.recv_many(&mut batch, BATCH).await > 0 {
-        let outcome = commit(&store, batch.iter().map(|(usage, _)| usage)).await;
+        let outcome = commit(&store, batch.iter().map(|(settlement, _)| settlement)).await;
         if let Err(error) = &outcome {
             tracing::error!(%error, rows = batch.len(), "usage could not be written");
         }
@@ -61,11 +71,17 @@ async fn run(store: Store, mut queue: mpsc::Receiver<(Usage, Reply)>) {
     }
 }
 
-async fn commit(store: &Store, rows: impl Iterator<Item = &Usage>) -> Result<(), Error> {
+async fn commit(
+    store: &Store,
+    settlements: impl Iterator<Item = &Settlement>,
+) -> Result<(), Error> {
     let mut transaction = store.write.begin().await?;
     let mut can_report = false;
-    for row in rows {
+    for Settlement { usage: row, answer } in settlements {
         let is_new = usage::insert(&mut transaction, row).await?;
+        if let (true, Some(answer)) = (is_new, answer) {
+            answers::insert(&mut transaction, answer).await?;
+        }
         if is_new && row.cost.0 > 0 && matches!(store.outbox, Outbox::On(_)) {
             can_report |= outbox::announce_usage(&mut transaction, row).await?;
         }

@@ -12,7 +12,7 @@ use crate::http::AppState;
 use crate::http::auth::Customer;
 use crate::http::envelope::RequestId;
 use crate::http::error::ApiError;
-use crate::http::json::Json;
+use crate::http::json::RepeatableJson;
 use crate::http::params::{Stop, finish_reason, params, prompt};
 use crate::http::respond::{Shape, respond};
 
@@ -42,7 +42,7 @@ pub async fn create(
     Customer(key): Customer,
     State(AppState { generator, .. }): State<AppState>,
     Extension(RequestId(request_id)): Extension<RequestId>,
-    Json(body): Json<Create>,
+    RepeatableJson(body, repeatable): RepeatableJson<Create>,
 ) -> Result<Response, ApiError> {
     if body.max_length == Some(0) {
         return Err(ApiError::invalid("max_length", "must be at least 1"));
@@ -70,6 +70,7 @@ pub async fn create(
         tools: Vec::new(),
         ext: Vec::new(),
         is_streamed: body.stream,
+        repeatable,
     };
     respond(&generator, ask, shape).await
 }

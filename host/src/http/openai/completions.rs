@@ -13,7 +13,7 @@ use crate::http::AppState;
 use crate::http::auth::Customer;
 use crate::http::envelope::RequestId;
 use crate::http::error::ApiError;
-use crate::http::json::Json;
+use crate::http::json::RepeatableJson;
 use crate::http::params::{Stop, finish_reason, params, prompt};
 use crate::http::respond::{Shape, respond};
 
@@ -88,7 +88,7 @@ pub async fn create(
         generator, clock, ..
     }): State<AppState>,
     Extension(RequestId(request_id)): Extension<RequestId>,
-    Json(body): Json<Create>,
+    RepeatableJson(body, repeatable): RepeatableJson<Create>,
 ) -> Result<Response, ApiError> {
     body.rest.check()?;
     let text = match body.prompt {
@@ -127,6 +127,7 @@ pub async fn create(
         tools: Vec::new(),
         ext: Vec::new(),
         is_streamed,
+        repeatable,
     };
     respond(&generator, ask, shape).await
 }

@@ -20,7 +20,7 @@ use crate::http::AppState;
 use crate::http::auth::Customer;
 use crate::http::envelope::RequestId;
 use crate::http::error::ApiError;
-use crate::http::json::Json;
+use crate::http::json::RepeatableJson;
 use crate::http::params::{Stop, params};
 use crate::http::respond::respond;
 
@@ -125,7 +125,7 @@ pub async fn create(
         generator, clock, ..
     }): State<AppState>,
     Extension(RequestId(request_id)): Extension<RequestId>,
-    Json(body): Json<Create>,
+    RepeatableJson(body, repeatable): RepeatableJson<Create>,
 ) -> Result<Response, ApiError> {
     body.rest.check()?;
     let (named, most_tokens) = match (body.max_completion_tokens, body.max_tokens) {
@@ -164,6 +164,7 @@ pub async fn create(
         tools: tools::checked(body.tools.unwrap_or_default())?,
         ext: body.passed_on.extensions(),
         is_streamed,
+        repeatable,
     };
     respond(&generator, ask, Chat::new(heading, has_usage, named)).await
 }

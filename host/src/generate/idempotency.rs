@@ -1,0 +1,155 @@
+//! Requests that a client may send twice and pay once.
+//!
+//! The answer of a request with an `Idempotency-Key` is kept in the transaction
+//! of its usage row: there is never one without the other. A repeat gets the
+//! kept answer. One that comes while the first is still at work is told to try
+//! again; the work goes on even if its client left, since that client will.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use plugin_sdk::{CountSource, FinishReason, ToolCall, Usage};
+use serde::{Deserialize, Serialize};
+
+use super::{Answer, Content, Piece};
+use crate::money::NanoDollars;
+
+/// What makes a request and its repeat the same.
+#[derive(Clone, Debug)]
+pub struct Repeatable {
+    /// The client's name for it, unique for its API key.
+    pub key: String,
+    /// A hash of all that the client sent.
+    pub fingerprint: [u8; 32],
+}
+
+/// Names of the requests at work now, by API key.
+#[derive(Clone, Debug, Default)]
+pub(super) struct AtWork(Arc<Mutex<HashSet<(i64, String)>>>);
+
+/// A name in use; free again when this is dropped.
+#[derive(Debug)]
+pub(super) struct Claim {
+    at_work: AtWork,
+    name: (i64, String),
+}
+
+impl AtWork {
+    /// Takes a name; none when it is in use.
+    pub(super) fn claim(&self, api_key_id: i64, key: &str) -> Option<Claim> {
+        let name = (api_key_id, key.to_owned());
+        let mut names = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        names.insert(name.clone()).then(|| Claim {
+            at_work: self.clone(),
+            name,
+        })
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        let names = self.at_work.0.lock();
+        names
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&self.name);
+    }
+}
+
+/// An answer as it is kept.
+#[derive(Debug, Deserialize, Serialize)]
+pub(super) struct Kept {
+    text: String,
+    reasoning: String,
+    /// Id, name and arguments of each.
+    tool_calls: Vec<(String, String, String)>,
+    model_id: i64,
+    model_name: String,
+    finish_reason: Finish,
+    prompt_tokens: u32,
+    completion_tokens: u32,
+    cached_prompt_tokens: u32,
+    reasoning_tokens: u32,
+    is_exact: bool,
+    nano_dollars: i64,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+enum Finish {
+    Stop,
+    Length,
+    ToolCalls,
+    ContentFilter,
+    Other,
+}
+
+impl Kept {
+    pub(super) fn new(content: Content, answer: &Answer) -> Self {
+        let usage = answer.usage;
+        let calls = content.tool_calls.into_iter();
+        Self {
+            text: content.text,
+            reasoning: content.reasoning,
+            tool_calls: calls
+                .map(|call| (call.id, call.name, call.arguments))
+                .collect(),
+            model_id: answer.model_id,
+            model_name: answer.model_name.clone(),
+            finish_reason: match answer.finish_reason {
+                FinishReason::Stop => Finish::Stop,
+                FinishReason::Length => Finish::Length,
+                FinishReason::ToolCalls => Finish::ToolCalls,
+                FinishReason::ContentFilter => Finish::ContentFilter,
+                FinishReason::Other => Finish::Other,
+            },
+            prompt_tokens: usage.prompt_tokens,
+            completion_tokens: usage.completion_tokens,
+            cached_prompt_tokens: usage.cached_prompt_tokens,
+            reasoning_tokens: usage.reasoning_tokens,
+            is_exact: usage.source == CountSource::Exact,
+            nano_dollars: answer.cost.0,
+        }
+    }
+
+    /// The pieces to send again, and how it ended.
+    pub(super) fn replay(self) -> (Vec<Piece>, Answer) {
+        let mut pieces = Vec::new();
+        if !self.reasoning.is_empty() {
+            pieces.push(Piece::Reasoning(self.reasoning));
+        }
+        if !self.text.is_empty() {
+            pieces.push(Piece::Text(self.text));
+        }
+        let calls = self.tool_calls.into_iter();
+        pieces.extend(calls.map(|(id, name, arguments)| {
+            Piece::ToolCall(ToolCall {
+                id,
+                name,
+                arguments,
+            })
+        }));
+        let answer = Answer {
+            model_id: self.model_id,
+            model_name: self.model_name,
+            finish_reason: match self.finish_reason {
+                Finish::Stop => FinishReason::Stop,
+                Finish::Length => FinishReason::Length,
+                Finish::ToolCalls => FinishReason::ToolCalls,
+                Finish::ContentFilter => FinishReason::ContentFilter,
+                Finish::Other => FinishReason::Other,
+            },
+            usage: Usage {
+                prompt_tokens: self.prompt_tokens,
+                completion_tokens: self.completion_tokens,
+                cached_prompt_tokens: self.cached_prompt_tokens,
+                reasoning_tokens: self.reasoning_tokens,
+                source: if self.is_exact {
+                    CountSource::Exact
+                } else {
+                    CountSource::Estimated
+                },
+            },
+            cost: NanoDollars(self.nano_dollars),
+        };
+        (pieces, answer)
+    }
+}

@@ -1,0 +1,140 @@
+//! Answers kept for requests that may be repeated.
+
+use sqlx::{Row, SqliteConnection};
+use time::{Duration, OffsetDateTime};
+
+use super::{Error, Store, millis};
+
+/// How long an answer is kept.
+pub const KEPT: Duration = Duration::hours(24);
+
+/// An answer and the request it was for.
+#[derive(Clone, Debug)]
+pub struct KeptAnswer {
+    /// The API key that the request came with.
+    pub api_key_id: i64,
+    /// The client's name for the request, unique for the API key.
+    pub idempotency_key: String,
+    /// A hash of the request.
+    pub fingerprint: [u8; 32],
+    /// Id of the request.
+    pub request_id: String,
+    /// The answer, as its writer writes it.
+    pub answer: String,
+    /// When it was given.
+    pub created_at: OffsetDateTime,
+}
+
+/// Writes an answer, and forgets those that were kept long enough.
+pub(super) async fn insert(
+    connection: &mut SqliteConnection,
+    kept: &KeptAnswer,
+) -> Result<(), Error> {
+    sqlx::query("DELETE FROM answers WHERE created_at <= $1")
+        .bind(millis(kept.created_at - KEPT))
+        .execute(&mut *connection)
+        .await?;
+    sqlx::query(
+        "INSERT INTO answers \
+         (api_key_id, idempotency_key, fingerprint, request_id, answer, created_at) \
+         VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT DO NOTHING",
+    )
+    .bind(kept.api_key_id)
+    .bind(&kept.idempotency_key)
+    .bind(&kept.fingerprint[..])
+    .bind(&kept.request_id)
+    .bind(&kept.answer)
+    .bind(millis(kept.created_at))
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+impl Store {
+    /// The hash of the request and the answer that are kept under this name, if
+    /// any are.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn kept_answer(
+        &self,
+        api_key_id: i64,
+        idempotency_key: &str,
+        now: OffsetDateTime,
+    ) -> Result<Option<(Vec<u8>, String)>, Error> {
+        let row = sqlx::query(
+            "SELECT fingerprint, answer FROM answers \
+             WHERE api_key_id = $1 AND idempotency_key = $2 AND created_at > $3",
+        )
+        .bind(api_key_id)
+        .bind(idempotency_key)
+        .bind(millis(now - KEPT))
+        .fetch_optional(&self.read)
+        .await?;
+        row.map(|row| Ok((row.try_get("fingerprint")?, row.try_get("answer")?)))
+            .transpose()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{KEPT, KeptAnswer, insert};
+    use crate::store::customers::NewCustomer;
+    use crate::store::keys::NewKey;
+    use crate::store::{Outbox, Store};
+    use time::{Duration, OffsetDateTime};
+
+    #[tokio::test]
+    async fn answers_are_kept_for_a_day() {
+        let folder = tempfile::TempDir::new().expect("a folder");
+        let store = Store::open(&folder.path().join("db"), Outbox::Off)
+            .await
+            .expect("a database");
+        let now = OffsetDateTime::from_unix_timestamp(1_800_000_000).expect("a time");
+        let customer = NewCustomer {
+            name: "A".into(),
+            email: "a@example.com".into(),
+            company: String::new(),
+        };
+        let customer_id = store.create_customer(customer, now).await.expect("one").id;
+        let key = NewKey {
+            customer_id,
+            name: "K".into(),
+            public_id: "k".into(),
+            hash: vec![0],
+            rate_limit: 1,
+            allowed_models: vec![],
+        };
+        let api_key_id = store.create_key(key, now).await.expect("one").id;
+        let kept = |name: &str, created_at| KeptAnswer {
+            api_key_id,
+            idempotency_key: name.to_owned(),
+            fingerprint: [7; 32],
+            request_id: name.to_owned(),
+            answer: "{}".to_owned(),
+            created_at,
+        };
+        let mut connection = store.write.acquire().await.expect("a connection");
+        insert(&mut connection, &kept("one", now))
+            .await
+            .expect("written");
+        drop(connection);
+        let found = async |at| {
+            store
+                .kept_answer(api_key_id, "one", at)
+                .await
+                .expect("read")
+        };
+        let almost = now + KEPT - Duration::SECOND;
+        assert_eq!(found(almost).await, Some((vec![7; 32], "{}".to_owned())));
+        assert_eq!(found(now + KEPT).await, None);
+
+        // and the next one to be kept takes its place
+        let mut connection = store.write.acquire().await.expect("a connection");
+        insert(&mut connection, &kept("two", now + KEPT))
+            .await
+            .expect("written");
+        drop(connection);
+        assert_eq!(found(almost).await, None);
+    }
+}
