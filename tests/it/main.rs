@@ -14,6 +14,7 @@ mod models;
 mod openai;
 mod process;
 mod reload;
+mod stream;
 mod telemetry;
 mod tidy;
 mod usage;

@@ -88,7 +88,6 @@ async fn what_would_change_the_answer_and_is_not_there_is_refused() {
     for (field, value) in [
         ("n", json!(2)),
         ("best_of", json!(3)),
-        ("stream", json!(true)),
         ("echo", json!(true)),
         ("logprobs", json!(1)),
         ("suffix", json!("end")),

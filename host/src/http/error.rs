@@ -10,7 +10,7 @@ use axum::Json;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use plugin_sdk::ErrorKind;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::limits::Rate;
 use crate::{generate, keys, store};
@@ -51,6 +51,17 @@ impl ApiError {
     /// 422: a feature that this server does not have.
     pub fn unsupported(param: &str, message: impl Into<String>) -> Self {
         Self::new(StatusCode::UNPROCESSABLE_ENTITY, "unsupported", message).at(param)
+    }
+
+    /// 422 for the first of these fields that is wanted.
+    ///
+    /// # Errors
+    /// When there is one.
+    pub fn refuse(fields: &[(&str, bool)]) -> Result<(), Self> {
+        match fields.iter().find(|(_, is_wanted)| *is_wanted) {
+            Some((name, _)) => Err(Self::unsupported(name, format!("{name} is not supported"))),
+            None => Ok(()),
+        }
     }
 
     /// 400: the body is not JSON.
@@ -171,8 +182,8 @@ impl ApiError {
 
     /// Adds what is left of the rate.
     #[must_use]
-    pub fn rate(mut self, rate: Option<Rate>) -> Self {
-        self.rate = rate;
+    pub fn rate(mut self, rate: Rate) -> Self {
+        self.rate = Some(rate);
         self
     }
 
@@ -196,33 +207,29 @@ impl ApiError {
         self
     }
 
-    /// The response of the request with this id.
-    pub fn render(self, request_id: &str) -> Response {
+    /// The body for the request with this id; its line goes to the log.
+    pub fn body(&self, request_id: &str) -> Value {
+        let (status, code) = (self.status.as_u16(), &self.code);
         if self.status.is_server_error() {
-            tracing::error!(
-                status = self.status.as_u16(),
-                code = self.code,
-                "{}",
-                self.message
-            );
+            tracing::error!(status, code, "{}", self.message);
         } else {
-            tracing::debug!(
-                status = self.status.as_u16(),
-                code = self.code,
-                "{}",
-                self.message
-            );
+            tracing::debug!(status, code, "{}", self.message);
         }
         let mut error = json!({
-            "code": self.code,
+            "code": code,
             "message": self.message,
             "type": kind(self.status),
             "request_id": request_id,
         });
-        if let Some(param) = self.param {
+        if let Some(param) = &self.param {
             error["param"] = json!(param);
         }
-        let mut response = (self.status, Json(json!({ "error": error }))).into_response();
+        json!({ "error": error })
+    }
+
+    /// The response of the request with this id.
+    pub fn render(self, request_id: &str) -> Response {
+        let mut response = (self.status, Json(self.body(request_id))).into_response();
         let headers = response.headers_mut();
         if self.status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
@@ -354,7 +361,9 @@ impl From<generate::Error> for ApiError {
             generate::Error::PromptTooLong { .. } | generate::Error::NoRoom { .. } => {
                 this.at("prompt")
             }
-            generate::Error::RateLimited(exceeded) => this.retry_after(exceeded.retry_after),
+            generate::Error::RateLimited(exceeded) => {
+                this.retry_after(exceeded.retry_after).rate(exceeded.rate)
+            }
             generate::Error::Plugin(error) => {
                 let is_temporary =
                     matches!(error.kind, ErrorKind::Overloaded | ErrorKind::RateLimited);

@@ -7,6 +7,8 @@ mod envelope;
 mod error;
 mod json;
 mod openai;
+mod params;
+mod respond;
 
 use std::sync::Arc;
 
@@ -47,6 +49,7 @@ pub fn router(state: AppState) -> Router {
         // generating
         .route("/generate", post(api::generate::create))
         .route("/v1/completions", post(openai::completions::create))
+        .route("/v1/chat/completions", post(openai::chat::create))
         // what there is
         .route("/models", get(api::models::list))
         .route("/v1/models", get(openai::models::list))

@@ -71,6 +71,11 @@ impl Backend {
         self.info().models.first()?.context_window
     }
 
+    /// The most tokens of an answer that the model can give.
+    pub fn max_output_tokens(&self) -> Option<u32> {
+        self.info().models.first()?.max_output_tokens
+    }
+
     /// How many tokens the prompt will be.
     ///
     /// # Errors

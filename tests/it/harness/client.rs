@@ -12,6 +12,14 @@ pub struct Client {
     key: Option<(&'static str, String)>,
 }
 
+/// An answer that comes as Server-Sent Events.
+#[derive(Debug)]
+pub struct Events {
+    pub headers: HeaderMap,
+    response: reqwest::Response,
+    unread: String,
+}
+
 /// What the server answered.
 #[derive(Debug)]
 pub struct Reply {
@@ -67,6 +75,18 @@ impl Client {
         self.send(Method::PATCH, path, Some(body)).await
     }
 
+    /// Posts a request whose answer is a stream.
+    pub async fn stream(&self, path: &str, body: Value) -> Events {
+        let response = self.request(Method::POST, path).json(&body);
+        let response = response.send().await.expect("an answer");
+        assert_eq!(response.status(), 200, "{:?}", response.text().await);
+        Events {
+            headers: response.headers().clone(),
+            response,
+            unread: String::new(),
+        }
+    }
+
     /// A request to go on with by hand.
     pub fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
         let request = self.http.request(method, format!("{}{path}", self.url));
@@ -82,6 +102,38 @@ impl Client {
             request = request.json(&body);
         }
         Reply::of(request.send().await.expect("an answer")).await
+    }
+}
+
+impl Events {
+    /// The request's id.
+    pub fn id(&self) -> String {
+        let id = self.headers["x-request-id"].to_str();
+        id.expect("text").to_owned()
+    }
+
+    /// The next event: JSON, or a text when it is none; nothing at the end.
+    pub async fn next(&mut self) -> Option<Value> {
+        loop {
+            if let Some((event, rest)) = self.unread.split_once("\n\n") {
+                let data = event.strip_prefix("data: ").map(str::to_owned);
+                self.unread = rest.to_owned();
+                // a comment keeps the connection alive and says nothing
+                let Some(data) = data else { continue };
+                return Some(serde_json::from_str(&data).unwrap_or(Value::String(data)));
+            }
+            let piece = self.response.chunk().await.expect("an unbroken answer")?;
+            self.unread += std::str::from_utf8(&piece).expect("whole characters");
+        }
+    }
+
+    /// All events that are left.
+    pub async fn rest(mut self) -> Vec<Value> {
+        let mut events = Vec::new();
+        while let Some(event) = self.next().await {
+            events.push(event);
+        }
+        events
     }
 }
 

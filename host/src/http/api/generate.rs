@@ -1,21 +1,23 @@
 //! `POST /generate`
 
+use axum::Extension;
 use axum::extract::State;
-use axum::response::{IntoResponse, Response};
-use axum::{Extension, Json as Body};
-use plugin_sdk::{FinishReason, Params};
+use axum::response::Response;
+use plugin_sdk::Params;
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::generate::{Ask, ModelRef, Outcome};
+use crate::generate::{Answer, Ask, Content, ModelRef, Piece};
 use crate::http::AppState;
 use crate::http::auth::Customer;
 use crate::http::envelope::RequestId;
-use crate::http::error::{ApiError, rate_headers};
+use crate::http::error::ApiError;
 use crate::http::json::Json;
+use crate::http::params::{Stop, finish_reason, params, prompt};
+use crate::http::respond::{Shape, respond};
 
-/// Most stop strings, and most bytes of one.
-const STOPS: (usize, usize) = (16, 256);
+/// New tokens where the request says nothing of length.
+const DEFAULT_NEW_TOKENS: u32 = 100;
 
 /// Body of `POST /generate`.
 #[derive(Debug, Deserialize)]
@@ -31,19 +33,8 @@ pub struct Create {
     seed: Option<u64>,
     #[serde(default)]
     stop: Stop,
-}
-
-/// One stop string or several.
-#[derive(Debug, Default, Deserialize)]
-#[serde(untagged, expecting = "a text or a list of texts")]
-pub enum Stop {
-    /// None.
-    #[default]
-    None,
-    /// One.
-    One(String),
-    /// Several.
-    Several(Vec<String>),
+    #[serde(default)]
+    stream: bool,
 }
 
 /// `POST /generate`: continues a text.
@@ -56,119 +47,86 @@ pub async fn create(
     if body.max_length == Some(0) {
         return Err(ApiError::invalid("max_length", "must be at least 1"));
     }
-    let ask = Ask {
+    let shape = Generated {
         request_id: request_id.clone(),
+    };
+    let default_tokens = body.max_length.is_none().then_some(DEFAULT_NEW_TOKENS);
+    let ask = Ask {
+        request_id,
         key,
         model: ModelRef::Id(body.model_id),
         prompt: prompt("text", body.text)?,
         max_length: body.max_length,
         params: params(Params {
-            max_tokens: body.max_new_tokens,
+            max_tokens: body.max_new_tokens.or(default_tokens),
             temperature: body.temperature,
             top_p: body.top_p,
             top_k: body.top_k,
             seed: body.seed,
-            stop: stops(body.stop),
+            stop: body.stop.into(),
             ..Params::default()
         })
-        .map_err(named)?,
+        .map_err(|error| shape.error(error))?,
+        tools: Vec::new(),
+        ext: Vec::new(),
+        is_streamed: body.stream,
     };
-    let Outcome { rate, result } = generator.run(ask).await;
-    let answer = result.map_err(|error| named(ApiError::from(error).rate(rate)))?;
-    let mut response = Body(json!({
-        "response": answer.text,
-        "tokens_used": answer.prompt_tokens + answer.completion_tokens,
-        "cost": answer.cost,
-        "prompt_tokens": answer.prompt_tokens,
-        "completion_tokens": answer.completion_tokens,
-        "finish_reason": finish_reason(answer.finish_reason),
-        "model_id": answer.model_id,
-        "model": answer.model_name,
-        "request_id": request_id,
-    }))
-    .into_response();
-    if let Some(rate) = rate {
-        rate_headers(response.headers_mut(), rate);
-    }
-    Ok(response)
+    respond(&generator, ask, shape).await
 }
 
-/// The error with the names of this endpoint's fields.
-fn named(error: ApiError) -> ApiError {
-    error
-        .rename("prompt", "text")
-        .rename("model", "model_id")
-        .rename("max_tokens", "max_new_tokens")
+/// The service's own shape. A stream is pieces, `{"text": …}`, then the same
+/// object as a whole answer, without the text that was sent.
+struct Generated {
+    request_id: String,
 }
 
-/// A prompt that is not empty.
-///
-/// # Errors
-/// 422 for the field `param`.
-pub fn prompt(param: &str, text: String) -> Result<String, ApiError> {
-    if text.is_empty() {
-        Err(ApiError::invalid(param, "must not be empty"))
-    } else {
-        Ok(text)
+impl Generated {
+    fn summary(&self, answer: &Answer) -> Value {
+        json!({
+            "tokens_used": total(answer),
+            "cost": answer.cost,
+            "prompt_tokens": answer.usage.prompt_tokens,
+            "completion_tokens": answer.usage.completion_tokens,
+            "finish_reason": finish_reason(answer.finish_reason),
+            "model_id": answer.model_id,
+            "model": answer.model_name,
+            "request_id": self.request_id,
+        })
     }
 }
 
-/// The stop strings as a list.
-pub fn stops(stop: Stop) -> Vec<String> {
-    match stop {
-        Stop::None => Vec::new(),
-        Stop::One(text) => vec![text],
-        Stop::Several(texts) => texts,
+impl Shape for Generated {
+    fn whole(&self, content: Content, answer: &Answer) -> Value {
+        let mut body = self.summary(answer);
+        body["response"] = json!(content.text);
+        if !content.reasoning.is_empty() {
+            body["reasoning"] = json!(content.reasoning);
+        }
+        body
     }
-}
 
-/// Parameters that are in their ranges.
-///
-/// # Errors
-/// 422 for the first field that is not.
-pub fn params(params: Params) -> Result<Params, ApiError> {
-    let in_range = |value: Option<f32>, low: f32, high: f32| {
-        value.is_none_or(|value| value >= low && value <= high)
-    };
-    if params.max_tokens == Some(0) {
-        return Err(ApiError::invalid("max_tokens", "must be at least 1"));
-    }
-    if !in_range(params.temperature, 0.0, 2.0) {
-        return Err(ApiError::invalid("temperature", "must be from 0 to 2"));
-    }
-    if !in_range(params.top_p, f32::MIN_POSITIVE, 1.0) {
-        return Err(ApiError::invalid("top_p", "must be above 0 and at most 1"));
-    }
-    if params.top_k == Some(0) {
-        return Err(ApiError::invalid("top_k", "must be at least 1"));
-    }
-    for (name, value) in [
-        ("frequency_penalty", params.frequency_penalty),
-        ("presence_penalty", params.presence_penalty),
-    ] {
-        if !in_range(value, -2.0, 2.0) {
-            return Err(ApiError::invalid(name, "must be from -2 to 2"));
+    fn piece(&mut self, piece: Piece) -> Vec<Value> {
+        match piece {
+            Piece::Text(text) => vec![json!({ "text": text })],
+            Piece::Reasoning(text) => vec![json!({ "reasoning": text })],
+            // there is no way to offer tools here
+            Piece::ToolCall(_) => Vec::new(),
         }
     }
-    let (most, longest) = STOPS;
-    if params.stop.len() > most
-        || params
-            .stop
-            .iter()
-            .any(|s| s.is_empty() || s.len() > longest)
-    {
-        let message = format!("must be at most {most} texts of 1 to {longest} bytes");
-        return Err(ApiError::invalid("stop", message));
+
+    fn end(&mut self, answer: &Answer) -> Vec<Value> {
+        vec![self.summary(answer)]
     }
-    Ok(params)
+
+    fn error(&self, error: ApiError) -> ApiError {
+        error
+            .rename("prompt", "text")
+            .rename("model", "model_id")
+            .rename("max_tokens", "max_new_tokens")
+    }
 }
 
-/// OpenAI's word for why an answer ended.
-pub fn finish_reason(reason: FinishReason) -> &'static str {
-    match reason {
-        FinishReason::Stop | FinishReason::Other => "stop",
-        FinishReason::Length => "length",
-        FinishReason::ToolCalls => "tool_calls",
-        FinishReason::ContentFilter => "content_filter",
-    }
+/// Tokens of prompt and answer.
+fn total(answer: &Answer) -> u64 {
+    u64::from(answer.usage.prompt_tokens) + u64::from(answer.usage.completion_tokens)
 }

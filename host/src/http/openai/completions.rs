@@ -1,19 +1,21 @@
 //! `POST /v1/completions`
 
+use axum::Extension;
 use axum::extract::State;
-use axum::response::{IntoResponse, Response};
-use axum::{Extension, Json as Body};
+use axum::response::Response;
 use plugin_sdk::Params;
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
-use crate::generate::{Ask, ModelRef, Outcome};
+use super::shape::{Heading, Options, usage};
+use crate::generate::{Answer, Ask, Content, ModelRef, Piece};
 use crate::http::AppState;
-use crate::http::api::generate::{Stop, finish_reason, params, prompt, stops};
 use crate::http::auth::Customer;
 use crate::http::envelope::RequestId;
-use crate::http::error::{ApiError, rate_headers};
+use crate::http::error::ApiError;
 use crate::http::json::Json;
+use crate::http::params::{Stop, finish_reason, params, prompt};
+use crate::http::respond::{Shape, respond};
 
 /// New tokens where the request does not say: OpenAI's default.
 const DEFAULT_MAX_TOKENS: u32 = 16;
@@ -33,6 +35,8 @@ pub struct Create {
     stop: Option<Stop>,
     frequency_penalty: Option<f32>,
     presence_penalty: Option<f32>,
+    stream: Option<bool>,
+    stream_options: Option<Options>,
     #[serde(flatten)]
     rest: Rest,
 }
@@ -44,9 +48,8 @@ struct Rest {
     best_of: Option<u32>,
     echo: Option<bool>,
     logprobs: Option<u32>,
-    logit_bias: Option<serde_json::Map<String, Value>>,
+    logit_bias: Option<Map<String, Value>>,
     suffix: Option<String>,
-    stream: Option<bool>,
 }
 
 /// One prompt, perhaps in a list.
@@ -59,32 +62,22 @@ enum Prompt {
 
 impl Rest {
     fn check(&self) -> Result<(), ApiError> {
-        let wanted = [
+        let is_biased = self
+            .logit_bias
+            .as_ref()
+            .is_some_and(|bias| !bias.is_empty());
+        let has_suffix = self
+            .suffix
+            .as_ref()
+            .is_some_and(|suffix| !suffix.is_empty());
+        ApiError::refuse(&[
             ("n", self.n.is_some_and(|n| n != 1)),
             ("best_of", self.best_of.is_some_and(|n| n != 1)),
             ("echo", self.echo == Some(true)),
             ("logprobs", self.logprobs.is_some()),
-            (
-                "logit_bias",
-                self.logit_bias
-                    .as_ref()
-                    .is_some_and(|bias| !bias.is_empty()),
-            ),
-            (
-                "suffix",
-                self.suffix
-                    .as_ref()
-                    .is_some_and(|suffix| !suffix.is_empty()),
-            ),
-            ("stream", self.stream == Some(true)),
-        ];
-        match wanted.into_iter().find(|(_, is_wanted)| *is_wanted) {
-            Some((name, _)) => Err(ApiError::unsupported(
-                name,
-                format!("{name} is not supported"),
-            )),
-            None => Ok(()),
-        }
+            ("logit_bias", is_biased),
+            ("suffix", has_suffix),
+        ])
     }
 }
 
@@ -105,8 +98,18 @@ pub async fn create(
             _ => return Err(ApiError::unsupported("prompt", "expected one prompt")),
         },
     };
+    let is_streamed = body.stream == Some(true);
+    let shape = Completion {
+        has_usage: Options::has_usage(body.stream_options, is_streamed)?,
+        heading: Heading {
+            id: request_id.replacen("req_", "cmpl-", 1),
+            object: "text_completion",
+            created: clock.now().unix_timestamp(),
+            model: body.model.clone(),
+        },
+    };
     let ask = Ask {
-        request_id: request_id.clone(),
+        request_id,
         key,
         model: ModelRef::Name(body.model),
         prompt: prompt("prompt", text)?,
@@ -117,33 +120,51 @@ pub async fn create(
             top_p: body.top_p,
             top_k: body.top_k,
             seed: body.seed,
-            frequency_penalty: body.frequency_penalty.filter(|&penalty| penalty != 0.0),
-            presence_penalty: body.presence_penalty.filter(|&penalty| penalty != 0.0),
-            stop: stops(body.stop.unwrap_or_default()),
+            frequency_penalty: body.frequency_penalty,
+            presence_penalty: body.presence_penalty,
+            stop: body.stop.unwrap_or_default().into(),
         })?,
+        tools: Vec::new(),
+        ext: Vec::new(),
+        is_streamed,
     };
-    let Outcome { rate, result } = generator.run(ask).await;
-    let answer = result.map_err(|error| ApiError::from(error).rate(rate))?;
-    let mut response = Body(json!({
-        "id": request_id.replacen("req_", "cmpl-", 1),
-        "object": "text_completion",
-        "created": clock.now().unix_timestamp(),
-        "model": answer.model_name,
-        "choices": [{
-            "text": answer.text,
+    respond(&generator, ask, shape).await
+}
+
+struct Completion {
+    heading: Heading,
+    has_usage: bool,
+}
+
+impl Completion {
+    fn body(&self, text: &str, finish_reason: Option<&str>) -> Value {
+        self.heading.with_choice(json!({
+            "text": text,
             "index": 0,
             "logprobs": null,
-            "finish_reason": finish_reason(answer.finish_reason),
-        }],
-        "usage": {
-            "prompt_tokens": answer.prompt_tokens,
-            "completion_tokens": answer.completion_tokens,
-            "total_tokens": answer.prompt_tokens + answer.completion_tokens,
-        },
-    }))
-    .into_response();
-    if let Some(rate) = rate {
-        rate_headers(response.headers_mut(), rate);
+            "finish_reason": finish_reason,
+        }))
     }
-    Ok(response)
+}
+
+impl Shape for Completion {
+    fn whole(&self, content: Content, answer: &Answer) -> Value {
+        let mut body = self.body(&content.text, Some(finish_reason(answer.finish_reason)));
+        body["usage"] = usage(answer);
+        body
+    }
+
+    fn piece(&mut self, piece: Piece) -> Vec<Value> {
+        match piece {
+            Piece::Text(text) => vec![self.body(&text, None)],
+            // the format has no place for them
+            Piece::Reasoning(_) | Piece::ToolCall(_) => Vec::new(),
+        }
+    }
+
+    fn end(&mut self, answer: &Answer) -> Vec<Value> {
+        let last = self.body("", Some(finish_reason(answer.finish_reason)));
+        let usage = self.has_usage.then(|| self.heading.with_usage(answer));
+        [last].into_iter().chain(usage).collect()
+    }
 }

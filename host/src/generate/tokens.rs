@@ -1,0 +1,100 @@
+//! How many tokens a request is, and how many its answer may be.
+
+use plugin_sdk::{Error as PluginError, ErrorKind, Message, Part, Prompt, Request, Tool};
+
+use super::{Ask, Error};
+use crate::models::{Backend, Model};
+
+/// Bytes of text to a token, where nobody counts: what English comes to.
+const BYTES_PER_TOKEN: usize = 4;
+/// Tokens that a provider's template may add to a prompt.
+const TEMPLATE_TOKENS: usize = 1024;
+/// Tokens that an image or a like part of a message may come to.
+const PART_TOKENS: usize = 16 * 1024;
+
+/// A guess for `bytes` of text.
+pub(super) fn guess(bytes: usize) -> u32 {
+    u32::try_from(bytes.div_ceil(BYTES_PER_TOKEN)).unwrap_or(u32::MAX)
+}
+
+/// Bytes that the caller wrote for the model to read.
+pub(super) fn bytes(ask: &Ask) -> usize {
+    let of_tool = |tool: &Tool| tool.name.len() + tool.description.len() + tool.parameters.len();
+    let tools: usize = ask.tools.iter().map(of_tool).sum();
+    tools
+        + match &ask.prompt {
+            Prompt::Text(text) => text.len(),
+            Prompt::Chat(messages) => messages.iter().map(of_message).sum(),
+        }
+}
+
+fn of_message(message: &Message) -> usize {
+    let parts: usize = message.content.iter().map(of_part).sum();
+    let calls = message.tool_calls.iter();
+    parts
+        + calls
+            .map(|call| call.name.len() + call.arguments.len())
+            .sum::<usize>()
+}
+
+fn of_part(part: &Part) -> usize {
+    match part {
+        Part::Text(text) => text.len(),
+        Part::Blob(blob) => blob.data.len(),
+        Part::Other(other) => other.value.len(),
+    }
+}
+
+/// The most tokens that a plugin can honestly count for the prompt.
+pub(super) fn most_in_prompt(ask: &Ask) -> u32 {
+    let parts = match &ask.prompt {
+        Prompt::Text(_) => 0,
+        Prompt::Chat(messages) => messages
+            .iter()
+            .flat_map(|message| &message.content)
+            .filter(|part| !matches!(part, Part::Text(_)))
+            .count(),
+    };
+    let most = bytes(ask) + TEMPLATE_TOKENS + parts * PART_TOKENS;
+    u32::try_from(most).unwrap_or(u32::MAX)
+}
+
+/// Tokens of the prompt: counted by the plugin or, if it does not, guessed.
+pub(super) async fn of_prompt(
+    backend: &Backend,
+    ask: &Ask,
+    request: &Request,
+) -> Result<u32, PluginError> {
+    match backend.estimate(request).await {
+        Ok(estimate) => Ok(estimate.prompt_tokens),
+        Err(error) if error.kind == ErrorKind::Unsupported => Ok(guess(bytes(ask))),
+        Err(error) => Err(error),
+    }
+}
+
+/// Most new tokens: what the request, the model and the configuration all allow.
+pub(super) fn room(
+    ask: &Ask,
+    model: &Model,
+    backend: &Backend,
+    prompt_tokens: u32,
+) -> Result<u32, Error> {
+    let mut most = model.spec.limits.max_new_tokens;
+    for bound in [ask.params.max_tokens, backend.max_output_tokens()] {
+        most = most.min(bound.unwrap_or(u32::MAX));
+    }
+    let bounds = [
+        ("the context window", backend.context_window()),
+        ("max_length", ask.max_length),
+    ];
+    for (bound, limit) in bounds {
+        let Some(limit) = limit else { continue };
+        let left = limit.checked_sub(prompt_tokens).filter(|&left| left > 0);
+        most = most.min(left.ok_or(Error::NoRoom {
+            prompt_tokens,
+            bound,
+            limit,
+        })?);
+    }
+    Ok(most)
+}

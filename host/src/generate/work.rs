@@ -1,0 +1,279 @@
+//! The part of a request's way that is a task of its own: generate → settle.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use plugin_sdk::{
+    CountSource, Error as PluginError, ErrorKind, Event, Extension, FinishReason,
+    Usage as PluginUsage,
+};
+use time::OffsetDateTime;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::{Answer, Ask, Error, Generator, Piece, tokens};
+use crate::models::{Completion, Model};
+use crate::money::NanoDollars;
+use crate::store;
+use crate::store::usage::{Status, Usage};
+
+/// Longest answer, in bytes, whatever a plugin sends.
+const MAX_ANSWER_BYTES: usize = 4 << 20;
+
+/// A request that the limits admitted.
+pub(super) struct Admitted {
+    pub(super) ask: Ask,
+    pub(super) model: Arc<Model>,
+    pub(super) at: OffsetDateTime,
+    pub(super) since: Instant,
+}
+
+/// What was produced so far.
+#[derive(Debug, Default)]
+struct Produced {
+    /// Length of all pieces.
+    bytes: usize,
+    /// Of the prompt from the start; the rest as the plugin counts it.
+    usage: PluginUsage,
+    /// Whether the plugin has counted.
+    is_counted: bool,
+    /// Whether the next step is the client's, who has not read what there is.
+    is_unread: bool,
+    digest: Option<String>,
+}
+
+impl Produced {
+    /// Takes the plugin's count, within what the request allows.
+    fn count(&mut self, usage: PluginUsage, most_in_prompt: u32, most_new: u32) {
+        let prompt_tokens = usage.prompt_tokens.min(most_in_prompt);
+        let completion_tokens = usage.completion_tokens.min(most_new);
+        self.usage = PluginUsage {
+            prompt_tokens,
+            completion_tokens,
+            cached_prompt_tokens: usage.cached_prompt_tokens.min(prompt_tokens),
+            reasoning_tokens: usage.reasoning_tokens.min(completion_tokens),
+            source: usage.source,
+        };
+        self.is_counted = true;
+    }
+
+    /// Puts a guess where the plugin has not counted.
+    fn counted(mut self) -> Self {
+        if !self.is_counted {
+            self.usage.completion_tokens = tokens::guess(self.bytes);
+            self.usage.source = CountSource::Estimated;
+        }
+        self
+    }
+
+    /// Hands a piece to the client, and waits while it has not read the last ones.
+    async fn pass_on(&mut self, pieces: &mpsc::Sender<Piece>, piece: Piece) -> Result<(), Error> {
+        self.bytes += match &piece {
+            Piece::Text(text) | Piece::Reasoning(text) => text.len(),
+            Piece::ToolCall(call) => call.name.len() + call.arguments.len(),
+        };
+        if self.bytes > MAX_ANSWER_BYTES {
+            return Err(failure(ErrorKind::Upstream, "the answer is too long"));
+        }
+        self.is_unread = true;
+        let sent = pieces.send(piece).await;
+        self.is_unread = false;
+        sent.map_err(|_| failure(ErrorKind::Cancelled, "the client left"))
+    }
+}
+
+impl Generator {
+    /// Does the work of one request; `pieces` closes before the answer is on
+    /// record.
+    pub(super) async fn execute(
+        self,
+        admitted: Admitted,
+        pieces: mpsc::Sender<Piece>,
+        left: CancellationToken,
+    ) -> Result<Answer, Error> {
+        let mut produced = Produced::default();
+        let timeout = Duration::from_millis(admitted.model.spec.limits.timeout_ms.into());
+        let work = self.produce(&admitted, &mut produced, pieces);
+        // a bug in the pipeline ends one request, and that is settled too
+        let work = AssertUnwindSafe(tokio::time::timeout(timeout, work)).catch_unwind();
+        let end = tokio::select! {
+            biased;
+            () = left.cancelled() => Err(failure(ErrorKind::Cancelled, "the client left")),
+            end = work => match end {
+                Ok(Ok(end)) => end,
+                // what it was sent and did not read is not the model's fault
+                Ok(Err(_)) if produced.is_unread => {
+                    Err(failure(ErrorKind::Cancelled, "the client did not read in time"))
+                }
+                Ok(Err(_)) => Err(failure(ErrorKind::Timeout, "the model took too long")),
+                Err(_) => Err(failure(ErrorKind::Internal, "the request failed")),
+            },
+        };
+        self.settle(admitted, produced.counted(), end).await
+    }
+
+    /// Runs the model, keeping `produced` up to date.
+    async fn produce(
+        &self,
+        admitted: &Admitted,
+        produced: &mut Produced,
+        pieces: mpsc::Sender<Piece>,
+    ) -> Result<FinishReason, Error> {
+        let Admitted { ask, model, .. } = admitted;
+        let backend = model.backend(&self.loader).await.map_err(Error::Plugin)?;
+        produced.digest = backend.digest().map(str::to_owned);
+        let mut request = request(admitted);
+        produced.usage.prompt_tokens = tokens::of_prompt(&backend, ask, &request)
+            .await
+            .map_err(Error::Plugin)?;
+        let most_new = tokens::room(ask, model, &backend, produced.usage.prompt_tokens)?;
+        let most_in_prompt = tokens::most_in_prompt(ask);
+        request.params.max_tokens = Some(most_new);
+
+        let mut completion = backend.generate(request).await.map_err(Error::Plugin)?;
+        loop {
+            for event in next(&mut completion).await? {
+                match event {
+                    Event::Text(text) => produced.pass_on(&pieces, Piece::Text(text)).await?,
+                    Event::Reasoning(text) => {
+                        produced.pass_on(&pieces, Piece::Reasoning(text)).await?;
+                    }
+                    Event::ToolCall(call) => {
+                        produced.pass_on(&pieces, Piece::ToolCall(call)).await?;
+                    }
+                    Event::Usage(usage) => produced.count(usage, most_in_prompt, most_new),
+                    Event::Finish(finish) => {
+                        produced.count(finish.usage, most_in_prompt, most_new);
+                        return Ok(finish.reason);
+                    }
+                    Event::Other(_) => {}
+                }
+            }
+        }
+    }
+
+    /// Puts the request on record; only then is there an answer.
+    async fn settle(
+        &self,
+        admitted: Admitted,
+        produced: Produced,
+        end: Result<FinishReason, Error>,
+    ) -> Result<Answer, Error> {
+        let Admitted {
+            ask,
+            model,
+            at,
+            since,
+        } = admitted;
+        let (spec, used) = (&model.spec, produced.usage);
+        let status = match &end {
+            Ok(_) => Status::Ok,
+            Err(Error::Plugin(error)) if error.kind == ErrorKind::Cancelled => Status::Cancelled,
+            Err(_) => Status::Failed,
+        };
+        let is_charged = match status {
+            Status::Ok => true,
+            // a prompt that no token answered yet is not charged
+            Status::Cancelled => used.completion_tokens > 0,
+            Status::Failed => false,
+        };
+        let cost = if is_charged {
+            spec.price_per_million
+                .of(used.prompt_tokens, used.completion_tokens)
+        } else {
+            NanoDollars::default()
+        };
+        let usage = Usage {
+            request_id: ask.request_id,
+            customer_id: ask.key.customer_id,
+            api_key_id: ask.key.id,
+            model_id: spec.id,
+            model_name: spec.name.clone(),
+            plugin_digest: produced.digest,
+            prompt_tokens: used.prompt_tokens,
+            completion_tokens: used.completion_tokens,
+            tokens_estimated: used.source != CountSource::Exact,
+            price: spec.price_per_million,
+            cost,
+            status,
+            error_code: end.as_ref().err().map(|error| error.code().to_owned()),
+            latency_ms: i64::try_from(since.elapsed().as_millis()).unwrap_or(i64::MAX),
+            created_at: at,
+        };
+        self.metrics.settled(&usage);
+        log(&usage, end.as_ref().err());
+        self.settler
+            .settle(usage)
+            .await
+            .map_err(|error| match error {
+                store::Error::Stopping => Error::Stopping,
+                _ => Error::NotRecorded,
+            })?;
+        Ok(Answer {
+            model_id: spec.id,
+            model_name: spec.name.clone(),
+            finish_reason: end?,
+            usage: used,
+            cost,
+        })
+    }
+}
+
+/// What the plugin is asked, but for the number of new tokens.
+fn request(admitted: &Admitted) -> plugin_sdk::Request {
+    let Admitted {
+        ask, model, since, ..
+    } = admitted;
+    let spec = &model.spec;
+    // waiting for the model has taken its part
+    let waited = u32::try_from(since.elapsed().as_millis()).unwrap_or(u32::MAX);
+    let stream = Extension {
+        name: "stream".to_owned(),
+        value: ask.is_streamed.to_string(),
+    };
+    plugin_sdk::Request {
+        request_id: ask.request_id.clone(),
+        model: spec.model_name.clone().unwrap_or_else(|| spec.name.clone()),
+        prompt: ask.prompt.clone(),
+        params: ask.params.clone(),
+        tools: ask.tools.clone(),
+        deadline_ms: spec.limits.timeout_ms.saturating_sub(waited),
+        ext: ask.ext.iter().cloned().chain([stream]).collect(),
+    }
+}
+
+async fn next(completion: &mut Completion) -> Result<Vec<Event>, Error> {
+    let events = completion.next().await.map_err(Error::Plugin)?;
+    if events.is_empty() {
+        return Err(failure(ErrorKind::Upstream, "the plugin reported nothing"));
+    }
+    Ok(events)
+}
+
+fn failure(kind: ErrorKind, message: &str) -> Error {
+    Error::Plugin(PluginError::new(kind, message))
+}
+
+/// One line for each request; the detail of an error is for the operator alone.
+fn log(usage: &Usage, error: Option<&Error>) {
+    let detail = match error {
+        Some(Error::Plugin(error)) => error.detail.as_deref(),
+        _ => None,
+    };
+    tracing::info!(
+        model = usage.model_name,
+        customer_id = usage.customer_id,
+        api_key_id = usage.api_key_id,
+        prompt_tokens = usage.prompt_tokens,
+        completion_tokens = usage.completion_tokens,
+        cost_nano = usage.cost.0,
+        latency_ms = usage.latency_ms,
+        status = usage.status.as_str(),
+        error = error.map(tracing::field::display),
+        detail,
+        "generated"
+    );
+}

@@ -1,0 +1,140 @@
+//! `messages` of a request.
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use plugin_sdk::{Blob, Extension, Part, Role};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::tools::Call;
+use crate::http::error::ApiError;
+
+/// One message.
+#[derive(Debug, Deserialize)]
+pub(super) struct Message {
+    role: Speaker,
+    content: Option<Content>,
+    name: Option<String>,
+    tool_calls: Option<Vec<Call>>,
+    tool_call_id: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Speaker {
+    System,
+    /// What newer models of OpenAI's call the system.
+    Developer,
+    User,
+    Assistant,
+    Tool,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "a text or a list of parts")]
+enum Content {
+    Text(String),
+    Parts(Vec<Value>),
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+enum WirePart {
+    Text { text: String },
+    ImageUrl { image_url: Value },
+}
+
+/// The messages as plugins get them.
+///
+/// # Errors
+/// 422 for the part that makes no sense or is not supported.
+pub(super) fn checked(messages: Vec<Message>) -> Result<Vec<plugin_sdk::Message>, ApiError> {
+    if messages.is_empty() {
+        return Err(ApiError::invalid("messages", "must not be empty"));
+    }
+    let numbered = messages.into_iter().enumerate();
+    numbered
+        .map(|(index, message)| one(&format!("messages[{index}]"), message))
+        .collect()
+}
+
+fn one(at: &str, message: Message) -> Result<plugin_sdk::Message, ApiError> {
+    let role = match message.role {
+        Speaker::System | Speaker::Developer => Role::System,
+        Speaker::User => Role::User,
+        Speaker::Assistant => Role::Assistant,
+        Speaker::Tool => Role::Tool,
+    };
+    let calls = message.tool_calls.unwrap_or_default();
+    let content = match message.content {
+        None if calls.is_empty() => {
+            return Err(ApiError::invalid(&format!("{at}.content"), "is missing"));
+        }
+        None => Vec::new(),
+        Some(Content::Text(text)) => vec![Part::Text(text)],
+        Some(Content::Parts(parts)) => {
+            let numbered = parts.into_iter().enumerate();
+            numbered
+                .map(|(index, value)| part(&format!("{at}.content[{index}]"), value))
+                .collect::<Result<_, _>>()?
+        }
+    };
+    if !calls.is_empty() && role != Role::Assistant {
+        let message = "only an assistant's message has calls";
+        return Err(ApiError::invalid(&format!("{at}.tool_calls"), message));
+    }
+    if (role == Role::Tool) != message.tool_call_id.is_some() {
+        let message = "belongs to the messages of tools, and to all of them";
+        return Err(ApiError::invalid(&format!("{at}.tool_call_id"), message));
+    }
+    let name = message.name.map(|name| Extension {
+        name: "name".to_owned(),
+        value: json!(name).to_string(),
+    });
+    Ok(plugin_sdk::Message {
+        role,
+        content,
+        tool_calls: calls.into_iter().map(Into::into).collect(),
+        tool_call_id: message.tool_call_id,
+        ext: name.into_iter().collect(),
+    })
+}
+
+fn part(at: &str, value: Value) -> Result<Part, ApiError> {
+    let kind = value["type"].as_str().unwrap_or_default();
+    if !matches!(kind, "text" | "image_url") {
+        let message = format!("parts of type {kind:?} are not supported");
+        return Err(ApiError::unsupported(&format!("{at}.type"), message));
+    }
+    let part = serde_json::from_value(value);
+    match part.map_err(|error| ApiError::invalid(at, error.to_string()))? {
+        WirePart::Text { text } => Ok(Part::Text(text)),
+        WirePart::ImageUrl { image_url } => image(&format!("{at}.image_url"), &image_url),
+    }
+}
+
+/// An image: its bytes where they came with the request, else where it lies.
+fn image(at: &str, image_url: &Value) -> Result<Part, ApiError> {
+    let invalid = |message| ApiError::invalid(&format!("{at}.url"), message);
+    let url = image_url["url"]
+        .as_str()
+        .ok_or_else(|| invalid("expected a text"))?;
+    let Some(data) = url.strip_prefix("data:") else {
+        if !url.starts_with("https://") && !url.starts_with("http://") {
+            return Err(invalid("must be an http, https or data URL"));
+        }
+        return Ok(Part::Other(Extension {
+            name: "image_url".to_owned(),
+            value: image_url.to_string(),
+        }));
+    };
+    let (media_type, data) = data
+        .split_once(";base64,")
+        .ok_or_else(|| invalid("a data URL must be base64"))?;
+    Ok(Part::Blob(Blob {
+        media_type: media_type.to_owned(),
+        data: STANDARD
+            .decode(data)
+            .map_err(|_| invalid("is not valid base64"))?,
+    }))
+}

@@ -1,0 +1,94 @@
+//! `tools` of a request, and calls of them in either direction.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::http::error::ApiError;
+
+/// A function that the model may call.
+#[derive(Debug, Deserialize)]
+pub(super) struct Tool {
+    #[serde(rename = "type")]
+    kind: String,
+    function: Option<Function>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Function {
+    name: String,
+    description: Option<String>,
+    parameters: Option<Value>,
+}
+
+/// The tools as plugins get them.
+///
+/// # Errors
+/// 422 for a tool that makes no sense or is no function.
+pub(super) fn checked(tools: Vec<Tool>) -> Result<Vec<plugin_sdk::Tool>, ApiError> {
+    let numbered = tools.into_iter().enumerate();
+    numbered
+        .map(|(index, tool)| {
+            let at = |field: &str| format!("tools[{index}].{field}");
+            if tool.kind != "function" {
+                let message = format!("tools of type {:?} are not supported", tool.kind);
+                return Err(ApiError::unsupported(&at("type"), message));
+            }
+            let missing = || ApiError::invalid(&at("function"), "is missing");
+            let function = tool.function.ok_or_else(missing)?;
+            if function.name.is_empty() {
+                return Err(ApiError::invalid(&at("function.name"), "must not be empty"));
+            }
+            let no_parameters = || json!({ "type": "object", "properties": {} });
+            Ok(plugin_sdk::Tool {
+                name: function.name,
+                description: function.description.unwrap_or_default(),
+                parameters: function
+                    .parameters
+                    .unwrap_or_else(no_parameters)
+                    .to_string(),
+            })
+        })
+        .collect()
+}
+
+/// A call that a model asked for, as both requests and answers have it.
+#[derive(Debug, Deserialize, Serialize)]
+pub(super) struct Call {
+    id: String,
+    #[serde(rename = "type", default = "function")]
+    kind: String,
+    function: Called,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+struct Called {
+    name: String,
+    arguments: String,
+}
+
+fn function() -> String {
+    "function".to_owned()
+}
+
+impl From<Call> for plugin_sdk::ToolCall {
+    fn from(call: Call) -> Self {
+        Self {
+            id: call.id,
+            name: call.function.name,
+            arguments: call.function.arguments,
+        }
+    }
+}
+
+impl From<plugin_sdk::ToolCall> for Call {
+    fn from(call: plugin_sdk::ToolCall) -> Self {
+        Self {
+            id: call.id,
+            kind: function(),
+            function: Called {
+                name: call.name,
+                arguments: call.arguments,
+            },
+        }
+    }
+}
