@@ -98,13 +98,10 @@ async fn a_model_is_added_changed_and_removed() {
 async fn a_post_reports_what_it_did() {
     let host = Host::start().await.ready().await;
     // behind a link the file is not watched: the POST is the one to find the change
-    let (file, real) = (
-        host.dir().join("model-host.toml"),
-        host.dir().join("real.toml"),
-    );
+    let [file, real] = ["model-host.toml", "real.toml"].map(|name| host.dir().join(name));
     std::fs::rename(&file, &real).expect("a file");
     std::os::unix::fs::symlink(&real, &file).expect("a link");
-    // the link was made under the eyes of the first one, which would reload
+    // the first server watched the link being made, and would reload once more
     let host = host.restart().await.ready().await;
     let report = |added: &[&str], changed: &[&str], removed: &[&str]| json!({ "added": added, "changed": changed, "removed": removed, "failed": [], "needs_restart": [] });
     let write = |config: String| std::fs::write(&real, config).expect("a file");
