@@ -4,6 +4,8 @@ mod harness;
 
 mod bad_input;
 mod billing;
+mod billing;
+mod chat;
 mod component;
 mod customers;
 mod dashboard;

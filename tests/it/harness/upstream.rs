@@ -1,4 +1,5 @@
-//! An API that a component adapts: OpenAI's `/v1/completions`, by a script.
+//! An API that a component adapts, by a script. What is not given piece by piece
+//! is in the shape of OpenAI's `/v1/completions`.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -25,6 +26,11 @@ pub enum Act {
     Echo,
     /// Answers once the test says so: [`Upstream::release`].
     Hold(&'static str),
+    /// Answers with a JSON body.
+    Json(&'static str),
+    /// Answers with Server-Sent Events, a write for each piece; each piece after
+    /// the first waits for the test to say so.
+    Stream(&'static [&'static str]),
     /// Never answers.
     Stall,
     /// Cuts the connection in the middle of the body.
@@ -45,6 +51,7 @@ pub struct Upstream {
     seen: Arc<Mutex<Vec<Seen>>>,
     open: Arc<AtomicUsize>,
     released: Arc<Semaphore>,
+    base: String,
     url: String,
 }
 
@@ -74,6 +81,7 @@ impl Upstream {
             seen: Arc::default(),
             open: Arc::default(),
             released: Arc::new(Semaphore::new(0)),
+            base: format!("http://{address}/v1"),
             url: format!("http://{address}/v1/completions"),
         };
         let router = Router::new().fallback(answer).with_state(this.clone());
@@ -84,6 +92,11 @@ impl Upstream {
     /// Address of its completions endpoint.
     pub fn url(&self) -> &str {
         &self.url
+    }
+
+    /// Address of the API as a whole.
+    pub fn base(&self) -> &str {
+        &self.base
     }
 
     /// What it does from now on.
@@ -107,8 +120,24 @@ impl Upstream {
     }
 }
 
+/// The pieces, each after its permit. What is dropped with it is the client's
+/// being there.
+fn stream(upstream: Upstream, open: Open, pieces: &'static [&'static str]) -> Response {
+    let start = (pieces.iter().enumerate(), upstream, open);
+    let body = futures_util::stream::unfold(start, async |(mut pieces, upstream, open)| {
+        let (index, piece) = pieces.next()?;
+        if index > 0 {
+            upstream.released.acquire().await.expect("open").forget();
+        }
+        let piece = Ok::<_, std::io::Error>(Bytes::from_static(piece.as_bytes()));
+        Some((piece, (pieces, upstream, open)))
+    });
+    let headers = [("content-type", "text/event-stream")];
+    (headers, Body::from_stream(body)).into_response()
+}
+
 async fn answer(State(upstream): State<Upstream>, headers: HeaderMap, body: Bytes) -> Response {
-    let _open = Open::new(&upstream.open);
+    let open = Open::new(&upstream.open);
     let body = serde_json::from_slice(&body).unwrap_or_default();
     let echo = format!("{headers:?}");
     upstream
@@ -135,6 +164,8 @@ async fn answer(State(upstream): State<Upstream>, headers: HeaderMap, body: Byte
             }
             response
         }
+        Act::Json(body) => ([("content-type", "application/json")], body).into_response(),
+        Act::Stream(pieces) => stream(upstream.clone(), open, pieces),
         Act::Stall => std::future::pending().await,
         Act::Cut => {
             let pieces = [
