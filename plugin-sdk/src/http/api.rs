@@ -66,12 +66,15 @@ pub struct Answer<D>(State<D>);
 #[derive(Debug)]
 enum State<D> {
     Whole(Vec<Event>),
-    Streamed {
-        events: Events,
-        decoder: D,
-        /// What went wrong after the events that were reported.
-        failed: Option<Error>,
-    },
+    Streamed(Box<Streamed<D>>),
+}
+
+#[derive(Debug)]
+struct Streamed<D> {
+    events: Events,
+    decoder: D,
+    /// What went wrong after the events that were reported.
+    failed: Option<Error>,
 }
 
 impl Api {
@@ -146,11 +149,11 @@ impl Api {
         if !is_stream {
             return Ok(Answer(State::Whole(decoder.whole(&answer.whole()?.body)?)));
         }
-        Ok(Answer(State::Streamed {
+        Ok(Answer(State::Streamed(Box::new(Streamed {
             events: Events::new(answer),
             decoder,
             failed: None,
-        }))
+        }))))
     }
 
     fn json(&self, body: &impl Serialize) -> serde_json::Result<Vec<u8>> {
@@ -167,37 +170,45 @@ impl Api {
 
 impl<D: Decode> Completion for Answer<D> {
     fn next(&mut self) -> Result<Vec<Event>, Error> {
-        let (events, decoder, failed) = match &mut self.0 {
-            State::Whole(events) => return Ok(take(events)),
-            State::Streamed {
-                events,
-                decoder,
-                failed,
-            } => (events, decoder, failed),
-        };
-        if let Some(error) = failed.take() {
+        match &mut self.0 {
+            State::Whole(events) => Ok(take(events)),
+            State::Streamed(streamed) => streamed.next(),
+        }
+    }
+}
+
+impl<D: Decode> Streamed<D> {
+    fn next(&mut self) -> Result<Vec<Event>, Error> {
+        if let Some(error) = self.failed.take() {
             return Err(error);
         }
-        while let Some(records) = events.records()? {
-            let mut found = Vec::new();
-            for record in records {
-                match decoder.record(&record) {
-                    Ok(events) => found.extend(events),
-                    Err(error) if found.is_empty() => return Err(error),
-                    Err(error) => {
-                        *failed = Some(error);
-                        break;
-                    }
-                }
-                if matches!(found.last(), Some(Event::Finish(_))) {
+        while let Some(records) = self.events.records()? {
+            let events = self.decode(&records)?;
+            if !events.is_empty() {
+                return Ok(events);
+            }
+        }
+        self.decoder.end()
+    }
+
+    /// The events of records that came together, up to the end of the answer. An
+    /// error among them waits for its turn.
+    fn decode(&mut self, records: &[Record]) -> Result<Vec<Event>, Error> {
+        let mut found = Vec::new();
+        for record in records {
+            match self.decoder.record(record) {
+                Ok(events) => found.extend(events),
+                Err(error) if found.is_empty() => return Err(error),
+                Err(error) => {
+                    self.failed = Some(error);
                     break;
                 }
             }
-            if !found.is_empty() {
-                return Ok(found);
+            if matches!(found.last(), Some(Event::Finish(_))) {
+                break;
             }
         }
-        decoder.end()
+        Ok(found)
     }
 }
 
