@@ -115,7 +115,7 @@ macro_rules! export {
     };
 }
 
-/// The README's plugin must compile.
-#[cfg(doctest)]
+/// The README's plugins must compile.
+#[cfg(all(doctest, feature = "http"))]
 #[doc = include_str!("../README.md")]
 struct Readme;
