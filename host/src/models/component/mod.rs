@@ -10,6 +10,8 @@
 //! - `meter`, `journal`, `limits`: how long, how much, and what is written
 //! - `v0_1`: the plugin contract, one folder for each version
 
+#[cfg(test)]
+mod adapters;
 mod completion;
 mod failure;
 mod journal;

@@ -66,7 +66,7 @@ async fn serve(mut stream: TcpStream, response: Option<String>, requests: mpsc::
     let _ = requests.send("gone".to_owned()).await;
 }
 
-fn runtime() -> Arc<Runtime> {
+pub(super) fn runtime() -> Arc<Runtime> {
     static RUNTIME: OnceLock<(Arc<Runtime>, tempfile::TempDir)> = OnceLock::new();
     let (runtime, _) = RUNTIME.get_or_init(|| {
         let folder = tempfile::tempdir().unwrap();
@@ -75,7 +75,7 @@ fn runtime() -> Arc<Runtime> {
     Arc::clone(runtime)
 }
 
-fn spec(plugin: &str, api_url: Option<&str>) -> Spec {
+pub(super) fn spec(plugin: &str, api_url: Option<&str>) -> Spec {
     let plugins = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../plugins"));
     let settings = [("model_name", Some("thinker")), ("api_url", api_url)];
     let settings = settings
