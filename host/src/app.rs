@@ -81,7 +81,7 @@ impl App {
         let listener = TcpListener::bind(listen)
             .await
             .with_context(|| format!("cannot listen on {listen}"))?;
-        let runtime = Runtime::new(&server.data_dir.join("cache"))
+        let runtime = Runtime::new(&server.data_dir.join("cache"), &config.components)
             .context("cannot start the component runtime")?;
         let loader = Loader {
             runtime: Arc::new(runtime),

@@ -219,6 +219,9 @@ fn needs_restart(running: &Config, config: &Config) -> Vec<&'static str> {
     if running.requests != config.requests {
         sections.push("requests");
     }
+    if running.components != config.components {
+        sections.push("components");
+    }
     if running.stripe != config.stripe {
         sections.push("stripe");
     }

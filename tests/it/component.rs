@@ -4,7 +4,8 @@ use serde_json::{Value, json};
 
 use crate::harness::{Act, Client, GPT2, Host, Upstream, component, eventually, lawgent};
 
-const SECRET: &str = "sk-upstream-secret";
+/// What the upstream's key is.
+pub const SECRET: &str = "sk-upstream-secret";
 
 async fn with_lawgent(act: Act, more: &str) -> (Host, Client, Upstream) {
     let upstream = Upstream::start(act).await;
@@ -14,25 +15,31 @@ async fn with_lawgent(act: Act, more: &str) -> (Host, Client, Upstream) {
     (host, customer, upstream)
 }
 
-async fn with_misbehave(act: Act, limits: &str) -> (Host, Client, Upstream) {
-    let upstream = Upstream::start(act).await;
+/// The entry of a model with number 2 that misbehaves; `more` are more settings.
+pub fn misbehave(upstream: &str, more: &str) -> String {
     let plugin = component("misbehave");
-    let url = upstream.url();
-    let config = format!(
-        "{GPT2}[[models]]\nid = 2\nname = \"misbehave\"\nplugin = \"{plugin}\"\napi_url = \"{url}\"\n\
-         api_key = \"{SECRET}\"\n[models.limits]\n{limits}\n"
-    );
+    format!(
+        "[[models]]\nid = 2\nname = \"misbehave\"\nplugin = \"{plugin}\"\napi_url = \"{upstream}\"\n\
+         api_key = \"{SECRET}\"\n{more}\n"
+    )
+}
+
+/// A server with GPT-2 and a model that misbehaves, and a customer of it.
+pub async fn with_misbehave(act: Act, more: &str) -> (Host, Client, Upstream) {
+    let upstream = Upstream::start(act).await;
+    let config = format!("{GPT2}{}", misbehave(upstream.url(), more));
     let host = Host::builder().config(config).start().await.ready().await;
     let customer = host.customer().await;
     (host, customer, upstream)
 }
 
-fn ask(text: &str) -> Value {
+/// A request to model number 2.
+pub fn ask(text: &str) -> Value {
     json!({ "text": text, "model_id": 2 })
 }
 
 /// Both models still answer.
-async fn goes_on(host: &Host, customer: &Client) {
+pub async fn goes_on(host: &Host, customer: &Client) {
     assert_eq!(
         customer.post("/generate", ask("well")).await.expect(200)["response"],
         "well"
@@ -221,8 +228,11 @@ async fn this_server_can_be_the_upstream() {
 
 #[tokio::test]
 async fn a_component_that_breaks_costs_its_request_alone() {
-    let (host, customer, _upstream) =
-        with_misbehave(Act::Answer("yes"), "cpu_ms = 500\nmemory_mib = 16").await;
+    let (host, customer, _upstream) = with_misbehave(
+        Act::Answer("yes"),
+        "[models.limits]\ncpu_ms = 500\nmemory_mib = 16",
+    )
+    .await;
     goes_on(&host, &customer).await;
     for (prompt, code) in [
         ("loop", "plugin_failed"),
@@ -233,7 +243,7 @@ async fn a_component_that_breaks_costs_its_request_alone() {
         ("endless stream", ""),
         ("empty", "plugin_failed"),
         ("shout", "upstream_failed"),
-        ("forbidden", "not_granted"),
+        ("fetch https://forbidden.example/", "not_granted"),
     ] {
         let reply = customer.post("/generate", ask(prompt)).await;
         assert_eq!(reply.status, 502, "{prompt}: {}", reply.body);
@@ -262,7 +272,8 @@ async fn a_component_that_breaks_costs_its_request_alone() {
 
 #[tokio::test]
 async fn a_component_that_computes_leaves_the_others_their_turn() {
-    let (host, customer, _upstream) = with_misbehave(Act::Answer("yes"), "cpu_ms = 3000").await;
+    let (host, customer, _upstream) =
+        with_misbehave(Act::Answer("yes"), "[models.limits]\ncpu_ms = 3000").await;
     let loops: Vec<_> = (0..8)
         .map(|_| {
             let customer = customer.clone();
@@ -286,7 +297,8 @@ async fn a_component_that_computes_leaves_the_others_their_turn() {
 
 #[tokio::test]
 async fn a_component_that_waits_is_stopped_at_the_deadline() {
-    let (host, customer, _upstream) = with_misbehave(Act::Answer("yes"), "timeout_ms = 300").await;
+    let (host, customer, _upstream) =
+        with_misbehave(Act::Answer("yes"), "[models.limits]\ntimeout_ms = 300").await;
     assert_eq!(
         customer
             .post("/generate", ask("sleep"))
@@ -307,7 +319,9 @@ async fn a_component_sees_nothing_of_the_machine() {
 #[tokio::test]
 async fn a_component_can_neither_send_nor_learn_a_secret() {
     let (host, customer, upstream) = with_misbehave(Act::Echo, "").await;
-    let reply = customer.post("/generate", ask("smuggle")).await;
+    let reply = customer
+        .post("/generate", ask("fetch\nauthorization: Bearer mine"))
+        .await;
     assert!(reply.status.is_server_error(), "{}", reply.body);
     assert!(upstream.seen().is_empty(), "{:?}", upstream.seen());
     // an upstream that tells the secret is not heard

@@ -11,6 +11,7 @@ mod generate;
 mod keys;
 mod limits;
 mod models;
+mod network;
 mod openai;
 mod process;
 mod reload;

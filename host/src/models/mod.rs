@@ -146,11 +146,7 @@ impl Loader {
                 path: PathBuf::from(&model.plugin),
                 settings,
                 upstream: upstream(model)?,
-                limits: component::Limits {
-                    memory_mib: model.limits.memory_mib,
-                    cpu_ms: model.limits.cpu_ms,
-                    ..component::Limits::default()
-                },
+                limits: model.limits.clone(),
             };
             component::Component::open(&self.runtime, spec)
                 .await
@@ -177,11 +173,19 @@ fn upstream(model: &config::Model) -> Result<Option<component::Upstream>, String
     let Some(url) = &model.api_url else {
         return Ok(None);
     };
-    let url = reqwest::Url::parse(url).map_err(|error| format!("api_url: {error}"))?;
-    Ok(Some(component::Upstream {
-        url,
-        secret: model.api_key.clone(),
-    }))
+    let parse = |field: &str, url: &str| {
+        reqwest::Url::parse(url).map_err(|error| format!("{field}: {error}"))
+    };
+    let grants = model.grants.iter().map(|grant| parse("grants", grant));
+    let mut upstream = component::Upstream::new(parse("api_url", url)?);
+    upstream.secret = model.api_key.clone();
+    upstream.secret_header = model
+        .api_key_header
+        .parse()
+        .map_err(|error| format!("api_key_header: {error}"))?;
+    upstream.grants = grants.collect::<Result<_, _>>()?;
+    upstream.allow_private_addresses = model.allow_private_addresses;
+    Ok(Some(upstream))
 }
 
 /// What the plugin may know of its configuration: no secrets.
@@ -366,12 +370,16 @@ fn fingerprint(model: &config::Model) -> [u8; 32] {
         dtype,
         api_url,
         api_key,
+        api_key_header,
+        grants,
+        allow_private_addresses,
         model_name,
         ..
     } = model;
     let mut hash = Sha256::new();
     hash.update(format!(
-        "{plugin:?} {model_path:?} {dtype:?} {api_url:?} {model_name:?} "
+        "{plugin:?} {model_path:?} {dtype:?} {api_url:?} {model_name:?} \
+         {api_key_header:?} {grants:?} {allow_private_addresses} "
     ));
     hash.update(format!(
         "{:?} {} {:?} ",

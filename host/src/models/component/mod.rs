@@ -7,13 +7,12 @@
 //! - `runtime`: the engine that all components share
 //! - `state`: what an instance sees of this machine
 //! - `network`: the way to its model's upstream
-//! - `meter`, `journal`, `limits`: how long, how much, and what is written
+//! - `meter`, `journal`: how long, and what is written
 //! - `v0_1`: the plugin contract, one folder for each version
 
 mod completion;
 mod failure;
 mod journal;
-mod limits;
 mod meter;
 mod network;
 mod runtime;
@@ -32,8 +31,9 @@ use sha2::{Digest, Sha256};
 use tokio::sync::OwnedSemaphorePermit;
 use wasmtime::Store;
 
+pub use crate::config::ModelLimits as Limits;
+
 pub use self::completion::Completion;
-pub use self::limits::Limits;
 pub use self::network::Upstream;
 pub use self::runtime::Runtime;
 
@@ -93,10 +93,6 @@ impl Component {
         let name = spec.path.display().to_string();
         let unusable = |why: String| Error::new(ErrorKind::Internal, format!("{name}: {why}"));
 
-        if !(1..=Limits::MEMORY_CEILING_MIB).contains(&spec.limits.memory_mib) {
-            let most = Limits::MEMORY_CEILING_MIB;
-            return Err(unusable(format!("memory_mib must be from 1 to {most}")));
-        }
         let model: Arc<str> = spec.model.into();
         let upstream = spec.upstream.map(Arc::new);
         let gate = match upstream.clone() {
@@ -193,7 +189,8 @@ impl Component {
         let mut store = Store::new(&self.runtime.engine, state);
         store.limiter(|state| &mut state.memory);
         let meter = Meter::new(deadline);
-        meter.limit(&mut store, self.limits.cpu());
+        let budget = Duration::from_millis(self.limits.cpu_ms.into());
+        meter.limit(&mut store, budget);
         Ok(Session {
             store,
             meter,

@@ -13,11 +13,12 @@ use wasmtime::{
     PoolingAllocationConfig,
 };
 
-use super::limits::Limits;
+use crate::config::Components;
 
-/// Instances alive at once, one a request. Each takes some KiB of real memory,
-/// what its plugin uses, and 4 GiB of address space, of which there is plenty.
-const INSTANCES: u32 = 1000;
+use super::Limits;
+
+/// Stack for the host's own functions, beyond what a plugin's calls may take.
+const HOST_STACK: usize = 1536 << 10;
 
 /// How often a computing guest gives way to other tasks, and its CPU time is
 /// looked at.
@@ -39,6 +40,17 @@ pub enum RuntimeError {
     /// The folder for compiled components cannot be used.
     #[error("cannot use the cache folder: {0}")]
     Folder(#[source] std::io::Error),
+    /// The pool of instances does not fit.
+    #[error(
+        "cannot reserve the address space of {instances} component instances, 4 GiB each: \
+         lower components.instances, or raise the limit that `ulimit -v` shows: {source:#}"
+    )]
+    AddressSpace {
+        /// How many were asked for.
+        instances: u32,
+        /// What the system says.
+        source: wasmtime::Error,
+    },
     /// The engine cannot be made.
     #[error("cannot make the WebAssembly engine: {0:#}")]
     Engine(wasmtime::Error),
@@ -54,20 +66,20 @@ impl Runtime {
     ///
     /// # Errors
     /// When the folder cannot be used, or this machine cannot run WebAssembly.
-    pub fn new(cache_dir: &Path) -> Result<Self, RuntimeError> {
+    pub fn new(cache_dir: &Path, shared: &Components) -> Result<Self, RuntimeError> {
         std::fs::create_dir_all(cache_dir).map_err(RuntimeError::Folder)?;
         let cache_dir = cache_dir.canonicalize().map_err(RuntimeError::Folder)?;
         let mut cache = CacheConfig::new();
         cache.with_directory(cache_dir);
         let cache = Cache::new(cache).map_err(RuntimeError::Engine)?;
-        let engine = Engine::new(&config(cache)).map_err(RuntimeError::Engine)?;
+        let engine = engine(cache, shared)?;
         start_clock(&engine).map_err(RuntimeError::Clock)?;
         // The client for upstreams brings no TLS provider; where the program has
         // chosen one already, that one stays.
         let _ = rustls::crypto::ring::default_provider().install_default();
         Ok(Self {
             engine,
-            places: Arc::new(Semaphore::new(INSTANCES as usize)),
+            places: Arc::new(Semaphore::new(shared.instances as usize)),
         })
     }
 
@@ -93,29 +105,41 @@ pub(super) fn overloaded() -> Error {
     error
 }
 
-fn config(cache: Cache) -> Config {
+fn engine(cache: Cache, shared: &Components) -> Result<Engine, RuntimeError> {
+    let instances = shared.instances;
     let mut pool = PoolingAllocationConfig::default();
-    pool.total_component_instances(INSTANCES)
-        // a component is several modules: the plugin itself and its adapters
-        .total_core_instances(4 * INSTANCES)
-        .total_memories(INSTANCES)
-        .total_tables(4 * INSTANCES)
-        .total_stacks(INSTANCES)
+    pool.total_component_instances(instances)
+        // a component is several modules: the plugin itself and its adapters; a number
+        // only, nothing is set aside for it
+        .total_core_instances(32 * instances)
+        .total_memories(instances)
+        .total_tables(4 * instances)
+        .total_stacks(instances)
+        .total_gc_heaps(0)
         .max_memory_size(Limits::MEMORY_CEILING_MIB << 20)
-        .table_elements(20_000)
+        .table_elements(Limits::TABLE_CEILING)
         // so much of a used place is cleared by hand rather than by the kernel
         .linear_memory_keep_resident(256 << 10)
         .table_keep_resident(64 << 10)
         .max_unused_warm_slots(100);
+    let stack = shared.stack_kib << 10;
     let mut config = Config::new();
     config
         .epoch_interruption(true)
         // no use for it before model:plugin@0.2, and much machinery
         .concurrency_support(false)
+        .max_wasm_stack(stack)
+        .async_stack_size(stack + HOST_STACK)
         .cranelift_opt_level(OptLevel::Speed)
         .allocation_strategy(InstanceAllocationStrategy::Pooling(pool))
         .cache(Some(cache));
-    config
+    Engine::new(&config).map_err(|source| {
+        if source.is::<std::io::Error>() || format!("{source:#}").contains("memory") {
+            RuntimeError::AddressSpace { instances, source }
+        } else {
+            RuntimeError::Engine(source)
+        }
+    })
 }
 
 /// A thread, not a task: a guest that keeps all workers busy must not stop it.

@@ -12,6 +12,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 
+use crate::config::Components;
+
 use super::{Component, Limits, Runtime, Spec, Upstream};
 
 const SECRET: &str = "sk-very-secret";
@@ -70,7 +72,10 @@ fn runtime() -> Arc<Runtime> {
     static RUNTIME: OnceLock<(Arc<Runtime>, tempfile::TempDir)> = OnceLock::new();
     let (runtime, _) = RUNTIME.get_or_init(|| {
         let folder = tempfile::tempdir().unwrap();
-        (Arc::new(Runtime::new(folder.path()).unwrap()), folder)
+        (
+            Arc::new(Runtime::new(folder.path(), &Components::default()).unwrap()),
+            folder,
+        )
     });
     Arc::clone(runtime)
 }
@@ -88,8 +93,8 @@ fn spec(plugin: &str, api_url: Option<&str>) -> Spec {
             .map(|(key, value)| (key.to_owned(), value.to_owned()))
             .collect(),
         upstream: api_url.map(|url| Upstream {
-            url: url.parse().unwrap(),
             secret: Some(SECRET.into()),
+            ..Upstream::new(url.parse().unwrap())
         }),
         limits: Limits {
             cpu_ms: 1_500,
@@ -334,9 +339,13 @@ async fn a_plugin_reaches_its_upstream_and_nothing_else() {
     assert_eq!(seen, r#"200 ["content-length", "x-more"] hello"#);
     assert!(api.requests.recv().await.unwrap().contains(SECRET));
 
-    let error = said(&component, "forbidden").await.unwrap_err();
+    let error = said(&component, "fetch https://forbidden.example/")
+        .await
+        .unwrap_err();
     assert_eq!(error.code.as_deref(), Some("not_granted"), "{error:?}");
-    let error = said(&component, "smuggle").await.unwrap_err();
+    let error = said(&component, "fetch\nauthorization: Bearer mine")
+        .await
+        .unwrap_err();
     assert_eq!(
         error.code.as_deref(),
         Some("invalid_upstream_request"),
