@@ -15,6 +15,7 @@ mod network;
 mod openai;
 mod process;
 mod reload;
+mod sandbox;
 mod telemetry;
 mod tidy;
 mod usage;
