@@ -71,7 +71,7 @@ async fn a_component_that_breaks_costs_its_request_alone() {
 #[tokio::test]
 async fn a_component_that_computes_leaves_the_others_their_turn() {
     let (host, customer, _upstream) =
-        with_misbehave(Act::Answer("yes"), "[models.limits]\ncpu_ms = 3000").await;
+        with_misbehave(Act::Answer("yes"), "[models.limits]\ncpu_ms = 1000").await;
     let loops: Vec<_> = (0..8)
         .map(|_| {
             let customer = customer.clone();

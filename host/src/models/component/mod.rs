@@ -188,7 +188,7 @@ impl Component {
         let state = State::new(Arc::clone(&self.settings), journal, network, &self.limits);
         let mut store = Store::new(&self.runtime.engine, state);
         store.limiter(|state| &mut state.memory);
-        let meter = Meter::new(deadline);
+        let meter = Meter::new(deadline, Arc::clone(&self.runtime.turns));
         let budget = Duration::from_millis(self.limits.cpu_ms.into());
         meter.limit(&mut store, budget);
         Ok(Session {

@@ -1,6 +1,7 @@
 //! The engine that all components share.
 
 use std::fmt;
+use std::num::NonZero;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread;
@@ -22,7 +23,7 @@ const HOST_STACK: usize = 1536 << 10;
 
 /// How often a computing guest gives way to other tasks, and its CPU time is
 /// looked at.
-const TICK: Duration = Duration::from_millis(10);
+const TICK: Duration = Duration::from_millis(2);
 
 /// What a request is told to wait when all instances are taken.
 const RETRY_AFTER_MS: u32 = 1_000;
@@ -31,6 +32,7 @@ const RETRY_AFTER_MS: u32 = 1_000;
 /// Built once; its thread ends when the last component that uses it is gone.
 pub struct Runtime {
     pub(super) engine: Engine,
+    pub(super) turns: Arc<Semaphore>,
     places: Arc<Semaphore>,
 }
 
@@ -43,13 +45,13 @@ pub enum RuntimeError {
     /// The pool of instances does not fit.
     #[error(
         "cannot reserve the address space of {instances} component instances, 4 GiB each: \
-         lower components.instances, or raise the limit that `ulimit -v` shows: {source:#}"
+         lower components.instances, or raise the limit that `ulimit -v` shows: {reason:#}"
     )]
     AddressSpace {
         /// How many were asked for.
         instances: u32,
         /// What the system says.
-        source: wasmtime::Error,
+        reason: wasmtime::Error,
     },
     /// The engine cannot be made.
     #[error("cannot make the WebAssembly engine: {0:#}")]
@@ -79,6 +81,7 @@ impl Runtime {
         let _ = rustls::crypto::ring::default_provider().install_default();
         Ok(Self {
             engine,
+            turns: Arc::new(Semaphore::new(long_turns())),
             places: Arc::new(Semaphore::new(shared.instances as usize)),
         })
     }
@@ -133,13 +136,19 @@ fn engine(cache: Cache, shared: &Components) -> Result<Engine, RuntimeError> {
         .cranelift_opt_level(OptLevel::Speed)
         .allocation_strategy(InstanceAllocationStrategy::Pooling(pool))
         .cache(Some(cache));
-    Engine::new(&config).map_err(|source| {
-        if source.is::<std::io::Error>() || format!("{source:#}").contains("memory") {
-            RuntimeError::AddressSpace { instances, source }
+    Engine::new(&config).map_err(|reason| {
+        if reason.is::<rustix::io::Errno>() {
+            RuntimeError::AddressSpace { instances, reason }
         } else {
-            RuntimeError::Engine(source)
+            RuntimeError::Engine(reason)
         }
     })
+}
+
+/// Guests that may compute for long at once: as many as there are threads, but one.
+fn long_turns() -> usize {
+    let threads = thread::available_parallelism().map_or(1, NonZero::get);
+    threads.saturating_sub(1).max(1)
 }
 
 /// A thread, not a task: a guest that keeps all workers busy must not stop it.
