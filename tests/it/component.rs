@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::harness::{Act, Client, GPT2, Host, Upstream, component, eventually, lawgent};
+use crate::models::shown;
 
 /// What the upstream's key is.
 pub const SECRET: &str = "sk-upstream-secret";
@@ -244,4 +245,29 @@ async fn a_component_can_neither_send_nor_learn_a_secret() {
         "{told}"
     );
     assert!(!host.log().contains(SECRET), "{}", host.log());
+}
+
+/// What was built against version 0.1.0 of the contract, and is never built again: it
+/// must run for as long as that version is promised.
+#[tokio::test]
+async fn a_component_of_the_first_version_still_answers() {
+    let first = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../tests/fixtures/plugin-0.1.0.wasm"
+    );
+    let upstream = Upstream::start(Act::Answer(" yes")).await;
+    let config = lawgent(upstream.url()).replace(&component("lawgent-thinking"), first);
+    let host = Host::builder().config(config).start().await.ready().await;
+    let model = shown(&host, 2).await;
+    assert_eq!(model["plugin"], "lawgent-thinking 0.1.0");
+    assert_eq!(
+        model["digest"],
+        "87a4861a917ef10ef4b20590d0c8215258a3b67d8abda9e9480a10b6689d5118"
+    );
+    let customer = host.customer().await;
+    let answer = customer.post("/generate", ask("Is it?")).await.expect(200);
+    assert_eq!(
+        (&answer["response"], &answer["tokens_used"]),
+        (&json!(" yes"), &json!(10))
+    );
 }

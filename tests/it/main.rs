@@ -8,6 +8,7 @@ mod component;
 mod customers;
 mod dashboard;
 mod generate;
+mod hot;
 mod keys;
 mod limits;
 mod models;

@@ -5,8 +5,10 @@ use std::fmt;
 
 use reqwest::Url;
 use reqwest::header::{self, HeaderName};
+use secrecy::ExposeSecret;
 
-use super::{Config, Model, ModelLimits};
+use super::reference::is_sha256;
+use super::{Config, Model, ModelLimits, Reference};
 
 /// Headers that have a meaning of their own, and can hold no key.
 const NO_KEY_HEADERS: [HeaderName; 8] = [
@@ -103,6 +105,28 @@ fn of_model(model: &Model) -> Vec<(String, String)> {
     // what names an unset variable is no URL yet
     if model.unavailable.is_some() {
         return found;
+    }
+    if model.is_remote()
+        && let Err(problem) = Reference::parse(&model.plugin)
+    {
+        report("plugin", problem);
+    }
+    if let Some(sha256) = &model.sha256 {
+        if !model.is_component() {
+            report("sha256", "is of a component, and the plugin is none");
+        } else if !is_sha256(sha256) {
+            report("sha256", "must be 64 lower-case hex digits");
+        }
+    }
+    if let Some(auth) = &model.registry_auth {
+        if !model.is_remote() {
+            report(
+                "registry_auth",
+                "is for a registry, and the plugin is in none",
+            );
+        } else if !auth.expose_secret().contains(':') {
+            report("registry_auth", "must be user:password");
+        }
     }
     if let Some(problem) = model.api_url.as_deref().and_then(of_url) {
         report("api_url", problem);

@@ -3,6 +3,7 @@
 mod check;
 mod load;
 mod model;
+mod reference;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -12,6 +13,7 @@ use serde::Deserialize;
 
 pub use load::{Environment, Error, load};
 pub use model::{Model, ModelLimits, Sources};
+pub use reference::Reference;
 
 /// Everything the configuration file says.
 #[derive(Clone, Debug, Default, Deserialize)]

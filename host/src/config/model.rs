@@ -5,6 +5,8 @@ use serde::Deserialize;
 
 use crate::money::Price;
 
+use super::reference;
+
 /// One model on offer.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -13,8 +15,13 @@ pub struct Model {
     pub id: i64,
     /// Name by which OpenAI's endpoints refer to it.
     pub name: String,
-    /// A native plugin's name, or the path of a component.
+    /// A native plugin's name, or a component: the path of a `.wasm` file, or a
+    /// reference that [`super::Reference`] reads.
     pub plugin: String,
+    /// SHA-256 that the component must have, in hex.
+    pub sha256: Option<String>,
+    /// `user:password` for the registry that the component is in.
+    pub registry_auth: Option<SecretString>,
     /// Where a local model comes from: sources tried in order.
     pub model_path: Option<Sources>,
     /// Load at start; otherwise at the first request.
@@ -54,6 +61,23 @@ pub struct Model {
     /// Why the model cannot run as it is configured.
     #[serde(skip)]
     pub unavailable: Option<String>,
+}
+
+impl Model {
+    /// Whether the plugin is a component rather than compiled in.
+    pub fn is_component(&self) -> bool {
+        self.is_file() || self.is_remote()
+    }
+
+    /// Whether the plugin is a component in a file.
+    pub fn is_file(&self) -> bool {
+        !self.is_remote() && self.plugin.ends_with(".wasm")
+    }
+
+    /// Whether the plugin is a component in a registry.
+    pub fn is_remote(&self) -> bool {
+        self.plugin.starts_with(reference::SCHEME)
+    }
 }
 
 /// One source or several.

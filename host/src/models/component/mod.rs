@@ -4,17 +4,22 @@
 //! its own, which holds that request's data, limits and pending upstream request,
 //! and ends with it: no request sees another's, and one that traps hurts no other.
 //!
+//! - `artifact`, `registry`: where a component comes from
 //! - `runtime`: the engine that all components share
+//! - `link`: from bytes to what can be instantiated
 //! - `state`: what an instance sees of this machine
 //! - `network`: the way to its model's upstream
 //! - `meter`, `journal`: how long, and what is written
 //! - `v0_1`: the plugin contract, one folder for each version
 
+mod artifact;
 mod completion;
 mod failure;
 mod journal;
+mod link;
 mod meter;
 mod network;
+mod registry;
 mod runtime;
 mod state;
 #[cfg(test)]
@@ -22,19 +27,21 @@ mod tests;
 mod v0_1;
 
 use std::fmt;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use plugin_sdk::{Error, ErrorKind, PluginInfo, Request, Settings, TokenEstimate};
-use sha2::{Digest, Sha256};
+use plugin_sdk::{
+    Error, ErrorKind, Event, Params, PluginInfo, Prompt, Request, Settings, TokenEstimate,
+};
 use tokio::sync::OwnedSemaphorePermit;
 use wasmtime::Store;
 
 pub use crate::config::ModelLimits as Limits;
 
+pub use self::artifact::Artifact;
 pub use self::completion::Completion;
 pub use self::network::Upstream;
+pub use self::registry::Pulled;
 pub use self::runtime::Runtime;
 
 use self::journal::Journal;
@@ -43,8 +50,8 @@ use self::network::{Gate, Network};
 use self::state::State;
 use self::v0_1::Plugin;
 
-/// How long a component may take to say what it is.
-const DESCRIBE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a component may take to say what it is, and for its rehearsal.
+const PROOF_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long it may take to estimate a prompt, however long the request may take.
 const ESTIMATE_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -53,8 +60,8 @@ const ESTIMATE_TIMEOUT: Duration = Duration::from_secs(1);
 pub struct Spec {
     /// Name of the model, for the log.
     pub model: String,
-    /// The `.wasm` file.
-    pub path: PathBuf,
+    /// Its bytes.
+    pub artifact: Artifact,
     /// What the component may read of its configuration.
     pub settings: Settings,
     /// What it may reach; without it, it has no network.
@@ -84,13 +91,13 @@ struct Session {
 }
 
 impl Component {
-    /// Compiles a component, or takes it from the cache, checks what it imports
-    /// and exports, and has it describe itself.
+    /// Compiles a component, or takes it from the cache, and proves it: checks what
+    /// it imports and exports, has it describe itself, and rehearses a request.
     ///
     /// # Errors
     /// With the reason why the model is unavailable, for the operator.
     pub async fn open(runtime: &Arc<Runtime>, spec: Spec) -> Result<Self, Error> {
-        let name = spec.path.display().to_string();
+        let name = spec.artifact.name().to_owned();
         let unusable = |why: String| Error::new(ErrorKind::Internal, format!("{name}: {why}"));
 
         let model: Arc<str> = spec.model.into();
@@ -102,18 +109,27 @@ impl Component {
         let gate = gate.transpose().map_err(unusable)?.map(Arc::new);
 
         // compiling takes all cores for a while, so it stays off the async threads
-        let compiling = {
+        let digest = spec.artifact.digest().to_owned();
+        let linking = {
             let (runtime, has_upstream) = (Arc::clone(runtime), upstream.is_some());
-            tokio::task::spawn_blocking(move || compile(&runtime, &spec.path, has_upstream))
+            tokio::task::spawn_blocking(move || link::link(&runtime, &spec.artifact, has_upstream))
         };
-        let (plugin, digest) = compiling
+        let linked = linking
             .await
             .map_err(|error| unusable(error.to_string()))?
             .map_err(unusable)?;
+        let (milliseconds, is_cached) = (linked.took.as_millis(), linked.is_cached);
+        tracing::info!(
+            model = &*model,
+            digest,
+            is_cached,
+            milliseconds,
+            "component compiled"
+        );
 
         let mut component = Self {
             runtime: Arc::clone(runtime),
-            plugin,
+            plugin: linked.plugin,
             model,
             settings: Arc::new(spec.settings),
             upstream,
@@ -122,7 +138,10 @@ impl Component {
             info: PluginInfo::default(),
             digest,
         };
-        component.info = component.describe().await?;
+        let failed = |what| move |error: Error| unproven(what, error);
+        component.info = component.describe().await.map_err(failed("describe"))?;
+        let rehearsal = component.rehearse(linked.has_network).await;
+        rehearsal.map_err(failed("a short request"))?;
         Ok(component)
     }
 
@@ -167,11 +186,48 @@ impl Component {
     }
 
     async fn describe(&self) -> Result<PluginInfo, Error> {
-        let mut session = self.session(DESCRIBE_TIMEOUT, true)?;
+        let mut session = self.session(PROOF_TIMEOUT, true)?;
         let Session { store, meter, .. } = &mut session;
         let instance = meter.run(self.plugin.instantiate(store)).await?;
         let described = meter.run(instance.describe(store)).await?;
         described.map_err(|error| self.by_plugin(error))
+    }
+
+    /// Runs a short request as far as it goes without the network. A plugin may refuse
+    /// it; it must not trap.
+    async fn rehearse(&self, has_network: bool) -> Result<(), Error> {
+        let request = Request {
+            request_id: "rehearsal".to_owned(),
+            model: self
+                .settings
+                .get("model_name")
+                .unwrap_or(&self.model)
+                .to_owned(),
+            prompt: Prompt::Text("Hello".to_owned()),
+            params: Params {
+                max_tokens: Some(1),
+                ..Params::default()
+            },
+            tools: Vec::new(),
+            deadline_ms: u32::try_from(PROOF_TIMEOUT.as_millis()).unwrap_or(u32::MAX),
+            ext: Vec::new(),
+        };
+        let is_refusal = |error: &Error| error.code.as_deref() != Some(failure::PLUGIN_FAILED);
+        match self.estimate(&request).await {
+            Err(error) if !is_refusal(&error) || error.kind == ErrorKind::Timeout => {
+                return Err(error);
+            }
+            _ if has_network => return Ok(()),
+            _ => {}
+        }
+        let mut completion = match self.generate(request).await {
+            Ok(completion) => completion,
+            // made for chats, say
+            Err(error) if is_refusal(&error) && error.kind != ErrorKind::Timeout => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        while !matches!(completion.next().await?.last(), Some(Event::Finish(_))) {}
+        Ok(())
     }
 
     /// A store for one request; an `offline` one reaches nothing.
@@ -217,49 +273,8 @@ fn deadline_of(request: &Request) -> Duration {
     Duration::from_millis(request.deadline_ms.into())
 }
 
-fn compile(runtime: &Runtime, path: &Path, has_upstream: bool) -> Result<(Plugin, String), String> {
-    let bytes = std::fs::read(path).map_err(|error| format!("cannot read it: {error}"))?;
-    let digest = Sha256::digest(&bytes)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
-    let engine = &runtime.engine;
-    let component = wasmtime::component::Component::new(engine, &bytes)
-        .map_err(|error| format!("not a WebAssembly component that can run here: {error:#}"))?;
-
-    let shape = component.component_type();
-    for (import, _) in shape.imports(engine) {
-        state::check_import(import, has_upstream)?;
-    }
-    let exports: Vec<&str> = shape.exports(engine).map(|(name, _)| name).collect();
-    check_exports(&exports)?;
-
-    let link = || {
-        let mut linker = state::linker(engine, has_upstream)?;
-        Plugin::link(&mut linker)?;
-        Plugin::new(linker.instantiate_pre(&component)?)
-    };
-    let plugin = link().map_err(|error| format!("it does not fit this version: {error:#}"))?;
-    Ok((plugin, digest))
-}
-
-/// Whether a known version of the contract is among the exports; a component may
-/// have others beside it.
-fn check_exports(exports: &[&str]) -> Result<(), String> {
-    let mut versions = exports
-        .iter()
-        .filter_map(|export| export.strip_prefix("model:plugin/backend@"));
-    match versions
-        .clone()
-        .find(|version| version.starts_with(v0_1::VERSION))
-    {
-        Some(_) => Ok(()),
-        None => Err(match versions.next() {
-            Some(version) => format!(
-                "it is made for model:plugin@{version}, and this version of model-host runs {}x",
-                v0_1::VERSION
-            ),
-            None => "it exports no model:plugin/backend, so it is no plugin".to_owned(),
-        }),
-    }
+/// Why a component does not go live, for the operator.
+fn unproven(what: &str, error: Error) -> Error {
+    let detail = error.detail.unwrap_or(error.message);
+    Error::new(error.kind, format!("it failed at {what}: {detail}"))
 }

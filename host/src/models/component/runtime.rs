@@ -1,14 +1,17 @@
 //! The engine that all components share.
 
 use std::fmt;
+use std::fs::DirBuilder;
 use std::num::NonZero;
-use std::path::Path;
-use std::sync::Arc;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
 use plugin_sdk::{Error, ErrorKind};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use wasmtime::component::Component;
 use wasmtime::{
     Cache, CacheConfig, Config, Engine, InstanceAllocationStrategy, OptLevel,
     PoolingAllocationConfig,
@@ -32,6 +35,7 @@ const RETRY_AFTER_MS: u32 = 1_000;
 /// Built once; its thread ends when the last component that uses it is gone.
 pub struct Runtime {
     pub(super) engine: Engine,
+    compiling: Mutex<Cache>,
     pub(super) turns: Arc<Semaphore>,
     places: Arc<Semaphore>,
 }
@@ -53,6 +57,20 @@ pub enum RuntimeError {
         /// What the system says.
         reason: wasmtime::Error,
     },
+    /// Others could put machine code into the cache folder.
+    #[error(
+        "{} holds machine code and must be this user's alone: it belongs to user {owner} and has \
+         mode {mode:o}; chmod 700 it, or remove it",
+        folder.display()
+    )]
+    Exposed {
+        /// The folder.
+        folder: PathBuf,
+        /// Its owner.
+        owner: u32,
+        /// Its permissions.
+        mode: u32,
+    },
     /// The engine cannot be made.
     #[error("cannot make the WebAssembly engine: {0:#}")]
     Engine(wasmtime::Error),
@@ -63,27 +81,38 @@ pub enum RuntimeError {
 
 impl Runtime {
     /// Makes the engine. Compiled components are kept in `cache_dir`, which is
-    /// made if it is missing: machine code that is trusted when it is found again,
-    /// so nobody but this server may write there.
+    /// made if it is missing.
     ///
     /// # Errors
     /// When the folder cannot be used, or this machine cannot run WebAssembly.
     pub fn new(cache_dir: &Path, shared: &Components) -> Result<Self, RuntimeError> {
-        std::fs::create_dir_all(cache_dir).map_err(RuntimeError::Folder)?;
-        let cache_dir = cache_dir.canonicalize().map_err(RuntimeError::Folder)?;
+        let cache_dir = private_folder(cache_dir)?;
         let mut cache = CacheConfig::new();
         cache.with_directory(cache_dir);
         let cache = Cache::new(cache).map_err(RuntimeError::Engine)?;
-        let engine = engine(cache, shared)?;
+        let engine = engine(cache.clone(), shared)?;
         start_clock(&engine).map_err(RuntimeError::Clock)?;
         // The client for upstreams brings no TLS provider; where the program has
         // chosen one already, that one stays.
         let _ = rustls::crypto::ring::default_provider().install_default();
         Ok(Self {
             engine,
+            compiling: Mutex::new(cache),
             turns: Arc::new(Semaphore::new(long_turns())),
             places: Arc::new(Semaphore::new(shared.instances as usize)),
         })
+    }
+
+    /// Compiles a component, or takes its machine code from the cache; says whether it
+    /// was there. One at a time: it takes all cores, and so the cache's count tells.
+    pub(super) fn compile(&self, bytes: &[u8]) -> wasmtime::Result<(Component, bool)> {
+        let cache = self
+            .compiling
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let hits = cache.cache_hits();
+        let component = Component::new(&self.engine, bytes)?;
+        Ok((component, cache.cache_hits() > hits))
     }
 
     /// A place for one instance; without it the pool would fail to instantiate.
@@ -106,6 +135,27 @@ pub(super) fn overloaded() -> Error {
     let mut error = Error::new(ErrorKind::Overloaded, "too many requests at once");
     error.retry_after_ms = Some(RETRY_AFTER_MS);
     error
+}
+
+/// Makes the folder, if need be, for this user alone, and makes sure that it is:
+/// machine code that is found in it is run.
+fn private_folder(folder: &Path) -> Result<PathBuf, RuntimeError> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(folder)
+        .map_err(RuntimeError::Folder)?;
+    let folder = folder.canonicalize().map_err(RuntimeError::Folder)?;
+    let found = folder.metadata().map_err(RuntimeError::Folder)?;
+    let (owner, mode) = (found.uid(), found.mode() & 0o777);
+    if owner != rustix::process::geteuid().as_raw() || mode & 0o022 != 0 {
+        return Err(RuntimeError::Exposed {
+            folder,
+            owner,
+            mode,
+        });
+    }
+    Ok(folder)
 }
 
 fn engine(cache: Cache, shared: &Components) -> Result<Engine, RuntimeError> {
