@@ -7,6 +7,7 @@ mod billing;
 mod component;
 mod customers;
 mod dashboard;
+mod distribution;
 mod generate;
 mod hot;
 mod keys;

@@ -78,7 +78,7 @@ pub struct Component {
     settings: Arc<Settings>,
     upstream: Option<Arc<Upstream>>,
     gate: Option<Arc<Gate>>,
-    limits: Limits,
+    limits: Arc<Limits>,
     info: PluginInfo,
     digest: String,
 }
@@ -101,9 +101,10 @@ impl Component {
         let unusable = |why: String| Error::new(ErrorKind::Internal, format!("{name}: {why}"));
 
         let model: Arc<str> = spec.model.into();
+        let limits = Arc::new(spec.limits);
         let upstream = spec.upstream.map(Arc::new);
         let gate = match upstream.clone() {
-            Some(upstream) => Some(Gate::new(Arc::clone(&model), upstream, spec.limits.clone())),
+            Some(upstream) => Some(Gate::new(Arc::clone(&model), upstream, Arc::clone(&limits))),
             None => None,
         };
         let gate = gate.transpose().map_err(unusable)?.map(Arc::new);
@@ -134,7 +135,7 @@ impl Component {
             settings: Arc::new(spec.settings),
             upstream,
             gate,
-            limits: spec.limits,
+            limits,
             info: PluginInfo::default(),
             digest,
         };

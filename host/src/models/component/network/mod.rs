@@ -114,7 +114,7 @@ pub(super) struct Gate {
     secret_value: Option<HeaderValue>,
     forbidden: ForbiddenHeaderFilter,
     client: reqwest::Client,
-    limits: Limits,
+    limits: Arc<Limits>,
 }
 
 impl Gate {
@@ -123,7 +123,7 @@ impl Gate {
     pub(super) fn new(
         model: Arc<str>,
         upstream: Arc<Upstream>,
-        limits: Limits,
+        limits: Arc<Limits>,
     ) -> Result<Self, String> {
         let secret_value = upstream
             .secret_value()
