@@ -103,10 +103,9 @@ impl Component {
         let model: Arc<str> = spec.model.into();
         let limits = Arc::new(spec.limits);
         let upstream = spec.upstream.map(Arc::new);
-        let gate = match upstream.clone() {
-            Some(upstream) => Some(Gate::new(Arc::clone(&model), upstream, Arc::clone(&limits))),
-            None => None,
-        };
+        let gate = upstream
+            .clone()
+            .map(|upstream| Gate::new(Arc::clone(&model), upstream, Arc::clone(&limits)));
         let gate = gate.transpose().map_err(unusable)?.map(Arc::new);
 
         // compiling takes all cores for a while, so it stays off the async threads
@@ -161,7 +160,16 @@ impl Component {
     /// # Errors
     /// The plugin's own, [`ErrorKind::Unsupported`] among them, or that it failed.
     pub async fn estimate(&self, request: &Request) -> Result<TokenEstimate, Error> {
-        let mut session = self.session(deadline_of(request).min(ESTIMATE_TIMEOUT), true)?;
+        let timeout = deadline_of(request).min(ESTIMATE_TIMEOUT);
+        self.estimate_within(timeout, request).await
+    }
+
+    async fn estimate_within(
+        &self,
+        timeout: Duration,
+        request: &Request,
+    ) -> Result<TokenEstimate, Error> {
+        let mut session = self.session(self.runtime.place()?, timeout, true);
         let Session { store, meter, .. } = &mut session;
         let instance = meter.run(self.plugin.instantiate(store)).await?;
         let estimated = meter.run(instance.estimate(store, request.clone())).await?;
@@ -176,7 +184,7 @@ impl Component {
     /// [`ErrorKind::Timeout`], or that the plugin failed: [`ErrorKind::Upstream`]
     /// with the code `plugin_failed`.
     pub async fn generate(&self, request: Request) -> Result<Completion, Error> {
-        let mut session = self.session(deadline_of(&request), false)?;
+        let mut session = self.session(self.runtime.place()?, deadline_of(&request), false);
         let Session { store, meter, .. } = &mut session;
         let instance = meter.run(self.plugin.instantiate(store)).await?;
         let accepted = meter.run(instance.generate(store, request)).await?;
@@ -187,7 +195,7 @@ impl Component {
     }
 
     async fn describe(&self) -> Result<PluginInfo, Error> {
-        let mut session = self.session(PROOF_TIMEOUT, true)?;
+        let mut session = self.session(self.runtime.next_place().await?, PROOF_TIMEOUT, true);
         let Session { store, meter, .. } = &mut session;
         let instance = meter.run(self.plugin.instantiate(store)).await?;
         let described = meter.run(instance.describe(store)).await?;
@@ -213,18 +221,17 @@ impl Component {
             deadline_ms: u32::try_from(PROOF_TIMEOUT.as_millis()).unwrap_or(u32::MAX),
             ext: Vec::new(),
         };
-        let is_refusal = |error: &Error| error.code.as_deref() != Some(failure::PLUGIN_FAILED);
-        match self.estimate(&request).await {
-            Err(error) if !is_refusal(&error) || error.kind == ErrorKind::Timeout => {
-                return Err(error);
-            }
+        let is_refusal =
+            |error: &Error| !failure::is_plugins(error) && error.kind != ErrorKind::Timeout;
+        match self.estimate_within(PROOF_TIMEOUT, &request).await {
+            Err(error) if !is_refusal(&error) => return Err(error),
             _ if has_network => return Ok(()),
             _ => {}
         }
         let mut completion = match self.generate(request).await {
             Ok(completion) => completion,
             // made for chats, say
-            Err(error) if is_refusal(&error) && error.kind != ErrorKind::Timeout => return Ok(()),
+            Err(error) if is_refusal(&error) => return Ok(()),
             Err(error) => return Err(error),
         };
         while !matches!(completion.next().await?.last(), Some(Event::Finish(_))) {}
@@ -232,8 +239,7 @@ impl Component {
     }
 
     /// A store for one request; an `offline` one reaches nothing.
-    fn session(&self, timeout: Duration, offline: bool) -> Result<Session, Error> {
-        let place = self.runtime.place()?;
+    fn session(&self, place: OwnedSemaphorePermit, timeout: Duration, offline: bool) -> Session {
         let deadline = Instant::now() + timeout;
         let network = Network {
             gate: self.gate.clone().filter(|_| !offline),
@@ -248,11 +254,11 @@ impl Component {
         let meter = Meter::new(deadline, Arc::clone(&self.runtime.turns));
         let budget = Duration::from_millis(self.limits.cpu_ms.into());
         meter.limit(&mut store, budget);
-        Ok(Session {
+        Session {
             store,
             meter,
             _place: place,
-        })
+        }
     }
 
     fn by_plugin(&self, error: Error) -> Error {
@@ -276,6 +282,10 @@ fn deadline_of(request: &Request) -> Duration {
 
 /// Why a component does not go live, for the operator.
 fn unproven(what: &str, error: Error) -> Error {
-    let detail = error.detail.unwrap_or(error.message);
-    Error::new(error.kind, format!("it failed at {what}: {detail}"))
+    let is_plugins = failure::is_plugins(&error);
+    let why = match error.detail {
+        Some(detail) if is_plugins => detail,
+        _ => error.message,
+    };
+    Error::new(error.kind, format!("it failed at {what}: {why}"))
 }

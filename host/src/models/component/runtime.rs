@@ -120,6 +120,12 @@ impl Runtime {
         let places = Arc::clone(&self.places);
         places.try_acquire_owned().map_err(|_| overloaded())
     }
+
+    /// The next place that is free, for what can wait.
+    pub(super) async fn next_place(&self) -> Result<OwnedSemaphorePermit, Error> {
+        let places = Arc::clone(&self.places);
+        places.acquire_owned().await.map_err(|_| overloaded())
+    }
 }
 
 impl fmt::Debug for Runtime {
