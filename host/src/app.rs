@@ -1,7 +1,6 @@
 //! Wiring: opens what the server needs, serves, and closes it in order.
 
 use std::future::IntoFuture;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +18,7 @@ use crate::config::{self, Config, Server};
 use crate::generate::Generator;
 use crate::http::{self, AppState};
 use crate::keys::{Keys, Secret};
-use crate::models::component::Runtime;
+use crate::models::component::{Pulled, Runtime};
 use crate::models::{Current, Loader};
 use crate::reload::{self, Origin, Reloader};
 use crate::store::{Outbox, Settler, Store};
@@ -31,7 +30,6 @@ pub struct App {
     listener: TcpListener,
     state: AppState,
     settling: JoinHandle<()>,
-    files: Vec<PathBuf>,
 }
 
 /// Opens the database and the keys of a configuration.
@@ -81,13 +79,14 @@ impl App {
         let listener = TcpListener::bind(listen)
             .await
             .with_context(|| format!("cannot listen on {listen}"))?;
-        let runtime = Runtime::new(&server.data_dir.join("cache"))
+        let cache = server.data_dir.join("cache");
+        let runtime = Runtime::new(&cache.join("code"), &config.components)
             .context("cannot start the component runtime")?;
         let loader = Loader {
             runtime: Arc::new(runtime),
+            pulled: Pulled::new(cache.join("components")),
         };
         let live = Current::default();
-        let files = vec![origin.path.clone(), PathBuf::from(".env")];
         let reloader = Reloader {
             origin,
             current: live.clone(),
@@ -111,7 +110,6 @@ impl App {
             listener,
             state,
             settling,
-            files,
         })
     }
 
@@ -127,14 +125,9 @@ impl App {
             listener,
             state,
             settling,
-            files,
         } = self;
         let address = listener.local_addr()?;
         tracing::info!(%address, "serving http://{address}");
-        let watcher = reload::watch(state.reload.clone(), &files);
-        if let Err(error) = &watcher {
-            tracing::warn!(%error, "configuration is not watched: reload it by SIGHUP or POST /admin/reload");
-        }
         let hangup = tokio::spawn(reload_on_hangup(state.reload.clone())?);
         let reporting = billing::start(&stripe, state.store.clone(), state.clock, stop.clone())?;
 
@@ -156,7 +149,7 @@ impl App {
         // what is cut off is settled all the same
         generator.drained().await;
         hangup.abort();
-        drop((watcher, generator));
+        drop(generator);
         if let Some(reporting) = reporting {
             reporting.await.ok();
         }

@@ -19,7 +19,7 @@ const LAYERS: [&[&str]; 9] = [
 ];
 
 /// Crates, and the only places that may name them.
-const FENCES: [(&str, &[&str]); 15] = [
+const FENCES: [(&str, &[&str]); 17] = [
     ("axum", &["http", "app.rs"]),
     ("axum_extra", &["http"]),
     ("tower_http", &["http"]),
@@ -33,7 +33,9 @@ const FENCES: [(&str, &[&str]); 15] = [
     ("tokenizers", &[]),
     ("governor", &["limits"]),
     ("stripe", &["billing"]),
-    ("notify", &["reload.rs"]),
+    ("notify", &["reload/watch.rs"]),
+    ("notify_debouncer_full", &["reload/watch.rs"]),
+    ("oci_client", &["models/component"]),
     ("clap", &["cli"]),
 ];
 

@@ -2,6 +2,7 @@
 //! and a port of its own, killed when the test ends.
 
 mod client;
+mod registry;
 mod stripe;
 mod upstream;
 
@@ -16,6 +17,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 pub use client::{Client, Reply};
+pub use registry::Registry;
 pub use stripe::{FakeStripe, LocalStripe, Mood, STRIPE_KEY, free_port};
 pub use upstream::{Act, Upstream};
 

@@ -1,12 +1,13 @@
 //! An API that a component adapts, by a script. What is not given piece by piece
 //! is in the shape of OpenAI's `/v1/completions`.
 
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use axum::Router;
 use axum::body::{Body, Bytes};
-use axum::extract::State;
+use axum::extract::{ConnectInfo, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
@@ -40,6 +41,8 @@ pub enum Act {
 /// A request as it came.
 #[derive(Clone, Debug)]
 pub struct Seen {
+    /// The other end of the connection that it came on.
+    pub peer: SocketAddr,
     pub headers: HeaderMap,
     pub body: Value,
 }
@@ -74,7 +77,12 @@ impl Drop for Open {
 impl Upstream {
     /// Starts one that does this with every request.
     pub async fn start(act: Act) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        Self::start_at(Ipv4Addr::LOCALHOST.into(), act).await
+    }
+
+    /// Starts one at another address of this machine.
+    pub async fn start_at(ip: IpAddr, act: Act) -> Self {
+        let listener = TcpListener::bind((ip, 0)).await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let this = Self {
             act: Arc::new(Mutex::new(act)),
@@ -85,7 +93,8 @@ impl Upstream {
             url: format!("http://{address}/v1/completions"),
         };
         let router = Router::new().fallback(answer).with_state(this.clone());
-        tokio::spawn(async move { axum::serve(listener, router).await });
+        let service = router.into_make_service_with_connect_info::<SocketAddr>();
+        tokio::spawn(async move { axum::serve(listener, service).await });
         this
     }
 
@@ -136,15 +145,20 @@ fn stream(upstream: Upstream, open: Open, pieces: &'static [&'static str]) -> Re
     (headers, Body::from_stream(body)).into_response()
 }
 
-async fn answer(State(upstream): State<Upstream>, headers: HeaderMap, body: Bytes) -> Response {
+async fn answer(
+    State(upstream): State<Upstream>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
     let open = Open::new(&upstream.open);
     let body = serde_json::from_slice(&body).unwrap_or_default();
     let echo = format!("{headers:?}");
-    upstream
-        .seen
-        .lock()
-        .expect("no panic")
-        .push(Seen { headers, body });
+    upstream.seen.lock().expect("no panic").push(Seen {
+        peer,
+        headers,
+        body,
+    });
     let act = upstream.act.lock().expect("no panic").clone();
     match act {
         Act::Answer(text) => completion(text, Some(7)),

@@ -3,20 +3,18 @@
 //! load → check → open what changed → swap → report. Whatever fails leaves
 //! what runs as it is and is reported.
 
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+mod watch;
 
-use notify_debouncer_full::notify::{self, RecursiveMode};
-use notify_debouncer_full::{DebounceEventResult, Debouncer, RecommendedCache, new_debouncer};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use crate::config::{self, Config, Environment};
 use crate::models::{Current, Live, Loader, Model, State};
 
-/// How long a file must be left alone before it is read.
-const QUIET: Duration = Duration::from_millis(100);
+use watch::Watcher;
 
 /// What a reload did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -86,9 +84,22 @@ pub struct Reloader {
 
 impl Reloader {
     /// Makes the first set live, starts loading its models and then the loop,
-    /// which ends with the last handle.
+    /// which ends with the last handle. From now on changed files are seen.
     pub fn start(self, config: Config) -> Handle {
         let (triggers, queue) = mpsc::channel(8);
+        // a handle of the watcher's own would keep the loop alive
+        let changed = triggers.downgrade();
+        let watcher = Watcher::new(move || {
+            if let Some(triggers) = changed.upgrade() {
+                triggers.try_send(None).ok();
+            }
+        });
+        let mut watcher = watcher
+            .inspect_err(|error| {
+                tracing::warn!(%error, "files are not watched: reload by SIGHUP or POST /admin/reload");
+            })
+            .ok();
+        self.follow(&mut watcher, &config);
         let handle = Handle {
             triggers,
             error: Arc::default(),
@@ -103,7 +114,7 @@ impl Reloader {
         }
         self.current.swap(live);
         let error = Arc::clone(&handle.error);
-        tokio::spawn(self.run(config, queue, error));
+        tokio::spawn(self.run(config, queue, error, watcher));
         handle
     }
 
@@ -112,6 +123,7 @@ impl Reloader {
         running: Config,
         mut queue: mpsc::Receiver<Option<oneshot::Sender<Outcome>>>,
         last_error: Arc<Mutex<Option<String>>>,
+        mut watcher: Option<Watcher>,
     ) {
         while let Some(first) = queue.recv().await {
             let mut askers: Vec<_> = first.into_iter().collect();
@@ -122,6 +134,8 @@ impl Reloader {
             // reads files, whole components among them
             let read = tokio::task::block_in_place(|| {
                 let config = config::load(&self.origin.path, &self.origin.environment)?;
+                // before they are read, so that no change is missed
+                self.follow(&mut watcher, &config);
                 let wanted: Vec<_> = config.models.iter().cloned().map(Model::new).collect();
                 Ok((config, wanted))
             });
@@ -144,6 +158,17 @@ impl Reloader {
             for asker in askers {
                 asker.send(outcome.clone()).ok();
             }
+        }
+    }
+
+    /// Has the files of a configuration watched.
+    fn follow(&self, watcher: &mut Option<Watcher>, config: &Config) {
+        let Origin { path, environment } = &self.origin;
+        let components = config.models.iter().filter(|model| model.is_file());
+        let components = components.map(|model| Path::new(&model.plugin));
+        let own = [path.as_path(), environment.file()].into_iter();
+        if let Some(watcher) = watcher {
+            watcher.follow(own.chain(components));
         }
     }
 
@@ -219,41 +244,11 @@ fn needs_restart(running: &Config, config: &Config) -> Vec<&'static str> {
     if running.requests != config.requests {
         sections.push("requests");
     }
+    if running.components != config.components {
+        sections.push("components");
+    }
     if running.stripe != config.stripe {
         sections.push("stripe");
     }
     sections
-}
-
-/// Watches the folders of the configuration and of `.env`: a file that is
-/// replaced is another file, which a watch of the file itself would miss.
-///
-/// # Errors
-/// When the operating system cannot watch.
-pub fn watch(
-    handle: Handle,
-    files: &[PathBuf],
-) -> notify::Result<Debouncer<notify::RecommendedWatcher, RecommendedCache>> {
-    let files: Vec<PathBuf> = files
-        .iter()
-        .filter_map(|file| std::path::absolute(file).ok())
-        .collect();
-    let watched = files.clone();
-    let mut debouncer = new_debouncer(QUIET, None, move |result: DebounceEventResult| {
-        let Ok(events) = result else { return };
-        let is_write = |kind: &notify::EventKind| !matches!(kind, notify::EventKind::Access(_));
-        let mut paths = events
-            .iter()
-            .filter(|e| is_write(&e.kind))
-            .flat_map(|e| &e.paths);
-        if paths.any(|path| watched.contains(path)) {
-            handle.trigger();
-        }
-    })?;
-    for file in &files {
-        if let Some(folder) = file.parent() {
-            debouncer.watch(folder, RecursiveMode::NonRecursive)?;
-        }
-    }
-    Ok(debouncer)
 }
