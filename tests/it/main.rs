@@ -12,6 +12,7 @@ mod keys;
 mod limits;
 mod models;
 mod openai;
+mod plugin;
 mod process;
 mod reload;
 mod telemetry;

@@ -29,6 +29,9 @@ pub struct Limits {
 impl Limits {
     /// The most that `memory_mib` may be.
     pub const MEMORY_CEILING_MIB: usize = 1024;
+    /// Memories of an instance, each within `memory_mib`: JavaScript's engine brings
+    /// a second one.
+    pub(super) const MEMORIES: usize = 2;
 
     /// The instance's memory in bytes.
     pub(super) fn memory_bytes(&self) -> usize {

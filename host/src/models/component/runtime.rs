@@ -98,7 +98,7 @@ fn config(cache: Cache) -> Config {
     pool.total_component_instances(INSTANCES)
         // a component is several modules: the plugin itself and its adapters
         .total_core_instances(4 * INSTANCES)
-        .total_memories(INSTANCES)
+        .total_memories(2 * INSTANCES)
         .total_tables(4 * INSTANCES)
         .total_stacks(INSTANCES)
         .max_memory_size(Limits::MEMORY_CEILING_MIB << 20)

@@ -48,7 +48,7 @@ impl State {
             .build();
         let memory = StoreLimitsBuilder::new()
             .memory_size(limits.memory_bytes())
-            .memories(1)
+            .memories(Limits::MEMORIES)
             .table_elements(20_000)
             // so that the log says what happened, rather than the guest's allocator
             .trap_on_grow_failure(true)
