@@ -73,7 +73,7 @@ fn good(output: &Output) -> String {
 #[track_caller]
 fn bad(output: &Output) -> String {
     assert!(!output.status.success(), "{}", text(&output.stdout));
-    text(&output.stdout) + &text(&output.stderr)
+    format!("{}{}", text(&output.stdout), text(&output.stderr))
 }
 
 /// The names of checks that failed.
