@@ -1,20 +1,24 @@
 //! `model-host plugin`: a project of each language from `new` to its first answered
 //! request, and a kit whose every check can fail.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
 use crate::harness::{BINARY, Host, component};
 
 /// A folder for projects, and the tools to build them.
-struct Workshop(TempDir);
+struct Workshop(PathBuf);
 
 impl Workshop {
-    fn new() -> Self {
-        Self(TempDir::new().expect("a folder"))
+    /// An empty one, always in the same place: what cargo built for its projects is
+    /// of use again.
+    fn new(name: &str) -> Self {
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+        std::fs::remove_dir_all(&folder).ok();
+        std::fs::create_dir_all(&folder).expect("a folder");
+        Self(folder)
     }
 
     /// `model-host plugin …`, with the compiled components of the server that
@@ -32,6 +36,10 @@ impl Workshop {
 
     /// Has cargo find a standard library for components: rustup's target, or the
     /// one that `plugins/build` keeps.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "tests/run says where plugins/build keeps it"
+    )]
     fn toolchain(&self, command: &mut Command) {
         // built once for all projects of all tests
         command.env(
@@ -41,7 +49,7 @@ impl Workshop {
         let Ok(sysroot) = std::env::var("MODEL_HOST_TEST_WASM_SYSROOT") else {
             return;
         };
-        let wrapper = self.0.path().join("rustc");
+        let wrapper = self.0.join("rustc");
         let script = format!("#!/bin/sh\nexec rustc --sysroot '{sysroot}' \"$@\"\n");
         std::fs::write(&wrapper, script).expect("a file");
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
@@ -53,7 +61,7 @@ impl Workshop {
     }
 
     fn path(&self, file: &str) -> PathBuf {
-        self.0.path().join(file)
+        self.0.join(file)
     }
 }
 
@@ -87,7 +95,7 @@ fn failed(said: &str) -> Vec<&str> {
 
 /// From `new` to an answer of a server that serves the project.
 async fn first_answer(lang: &str) {
-    let workshop = Workshop::new();
+    let workshop = Workshop::new(lang);
     good(&workshop.plugin(&["new", "my-echo", "--lang", lang]));
     let built = good(&workshop.plugin(&["build", "my-echo"]));
     assert!(built.starts_with("my-echo/my-echo.wasm ("), "{built}");
@@ -156,7 +164,7 @@ async fn a_javascript_project_comes_to_answer() {
 
 #[test]
 fn an_adapters_project_passes_and_each_flaw_is_found() {
-    let workshop = Workshop::new();
+    let workshop = Workshop::new("flaws");
     good(&workshop.plugin(&["new", "adapter", "--lang", "rust", "--http"]));
     good(&workshop.plugin(&["build", "adapter"]));
     let said = good(&workshop.plugin(&["check", "adapter/adapter.wasm"]));
@@ -207,7 +215,7 @@ fn an_adapters_project_passes_and_each_flaw_is_found() {
 
 #[test]
 fn a_misbehaving_plugin_is_found_out() {
-    let said = bad(&Workshop::new().plugin(&["check", &component("misbehave")]));
+    let said = bad(&Workshop::new("misbehave").plugin(&["check", &component("misbehave")]));
     assert_eq!(
         failed(&said),
         ["local-answer", "local-max-tokens", "local-stop-strings"],
@@ -217,7 +225,7 @@ fn a_misbehaving_plugin_is_found_out() {
 
 #[test]
 fn this_repositorys_plugins_pass() {
-    let workshop = Workshop::new();
+    let workshop = Workshop::new("own");
     good(&workshop.plugin(&["check", &component("lawgent-thinking")]));
     let said = good(&workshop.plugin(&["check", "gpt2", "--json"]));
     let lines: Vec<Value> = said
@@ -234,7 +242,7 @@ fn this_repositorys_plugins_pass() {
 
 #[test]
 fn mistakes_are_said_clearly() {
-    let workshop = Workshop::new();
+    let workshop = Workshop::new("mistakes");
     std::fs::create_dir(workshop.path("taken")).expect("a folder");
     for (arguments, expected) in [
         (&["new", "taken", "--lang", "rust"][..], "taken exists"),
