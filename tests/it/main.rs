@@ -17,6 +17,7 @@ mod limits;
 mod models;
 mod network;
 mod openai;
+mod plugin;
 mod process;
 mod reload;
 mod sandbox;

@@ -11,7 +11,7 @@ const LAYERS: [&[&str]; 9] = [
     &["cli"],
     &["app", "shutdown", "telemetry"],
     &["http"],
-    &["generate", "keys", "reload", "billing"],
+    &["generate", "keys", "reload", "billing", "conformance"],
     &["models", "store", "limits"],
     &["config"],
     &["clock"],

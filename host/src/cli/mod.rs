@@ -1,6 +1,7 @@
 //! The command line. Each subcommand is a file.
 
 mod admin;
+mod plugin;
 mod serve;
 
 use std::net::SocketAddr;
@@ -35,6 +36,11 @@ enum Command {
     Admin {
         #[command(subcommand)]
         command: AdminCommand,
+    },
+    /// Make, build, check and try plugins
+    Plugin {
+        #[command(subcommand)]
+        command: plugin::Command,
     },
 }
 
@@ -109,14 +115,17 @@ pub fn main() -> ExitCode {
         .ok();
     let cli = Cli::parse();
     let outcome = match cli.command {
-        None => serve::run(&cli.options, environment),
-        Some(Command::Serve(options)) => serve::run(&options, environment),
+        None => serve::run(&cli.options, environment).map(|()| ExitCode::SUCCESS),
+        Some(Command::Serve(options)) => {
+            serve::run(&options, environment).map(|()| ExitCode::SUCCESS)
+        }
         Some(Command::Admin {
             command: AdminCommand::ResetKey(options),
-        }) => admin::reset_key(&options, &environment),
+        }) => admin::reset_key(&options, &environment).map(|()| ExitCode::SUCCESS),
+        Some(Command::Plugin { command }) => plugin::run(&command),
     };
     match outcome {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(status) => status,
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE

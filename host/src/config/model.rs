@@ -106,8 +106,8 @@ pub struct ModelLimits {
     pub parallel: usize,
     /// Requests that wait for a native model before it refuses more.
     pub queue: usize,
-    /// Memory of a component's instance, in MiB. A Rust or JavaScript plugin is
-    /// content with the default of 64, a Python plugin wants 256.
+    /// Each memory of a component's instance, in MiB. A Rust or JavaScript plugin
+    /// is content with the default of 64, a Python plugin wants 256.
     pub memory_mib: usize,
     /// Elements of a component's tables, each a function or other reference.
     pub table_elements: usize,
@@ -132,6 +132,8 @@ pub struct ModelLimits {
 impl ModelLimits {
     /// The most that `memory_mib` may be.
     pub const MEMORY_CEILING_MIB: usize = 1024;
+    /// Memories of an instance: JavaScript's engine brings a second one.
+    pub const MEMORIES: u32 = 2;
     /// The most that `table_elements` may be.
     pub const TABLE_CEILING: usize = 100_000;
     /// The most that `header_bytes` may be.

@@ -171,7 +171,7 @@ fn engine(cache: Cache, shared: &Components) -> Result<Engine, RuntimeError> {
         // a component is several modules: the plugin itself and its adapters; a number
         // only, nothing is set aside for it
         .total_core_instances(32 * instances)
-        .total_memories(instances)
+        .total_memories(Limits::MEMORIES * instances)
         .total_tables(4 * instances)
         .total_stacks(instances)
         .total_gc_heaps(0)

@@ -56,7 +56,7 @@ impl State {
             .build();
         let memory = StoreLimitsBuilder::new()
             .memory_size(limits.memory_mib << 20)
-            .memories(1)
+            .memories(Limits::MEMORIES as usize)
             .table_elements(limits.table_elements)
             // so that the log says what happened, rather than the guest's allocator
             .trap_on_grow_failure(true)
