@@ -9,7 +9,7 @@
 //!
 //! The host decides what may be reached: the scheme, host and port that the
 //! operator configured for this model, and nothing else. It also adds the
-//! operator's secret; a request that sets `authorization` itself fails.
+//! operator's secret; a request that sets its header, or `authorization`, fails.
 //!
 //! ```no_run
 //! # use std::time::Duration;
