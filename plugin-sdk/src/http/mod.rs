@@ -54,6 +54,10 @@ use self::url::Url;
 use self::wasi as network;
 use crate::{Error, ErrorKind};
 
+/// How long the end of a body may take after the end of the answer in it: many
+/// servers send the two apart, one right after the other.
+const DRAIN_TIMEOUT: Duration = Duration::from_millis(20);
+
 /// A POST with a JSON body.
 #[derive(Clone, Copy, Debug)]
 pub struct Post<'a> {
@@ -115,6 +119,12 @@ impl Incoming {
     /// the body. After an error there is nothing more.
     pub fn piece(&mut self) -> Result<Option<Vec<u8>>, Failure> {
         self.body.piece()
+    }
+
+    /// Waits a moment for the end of a body of which nothing more is wanted, so
+    /// that the host can use the connection again. Without its end it is closed.
+    pub fn drain(&mut self) {
+        self.body.drain(DRAIN_TIMEOUT);
     }
 
     /// Waits for the rest of the body.
