@@ -42,8 +42,10 @@ struct Produced {
     usage: PluginUsage,
     /// Whether the plugin has counted.
     is_counted: bool,
-    /// Whether the next step is the client's, who has not read what there is.
-    is_unread: bool,
+    /// How long it waited for a client that had not read what there was.
+    unread: Duration,
+    /// Since when it waits so now.
+    unread_since: Option<Instant>,
     digest: Option<String>,
     /// All of it, where a repeat may ask for it.
     content: Option<Content>,
@@ -62,6 +64,12 @@ impl Produced {
             source: usage.source,
         };
         self.is_counted = true;
+    }
+
+    /// Whether, of this time, the client took a good part to read.
+    fn is_held_up(&self, time: Duration) -> bool {
+        let now = self.unread_since.map_or(Duration::ZERO, |at| at.elapsed());
+        self.unread + now > time / 10
     }
 
     /// Puts a guess where the plugin has not counted.
@@ -86,9 +94,11 @@ impl Produced {
         if let Some(content) = &mut self.content {
             content.push(piece.clone());
         }
-        self.is_unread = true;
+        let since = Instant::now();
+        self.unread_since = Some(since);
         let sent = pieces.send(piece).await;
-        self.is_unread = false;
+        self.unread_since = None;
+        self.unread += since.elapsed();
         if self.content.is_some() {
             return Ok(());
         }
@@ -105,6 +115,7 @@ impl Generator {
         pieces: mpsc::Sender<Piece>,
         left: CancellationToken,
     ) -> Result<Answer, Error> {
+        let is_streamed = admitted.ask.is_streamed;
         let is_repeatable = admitted.ask.repeatable.is_some();
         let mut produced = Produced {
             content: is_repeatable.then(Content::default),
@@ -127,7 +138,7 @@ impl Generator {
             end = work => match end {
                 Ok(Ok(end)) => end,
                 // what it was sent and did not read is not the model's fault
-                Ok(Err(_)) if produced.is_unread => {
+                Ok(Err(_)) if is_streamed && produced.is_held_up(timeout) => {
                     Err(failure(ErrorKind::Cancelled, "the client did not read in time"))
                 }
                 Ok(Err(_)) => Err(failure(ErrorKind::Timeout, "the model took too long")),

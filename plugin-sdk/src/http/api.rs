@@ -205,6 +205,7 @@ impl<D: Decode> Streamed<D> {
                 }
             }
             if matches!(found.last(), Some(Event::Finish(_))) {
+                self.events.drain();
                 break;
             }
         }

@@ -9,7 +9,7 @@
 //!
 //! The host decides what may be reached: the scheme, host and port that the
 //! operator configured for this model, and nothing else. It also adds the
-//! operator's secret; a request that sets `authorization` itself fails.
+//! operator's secret; a request that sets its header, or `authorization`, fails.
 //!
 //! ```no_run
 //! # use std::time::Duration;
@@ -53,6 +53,10 @@ use self::url::Url;
 #[cfg(target_family = "wasm")]
 use self::wasi as network;
 use crate::{Error, ErrorKind};
+
+/// How long the end of a body may take after the end of the answer in it: many
+/// servers send the two apart, one right after the other.
+const DRAIN_TIMEOUT: Duration = Duration::from_millis(20);
 
 /// A POST with a JSON body.
 #[derive(Clone, Copy, Debug)]
@@ -115,6 +119,12 @@ impl Incoming {
     /// the body. After an error there is nothing more.
     pub fn piece(&mut self) -> Result<Option<Vec<u8>>, Failure> {
         self.body.piece()
+    }
+
+    /// Waits a moment for the end of a body of which nothing more is wanted, so
+    /// that the host can use the connection again. Without its end it is closed.
+    pub fn drain(&mut self) {
+        self.body.drain(DRAIN_TIMEOUT);
     }
 
     /// Waits for the rest of the body.

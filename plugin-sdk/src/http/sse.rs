@@ -143,6 +143,11 @@ impl Events {
         }
         Ok(None)
     }
+
+    /// [`Incoming::drain`], when the last record of use has come.
+    pub fn drain(&mut self) {
+        self.answer.drain();
+    }
 }
 
 #[cfg(test)]

@@ -88,6 +88,15 @@ impl Body {
             }
         }
     }
+
+    pub(super) fn drain(&mut self, timeout: Duration) {
+        let deadline = subscribe_duration(nanoseconds(timeout));
+        while let Ok(piece) = self.stream.read(CHUNK) {
+            if piece.is_empty() && wait(&self.ready, &deadline).is_err() {
+                return;
+            }
+        }
+    }
 }
 
 fn outgoing(post: &Post<'_>, url: &Url<'_>) -> Result<OutgoingRequest, Failure> {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use plugin_sdk::{Error, ErrorKind, Event, Request};
 use tokio::time::timeout;
 
-use self::api::{Api, Step, answer, begun, streamed};
+use self::api::{Api, Asked, Step, answer, begun, streamed};
 use self::formats::formats;
 use super::{Completion, Component};
 
@@ -63,7 +63,7 @@ async fn an_answer_is_the_same_however_it_comes() {
                 format.plugin
             );
 
-            let (head, body) = api.requests.recv().await.unwrap();
+            let Asked { head, body, .. } = api.requests.recv().await.unwrap();
             let path = format!("post /v1{} http/1.1", format.path);
             assert!(head.starts_with(&path), "{head}");
             assert!(head.contains("x-request-id: r-1"), "{head}");
@@ -104,8 +104,10 @@ async fn an_answer_that_breaks_off_is_an_error_after_what_it_said() {
     for format in formats() {
         let (first, _) = format.cut_behind_the_first_text();
         let reported = [first, format.error.as_bytes()].concat();
+        let mut cut = begun([first]);
+        cut.push(Step::Cut);
         for (script, kind) in [
-            (begun([first]), ErrorKind::Upstream),
+            (cut, ErrorKind::Upstream),
             // the connection ends as it should, the answer does not
             (streamed([first]), ErrorKind::Upstream),
             (streamed([first, b"data: rubbish\n\n"]), ErrorKind::Upstream),
@@ -213,5 +215,21 @@ async fn leaving_a_stream_ends_it_at_the_api() {
         completion.next().await.unwrap();
         drop(completion);
         timeout(PATIENCE, api.gone.recv()).await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_connection_is_used_again_after_a_stream() {
+    for format in formats() {
+        let mut api = Api::start([streamed([format.stream.as_bytes()])]).await;
+        let component = format.open(&api, &[]).await;
+        let mut last = 0;
+        for _ in 0..20 {
+            let (events, error) = all(&component, format.request(true)).await;
+            assert_eq!((error, &events), (None, &format.events));
+            last = api.requests.recv().await.unwrap().connection;
+        }
+        // a busy machine may be late with an end
+        assert!(last < 10, "{}: {} connections", format.plugin, last + 1);
     }
 }
