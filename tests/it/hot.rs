@@ -199,6 +199,29 @@ async fn what_is_not_proven_leaves_the_old_one_and_says_why() {
 }
 
 #[tokio::test]
+async fn what_needs_no_network_generates_before_it_goes_live() {
+    let plugin = component("offline");
+    let config = |trap_at: &str| {
+        format!(
+            "[[models]]\nid = 2\nname = \"offline\"\nplugin = \"{plugin}\"\n\
+             [models.settings]\ntrap_at = \"{trap_at}\"\n"
+        )
+    };
+    let host = Host::builder().config(config("trap")).start().await;
+    let host = host.ready().await;
+    let customer = host.customer().await;
+    let asked = customer.post("/generate", ask("hello")).await.expect(200);
+    assert_eq!(asked["response"], "hello");
+    let failed = customer.post("/generate", ask("trap")).await;
+    assert_eq!(failed.expect_error(502), "plugin_failed");
+
+    // what it is asked at its rehearsal
+    host.write_config(&config("Hello"));
+    until_problem_says(&host, "it failed at a short request").await;
+    customer.post("/generate", ask("hello")).await.expect(200);
+}
+
+#[tokio::test]
 async fn a_restart_compiles_nothing_again() {
     let upstream = Upstream::start(Act::Answer(" yes")).await;
     let (host, _) = with_file(&upstream, "").await;

@@ -297,6 +297,9 @@ async fn settings_of_the_network_that_make_no_sense_are_refused() {
         .post("/admin/reload", Value::Null)
         .await
         .expect(200);
-    let reason = shown(&host, 2).await["reason"].to_string();
-    assert!(reason.contains("no api_url"), "{reason}");
+    eventually("the reason is told", async || {
+        let reason = shown(&host, 2).await["reason"].to_string();
+        reason.contains("no api_url")
+    })
+    .await;
 }

@@ -220,6 +220,7 @@ fn no_file_is_longer_than_a_room() {
         ("plugins/anthropic/src", LONGEST),
         ("plugins/lawgent-thinking/src", LONGEST),
         ("plugins/misbehave/src", LONGEST),
+        ("plugins/offline/src", LONGEST),
         ("plugins/openai/src", LONGEST),
         ("plugins/openai-format/src", LONGEST),
         ("tests", LONGEST_TEST),

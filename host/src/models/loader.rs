@@ -117,7 +117,7 @@ impl Found {
         let mut hash = Sha256::new();
         hash.update(format!(
             "{plugin:?} {sha256:?} {model_path:?} {dtype:?} {api_url:?} {model_name:?} \
-         {api_key_header:?} {grants:?} {allow_private_addresses} "
+             {api_key_header:?} {grants:?} {allow_private_addresses} "
         ));
         hash.update(format!(
             "{:?} {} {:?} ",

@@ -1,6 +1,6 @@
 //! From the bytes of a component to what can be instantiated.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::artifact::Artifact;
 use super::runtime::Runtime;
@@ -27,11 +27,9 @@ pub(super) fn link(
     artifact: &Artifact,
     has_upstream: bool,
 ) -> Result<Linked, String> {
-    let started = Instant::now();
-    let (component, is_cached) = runtime
+    let (component, is_cached, took) = runtime
         .compile(artifact.bytes())
         .map_err(|error| format!("not a WebAssembly component that can run here: {error:#}"))?;
-    let took = started.elapsed();
 
     let engine = &runtime.engine;
     let shape = component.component_type();

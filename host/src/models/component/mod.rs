@@ -120,7 +120,7 @@ impl Component {
             .await
             .map_err(|error| unusable(error.to_string()))?
             .map_err(unusable)?;
-        let (milliseconds, is_cached) = (linked.took.as_millis(), linked.is_cached);
+        let (milliseconds, is_cached) = (linked.took.as_secs_f64() * 1e3, linked.is_cached);
         tracing::info!(
             model = &*model,
             digest,

@@ -7,7 +7,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use plugin_sdk::{Error, ErrorKind};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -104,15 +104,17 @@ impl Runtime {
     }
 
     /// Compiles a component, or takes its machine code from the cache; says whether it
-    /// was there. One at a time: it takes all cores, and so the cache's count tells.
-    pub(super) fn compile(&self, bytes: &[u8]) -> wasmtime::Result<(Component, bool)> {
+    /// was there, and how long that took. One at a time: it takes all cores, and so the
+    /// cache's count tells.
+    pub(super) fn compile(&self, bytes: &[u8]) -> wasmtime::Result<(Component, bool, Duration)> {
         let cache = self
             .compiling
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        let hits = cache.cache_hits();
+        let (hits, started) = (cache.cache_hits(), Instant::now());
         let component = Component::new(&self.engine, bytes)?;
-        Ok((component, cache.cache_hits() > hits))
+        let is_cached = cache.cache_hits() > hits;
+        Ok((component, is_cached, started.elapsed()))
     }
 
     /// A place for one instance; without it the pool would fail to instantiate.
