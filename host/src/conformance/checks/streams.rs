@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use futures_util::FutureExt;
+
 use super::answers::{TEXT, say, text_comes};
 use super::{Unmet, Verdict, unmet};
 use crate::conformance::subject::{Answer, Manner, Subject};
@@ -45,6 +47,7 @@ pub(super) async fn first_event(subject: &Subject) -> Verdict {
         subject
             .upstream
             .play(say(TEXT, None), Pieces::Records, Some(Fault::Hold));
+        let mut watch = subject.upstream.watch();
         let mut answer = Answer::begun();
         let first = tokio::time::timeout(PATIENCE, async {
             let mut completion = subject.backend.generate(manner.request("Go on")).await?;
@@ -59,9 +62,13 @@ pub(super) async fn first_event(subject: &Subject) -> Verdict {
             }
             Err(_) => {
                 let seconds = PATIENCE.as_secs();
+                let came = match watch.held().now_or_never() {
+                    Some(()) => "nothing: the plugin waits for the whole answer",
+                    None => "no request at the upstream",
+                };
                 return Err(format!(
                     "{manner}: expected the first word while the upstream holds the rest back, \
-                     got nothing in {seconds} s: the plugin waits for the whole answer"
+                     within {seconds} s, got {came}"
                 )
                 .into());
             }
