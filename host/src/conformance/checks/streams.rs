@@ -12,9 +12,9 @@ use crate::conformance::upstream::{Fault, Pieces};
 /// Characters of one to four bytes, and a line break.
 const SCRIPTS: &str = "Grüße an die 世界 🌍🌍\nund\u{a0}weiter";
 
-/// How long the first word may take while the rest is held back; it takes
+/// How long the first word may take while the rest is held back: it takes
 /// milliseconds, but machines may be busy.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(15);
 
 pub(super) async fn coalesced(subject: &Subject) -> Verdict {
     text_comes(subject, SCRIPTS, Pieces::One).await?;
