@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use futures_util::FutureExt;
+
 use super::answers::{TEXT, say, text_comes};
 use super::{Unmet, Verdict, unmet};
 use crate::conformance::subject::{Answer, Manner, Subject};
@@ -10,9 +12,9 @@ use crate::conformance::upstream::{Fault, Pieces};
 /// Characters of one to four bytes, and a line break.
 const SCRIPTS: &str = "Grüße an die 世界 🌍🌍\nund\u{a0}weiter";
 
-/// How long the first word may take while the rest is held back; it takes
+/// How long the first word may take while the rest is held back: it takes
 /// milliseconds, but machines may be busy.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(15);
 
 pub(super) async fn coalesced(subject: &Subject) -> Verdict {
     text_comes(subject, SCRIPTS, Pieces::One).await?;
@@ -45,6 +47,7 @@ pub(super) async fn first_event(subject: &Subject) -> Verdict {
         subject
             .upstream
             .play(say(TEXT, None), Pieces::Records, Some(Fault::Hold));
+        let mut watch = subject.upstream.watch();
         let mut answer = Answer::begun();
         let first = tokio::time::timeout(PATIENCE, async {
             let mut completion = subject.backend.generate(manner.request("Go on")).await?;
@@ -59,9 +62,13 @@ pub(super) async fn first_event(subject: &Subject) -> Verdict {
             }
             Err(_) => {
                 let seconds = PATIENCE.as_secs();
+                let came = match watch.held().now_or_never() {
+                    Some(()) => "nothing: the plugin waits for the whole answer",
+                    None => "no request at the upstream",
+                };
                 return Err(format!(
                     "{manner}: expected the first word while the upstream holds the rest back, \
-                     got nothing in {seconds} s: the plugin waits for the whole answer"
+                     within {seconds} s, got {came}"
                 )
                 .into());
             }
