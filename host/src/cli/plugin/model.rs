@@ -12,6 +12,9 @@ use crate::config;
 use crate::models::Loader;
 use crate::models::component::{Pulled, Runtime};
 
+/// Instances at once: one author's, not a server's.
+const INSTANCES: u32 = 64;
+
 #[derive(Debug, Args)]
 #[group(skip)]
 pub struct Options {
@@ -58,12 +61,15 @@ impl Options {
             Some(folder) => folder.clone(),
             None => user_cache().context("no home folder: say --cache-dir")?,
         };
-        let shared = config::Components::default();
-        let runtime =
-            Runtime::new(&folder, &shared).context("cannot start the component runtime")?;
+        let shared = config::Components {
+            instances: INSTANCES,
+            ..config::Components::default()
+        };
+        let runtime = Runtime::new(&folder.join("code"), &shared)
+            .context("cannot start the component runtime")?;
         Ok(Loader {
             runtime: Arc::new(runtime),
-            pulled: Pulled::new(folder.join("pulled")),
+            pulled: Pulled::new(folder.join("components")),
         })
     }
 }
@@ -95,7 +101,7 @@ fn user_cache() -> Option<PathBuf> {
         .filter(|folder| !folder.is_empty())
         .map(PathBuf::from)
         .or_else(|| Some(std::env::home_dir()?.join(".cache")))?;
-    Some(base.join("model-host/components"))
+    Some(base.join("model-host/plugins"))
 }
 
 #[cfg(test)]
