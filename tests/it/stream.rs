@@ -152,7 +152,12 @@ async fn what_fails_before_the_first_piece_has_its_status() {
     let refused = async |body, status, code| refused_to(&customer, body, status, code).await;
     refused(generate(99, "x"), 404, "model_not_found").await;
     refused(generate(2, "trap"), 502, "plugin_failed").await;
-    refused(generate(2, "forbidden"), 502, "not_granted").await;
+    refused(
+        generate(2, "fetch https://forbidden.example/"),
+        502,
+        "not_granted",
+    )
+    .await;
     let mut no_room = generate(2, PROMPT);
     no_room["max_length"] = json!(1);
     refused(no_room, 400, "context_length_exceeded").await;
