@@ -5,7 +5,7 @@ use axum::extract::State;
 use serde::Serialize;
 
 use crate::http::AppState;
-use crate::http::auth::Caller;
+use crate::http::auth::{Caller, ModelsReader};
 use crate::models::{Model, State as ModelState};
 use crate::money::Price;
 
@@ -83,7 +83,7 @@ impl From<&Model> for Shown {
 
 /// `GET /models`: all for the operator, those it may use for a customer.
 pub async fn list(
-    caller: Caller,
+    ModelsReader(caller): ModelsReader,
     State(AppState {
         generator, reload, ..
     }): State<AppState>,
