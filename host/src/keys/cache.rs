@@ -1,13 +1,12 @@
 //! Keys in memory, so that a request does not read the database to learn whose
 //! it is. What was read serves until any key changes in this process, which the
-//! store counts, and for [`FRESH`] at the longest: whatever changes keys
-//! elsewhere is noticed by then.
+//! store counts, and for [`FRESH`] at the longest: by then a change is noticed that
+//! was not counted, since somebody else made it, or its client left while it was
+//! being written.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
-
-use tokio::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::store::keys::Found;
 
@@ -36,8 +35,8 @@ struct Read<T> {
 }
 
 impl<T> Read<T> {
-    fn serves(&self, changes: u64) -> bool {
-        self.changes == changes && self.at.elapsed() < FRESH
+    fn serves(&self, changes: u64, now: Instant) -> bool {
+        self.changes == changes && now.duration_since(self.at) < FRESH
     }
 }
 
@@ -45,14 +44,18 @@ impl Cache {
     /// What the text was found to be, if that is known at this count of
     /// changes: a key, or none.
     pub fn get(&self, public_id: &str, changes: u64) -> Option<Option<Arc<Found>>> {
+        let now = Instant::now();
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(read) = known.get(public_id).filter(|read| read.serves(changes)) {
+        if let Some(read) = known
+            .get(public_id)
+            .filter(|read| read.serves(changes, now))
+        {
             return Some(Some(Arc::clone(&read.what)));
         }
         drop(known);
         let unknown = self.unknown.lock().unwrap_or_else(PoisonError::into_inner);
         let read = unknown.get(public_id)?;
-        read.serves(changes).then_some(None)
+        read.serves(changes, now).then_some(None)
     }
 
     /// Keeps what was read of a text. `changes` is the store's count from before
@@ -119,8 +122,8 @@ mod tests {
         found.map(|found| found.map(|found| found.key.id))
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn what_was_read_serves_until_a_key_changes_or_it_is_old() {
+    #[test]
+    fn what_was_read_serves_until_a_key_changes() {
         let cache = Cache::default();
         assert_eq!(id(cache.get("a", 0)), None);
         cache.put("a", Some(found(1)), 0);
@@ -132,8 +135,18 @@ mod tests {
         assert_eq!(id(cache.get("b", 1)), None);
         cache.put("a", Some(found(2)), 1);
         assert_eq!(id(cache.get("a", 1)), Some(Some(2)));
-        tokio::time::advance(FRESH).await;
-        assert_eq!(id(cache.get("a", 1)), None);
+    }
+
+    #[test]
+    fn what_was_read_serves_for_a_while() {
+        let at = Instant::now();
+        let read = Read {
+            what: (),
+            changes: 0,
+            at,
+        };
+        assert!(read.serves(0, at + FRESH - Duration::from_millis(1)));
+        assert!(!read.serves(0, at + FRESH));
     }
 
     #[test]

@@ -323,3 +323,49 @@ impl Keys {
 fn same(a: &[u8], b: &[u8]) -> bool {
     a.ct_eq(b).into()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Outbox;
+    use crate::store::customers::NewCustomer;
+    use crate::store::keys::Scope;
+
+    #[tokio::test]
+    async fn a_key_in_use_and_one_that_nobody_has_are_read_once() {
+        let folder = tempfile::TempDir::new().unwrap();
+        let file = folder.path().join("db");
+        let store = Store::open(&file, Outbox::Off).await.unwrap();
+        let secret = Secret::open(&folder.path().join("secret")).unwrap();
+        let keys = Keys::new(store.clone(), secret, Clock);
+        let customer = NewCustomer {
+            name: "A".to_owned(),
+            email: "a@example.com".to_owned(),
+            company: String::new(),
+        };
+        let by = Actor::Server;
+        let customer = store.create_customer(customer, &by, Clock.now()).await;
+        let new = NewKey {
+            customer_id: customer.unwrap().id,
+            name: "K".to_owned(),
+            rate_limit: 1,
+            allowed_models: vec![],
+            scopes: Scope::ALL.to_vec(),
+            allowed_networks: None,
+            expires_at: None,
+        };
+        let issued = keys.issue(new, &by).await.unwrap();
+        let client = "127.0.0.1".parse().unwrap();
+        let known = issued.text.expose_secret();
+        let [unknown, other] = [(); 2].map(|()| format::generate(format::CUSTOMER).unwrap().text);
+        keys.authenticate(known, client).await.unwrap();
+        let ask = async |text: &SecretString| keys.authenticate(text.expose_secret(), client).await;
+        assert!(matches!(ask(&unknown).await, Err(Error::Invalid)));
+
+        // nothing can be read any more
+        store.close().await;
+        keys.authenticate(known, client).await.unwrap();
+        assert!(matches!(ask(&unknown).await, Err(Error::Invalid)));
+        assert!(matches!(ask(&other).await, Err(Error::Store(_))));
+    }
+}

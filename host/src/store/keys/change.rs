@@ -1,115 +1,19 @@
-//! API keys. What is stored of a key is its public part and a keyed hash.
+//! How keys change. Each change is on record, both or neither, and is counted,
+//! for whoever keeps keys in memory.
 
-use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 
 use ipnet::IpNet;
-use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use sqlx::SqliteConnection;
 use sqlx::query::Query;
-use sqlx::sqlite::{Sqlite, SqliteArguments, SqliteRow};
-use sqlx::{Row, SqliteConnection};
+use sqlx::sqlite::{Sqlite, SqliteArguments};
 use time::OffsetDateTime;
 
-use super::audit::{self, Act, Actor, Object};
-use super::{Error, Store, from_millis, millis};
+use super::{Key, Scope, key};
 use crate::clock::rfc3339;
-
-/// Something that a customer's key may be used for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(into = "&'static str", try_from = "String")]
-pub enum Scope {
-    /// Asking models.
-    Generate,
-    /// Seeing the models that it may ask.
-    ModelsRead,
-    /// Seeing what its customer used.
-    UsageRead,
-    /// Seeing its customer's keys.
-    KeysRead,
-    /// Seeing what is known of its customer.
-    CustomerRead,
-}
-
-impl Scope {
-    /// All there are.
-    pub const ALL: [Self; 5] = [
-        Self::Generate,
-        Self::ModelsRead,
-        Self::UsageRead,
-        Self::KeysRead,
-        Self::CustomerRead,
-    ];
-
-    /// Its name.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Generate => "generate",
-            Self::ModelsRead => "models:read",
-            Self::UsageRead => "usage:read",
-            Self::KeysRead => "keys:read",
-            Self::CustomerRead => "customer:read",
-        }
-    }
-}
-
-impl From<Scope> for &'static str {
-    fn from(scope: Scope) -> Self {
-        scope.as_str()
-    }
-}
-
-impl TryFrom<String> for Scope {
-    type Error = String;
-
-    fn try_from(name: String) -> Result<Self, String> {
-        let found = Self::ALL.into_iter().find(|scope| scope.as_str() == name);
-        found.ok_or_else(|| {
-            let names = Self::ALL.map(Self::as_str).join(", ");
-            format!("there is no scope {name:?}; there are {names}")
-        })
-    }
-}
-
-/// An API key, without its secret.
-#[derive(Clone, Debug)]
-pub struct Key {
-    /// Its number.
-    pub id: i64,
-    /// The customer it belongs to.
-    pub customer_id: i64,
-    /// Name given to it.
-    pub name: String,
-    /// The part of the key's text that names it.
-    pub public_id: String,
-    /// Requests a minute, for each model.
-    pub rate_limit: u32,
-    /// Numbers of the models it may use.
-    pub allowed_models: Vec<i64>,
-    /// What it may be used for.
-    pub scopes: Vec<Scope>,
-    /// Networks that it may be used from; without, from anywhere.
-    pub allowed_networks: Option<Vec<IpNet>>,
-    /// Whether it may be used now.
-    pub is_active: bool,
-    /// When it was created.
-    pub created_at: OffsetDateTime,
-    /// When it ends, if it does.
-    pub expires_at: Option<OffsetDateTime>,
-    /// When it was last used; some seconds late.
-    pub last_used_at: Option<OffsetDateTime>,
-    /// The text that the latest rotation replaced.
-    pub replaced: Option<Replaced>,
-}
-
-/// The text that a key had before it was rotated.
-#[derive(Clone, Debug)]
-pub struct Replaced {
-    /// The part of it that named the key.
-    pub public_id: String,
-    /// When it stops working.
-    pub until: OffsetDateTime,
-}
+use crate::store::audit::{self, Act, Actor, Object};
+use crate::store::{Error, Store, millis};
 
 /// What the operator says of a key to be.
 #[derive(Clone, Debug)]
@@ -139,17 +43,6 @@ pub struct Text {
     pub hash: Vec<u8>,
 }
 
-/// What the public part of a text leads to.
-#[derive(Clone, Debug)]
-pub struct Found {
-    /// The key.
-    pub key: Key,
-    /// Keyed hash of the whole text.
-    pub hash: Vec<u8>,
-    /// When this text stops working, where a rotation replaced it.
-    pub until: Option<OffsetDateTime>,
-}
-
 /// What to change of a key; what is absent stays.
 #[derive(Clone, Debug, Default)]
 pub struct KeyChange {
@@ -165,35 +58,6 @@ pub struct KeyChange {
     pub allowed_networks: Option<Option<Vec<IpNet>>>,
     /// New end, or none.
     pub expires_at: Option<Option<OffsetDateTime>>,
-}
-
-fn key(row: &SqliteRow) -> Result<Key, Error> {
-    let time = |column| -> Result<Option<OffsetDateTime>, Error> {
-        Ok(row.try_get::<Option<i64>, _>(column)?.map(from_millis))
-    };
-    let replaced: Option<String> = row.try_get("replaced_public_id")?;
-    let networks: Option<String> = row.try_get("allowed_networks")?;
-    Ok(Key {
-        id: row.try_get("id")?,
-        customer_id: row.try_get("customer_id")?,
-        name: row.try_get("name")?,
-        public_id: row.try_get("public_id")?,
-        rate_limit: row.try_get("rate_limit")?,
-        allowed_models: parsed(row.try_get("allowed_models")?)?,
-        scopes: parsed(row.try_get("scopes")?)?,
-        allowed_networks: networks.as_deref().map(parsed).transpose()?,
-        is_active: row.try_get("is_active")?,
-        created_at: from_millis(row.try_get("created_at")?),
-        expires_at: time("expires_at")?,
-        last_used_at: time("last_used_at")?,
-        replaced: replaced
-            .zip(time("replaced_until")?)
-            .map(|(public_id, until)| Replaced { public_id, until }),
-    })
-}
-
-fn parsed<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, Error> {
-    serde_json::from_str(text).map_err(|error| Error::Database(error.to_string()))
 }
 
 /// What the audit log keeps of a key.
@@ -215,24 +79,18 @@ fn on_record(key: &Key) -> Value {
     })
 }
 
-async fn record(
-    transaction: &mut SqliteConnection,
-    by: &Actor,
-    action: &'static str,
-    (id, before, after): (i64, Option<&Key>, Option<&Key>),
-    at: OffsetDateTime,
-) -> Result<(), Error> {
-    let act = Act {
+/// What was done to a key, for the audit log.
+fn act(action: &'static str, id: i64, before: Option<&Key>, after: Option<&Key>) -> Act {
+    Act {
         action,
         object: Object::Key(id),
         before: before.map(on_record),
         after: after.map(on_record),
-    };
-    audit::record(transaction, by, act, at).await
+    }
 }
 
 /// Deletes all keys of a customer who is being deleted.
-pub(super) async fn delete_all(
+pub async fn delete_all(
     transaction: &mut SqliteConnection,
     customer_id: i64,
     by: &Actor,
@@ -248,14 +106,8 @@ pub(super) async fn delete_all(
     .await?;
     for row in &rows {
         let key = key(row)?;
-        record(
-            transaction,
-            by,
-            "key.deleted",
-            (key.id, Some(&key), None),
-            now,
-        )
-        .await?;
+        let act = act("key.deleted", key.id, Some(&key), None);
+        audit::record(transaction, by, act, now).await?;
     }
     Ok(())
 }
@@ -269,7 +121,7 @@ impl Store {
 
     /// Every change of a key ends here, once it is on the disk: whoever keeps
     /// keys in memory looks at the count. Other replicas are to be told here.
-    pub(super) fn keys_changed(&self) {
+    pub(in crate::store) fn keys_changed(&self) {
         self.key_changes.fetch_add(1, Ordering::Release);
     }
 
@@ -307,71 +159,11 @@ impl Store {
         .fetch_one(&mut *transaction)
         .await?;
         let key = key(&row)?;
-        record(
-            &mut transaction,
-            by,
-            "key.created",
-            (key.id, None, Some(&key)),
-            now,
-        )
-        .await?;
+        let act = act("key.created", key.id, None, Some(&key));
+        audit::record(&mut transaction, by, act, now).await?;
         transaction.commit().await?;
         self.keys_changed();
         Ok(key)
-    }
-
-    /// The key with this number.
-    ///
-    /// # Errors
-    /// [`Error::NotFound`] when there is none.
-    pub async fn key(&self, id: i64) -> Result<Key, Error> {
-        let sql = "SELECT * FROM api_keys WHERE id = $1 AND deleted_at IS NULL";
-        key(&sqlx::query(sql).bind(id).fetch_one(&self.read).await?)
-    }
-
-    /// The key that has a text with this public part, or had it before it was
-    /// rotated.
-    ///
-    /// # Errors
-    /// [`Error::NotFound`] when there is none.
-    pub async fn key_by_public_id(&self, public_id: &str) -> Result<Found, Error> {
-        let row = sqlx::query(
-            "SELECT * FROM api_keys WHERE (public_id = $1 OR replaced_public_id = $1) \
-             AND deleted_at IS NULL",
-        )
-        .bind(public_id)
-        .fetch_one(&self.read)
-        .await?;
-        let key = key(&row)?;
-        let (hash, until) = match &key.replaced {
-            Some(replaced) if replaced.public_id == public_id => {
-                (row.try_get("replaced_hash")?, Some(replaced.until))
-            }
-            _ => (row.try_get("hash")?, None),
-        };
-        Ok(Found { key, hash, until })
-    }
-
-    /// At most `limit` keys with numbers above `after`, of one customer or of all.
-    ///
-    /// # Errors
-    /// When the database fails.
-    pub async fn keys(
-        &self,
-        customer_id: Option<i64>,
-        after: i64,
-        limit: u32,
-    ) -> Result<Vec<Key>, Error> {
-        let rows = sqlx::query(
-            "SELECT * FROM api_keys WHERE id > $1 AND ($2 IS NULL OR customer_id = $2) \
-             AND deleted_at IS NULL ORDER BY id LIMIT $3",
-        )
-        .bind(after)
-        .bind(customer_id)
-        .bind(limit)
-        .fetch_all(&self.read)
-        .await?;
-        rows.iter().map(key).collect()
     }
 
     /// Turns an active key off and an inactive one on.
@@ -465,33 +257,10 @@ impl Store {
         .fetch_one(&mut *transaction)
         .await?;
         let before = key(&row)?;
-        record(
-            &mut transaction,
-            by,
-            "key.deleted",
-            (id, Some(&before), None),
-            now,
-        )
-        .await?;
+        let act = act("key.deleted", id, Some(&before), None);
+        audit::record(&mut transaction, by, act, now).await?;
         transaction.commit().await?;
         self.keys_changed();
-        Ok(())
-    }
-
-    /// Writes when keys were last used, by their numbers.
-    ///
-    /// # Errors
-    /// When the database fails.
-    pub async fn mark_used(&self, used: &HashMap<i64, OffsetDateTime>) -> Result<(), Error> {
-        let mut transaction = self.write.begin_with("BEGIN IMMEDIATE").await?;
-        for (id, at) in used {
-            sqlx::query("UPDATE api_keys SET last_used_at = $1 WHERE id = $2")
-                .bind(millis(*at))
-                .bind(id)
-                .execute(&mut *transaction)
-                .await?;
-        }
-        transaction.commit().await?;
         Ok(())
     }
 
@@ -513,14 +282,8 @@ impl Store {
             .await?;
         let before = key(&before)?;
         let after = key(&update.fetch_one(&mut *transaction).await?)?;
-        record(
-            &mut transaction,
-            by,
-            action,
-            (id, Some(&before), Some(&after)),
-            now,
-        )
-        .await?;
+        let act = act(action, id, Some(&before), Some(&after));
+        audit::record(&mut transaction, by, act, now).await?;
         transaction.commit().await?;
         self.keys_changed();
         Ok(after)
