@@ -13,6 +13,14 @@ async fn acts(host: &Host, query: &str) -> Vec<Value> {
     body["acts"].as_array().expect("a list").clone()
 }
 
+/// The server's database, by another way in.
+async fn database(host: &Host) -> SqlitePool {
+    let file = host.dir().join("data/model-host.db");
+    let options = SqliteConnectOptions::new().filename(file);
+    let pool = SqlitePool::connect_with(options).await;
+    pool.expect("a database")
+}
+
 /// What was done to what.
 fn named(acts: &[Value]) -> Vec<(&str, &str)> {
     let mut all = Vec::new();
@@ -227,6 +235,38 @@ async fn the_log_is_read_by_object_time_and_page() {
 }
 
 #[tokio::test]
+async fn an_act_that_cannot_be_put_on_record_is_not_done() {
+    let host = Host::start().await;
+    let customer = host.customer().await;
+    let database = database(&host).await;
+    sqlx::query(
+        "CREATE TRIGGER full BEFORE INSERT ON audit BEGIN SELECT RAISE(ABORT, 'full'); END",
+    )
+    .execute(&database)
+    .await
+    .expect("a trigger");
+    let admin = host.admin();
+    let before = admin.get("/api/keys").await.expect(200);
+    let new = json!({ "name": "B", "email": "b@c.d" });
+    let key = json!({ "customer_id": 1, "name": "K" });
+    for reply in [
+        admin.post("/customers", new).await,
+        admin.post("/api/keys", key).await,
+        admin.patch("/api/keys/1", json!({ "rate_limit": 1 })).await,
+        admin.post("/api/keys/1/toggle", Value::Null).await,
+        admin.post("/api/keys/1/rotate", json!({})).await,
+        admin.delete("/api/keys/1").await,
+        admin.delete("/customers/1").await,
+    ] {
+        assert_eq!(reply.expect_error(503), "storage_failed");
+    }
+    assert_eq!(admin.get("/api/keys").await.expect(200), before);
+    let customers = admin.get("/customers").await.expect(200);
+    assert_eq!(customers["customers"].as_array().map(Vec::len), Some(1));
+    customer.get("/usage").await.expect(200);
+}
+
+#[tokio::test]
 async fn nothing_changes_what_is_on_record() {
     let host = Host::start().await;
     host.customer().await;
@@ -237,9 +277,7 @@ async fn nothing_changes_what_is_on_record() {
         assert_eq!(reply.expect_error(405), "method_not_allowed");
     }
     // nor does the database let anybody
-    let file = host.dir().join("data/model-host.db");
-    let options = SqliteConnectOptions::new().filename(file);
-    let database = SqlitePool::connect_with(options).await.expect("a database");
+    let database = database(&host).await;
     for sql in [
         "UPDATE audit SET actor = 'nobody'",
         "DELETE FROM audit",

@@ -1,5 +1,7 @@
 //! Who calls, as types: a handler that takes one of these has said who may.
 
+use std::sync::Arc;
+
 use axum::extract::FromRequestParts;
 use axum::http::{HeaderMap, header, request::Parts};
 
@@ -17,7 +19,7 @@ pub struct Admin(pub Actor);
 
 /// A customer, by one of its keys, that may ask models.
 #[derive(Debug)]
-pub struct Customer(pub Key);
+pub struct Customer(pub Arc<Key>);
 
 /// Either.
 #[derive(Debug)]
@@ -25,7 +27,7 @@ pub enum Caller {
     /// The operator.
     Admin,
     /// A customer, by one of its keys.
-    Customer(Key),
+    Customer(Arc<Key>),
 }
 
 /// Makes a type of those who may read something: the operator, and customers by

@@ -112,7 +112,7 @@ mod tests {
             replaced: None,
         };
         Arc::new(Found {
-            key,
+            key: Arc::new(key),
             hash: vec![],
             until: None,
         })

@@ -136,7 +136,7 @@ impl Keys {
     ///
     /// # Errors
     /// When it does not open anything, or not from there or not now.
-    pub async fn authenticate(&self, text: &str, client: IpAddr) -> Result<Key, Error> {
+    pub async fn authenticate(&self, text: &str, client: IpAddr) -> Result<Arc<Key>, Error> {
         let public_id = Self::public_id(text).ok_or(Error::Invalid)?;
         let found = self.find(public_id).await?;
         if !same(&self.hash(text), &found.hash) {
@@ -150,7 +150,7 @@ impl Keys {
     ///
     /// # Errors
     /// When it does not open anything any more, or not from there.
-    pub async fn recall(&self, public_id: &str, client: IpAddr) -> Result<Key, Error> {
+    pub async fn recall(&self, public_id: &str, client: IpAddr) -> Result<Arc<Key>, Error> {
         let found = self.find(public_id).await?;
         self.admit(&found, client)
     }
@@ -199,7 +199,7 @@ impl Keys {
     }
 
     /// The key, if it may be used now and from there.
-    fn admit(&self, found: &Found, client: IpAddr) -> Result<Key, Error> {
+    fn admit(&self, found: &Found, client: IpAddr) -> Result<Arc<Key>, Error> {
         let (key, now) = (&found.key, self.clock.now());
         if !key.is_active {
             return Err(Error::Disabled);
@@ -216,7 +216,7 @@ impl Keys {
             return Err(Error::NetworkNotAllowed(client));
         }
         self.uses.note(key.id, now);
-        Ok(key.clone())
+        Ok(Arc::clone(key))
     }
 
     /// A new text, and what is stored of it.

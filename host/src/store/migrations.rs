@@ -87,7 +87,7 @@ mod tests {
         let found = store.key_by_public_id("k").await.unwrap();
         assert_eq!((found.hash, found.until), (vec![0], None));
         let key = found.key;
-        assert_eq!((key.rate_limit, key.allowed_models), (7, vec![1, 2]));
+        assert_eq!((key.rate_limit, &key.allowed_models[..]), (7, &[1, 2][..]));
         assert_eq!(key.scopes, Scope::ALL);
         assert!(key.is_active && key.allowed_networks.is_none() && key.expires_at.is_none());
     }

@@ -89,16 +89,15 @@ pub async fn list(
     }): State<AppState>,
 ) -> Json<List> {
     let live = generator.live().take();
-    let (allowed, configuration_error) = match caller {
+    let (key, configuration_error) = match caller {
         Caller::Admin => (None, reload.error()),
-        Caller::Customer(key) => (Some(key.allowed_models), None),
+        Caller::Customer(key) => (Some(key), None),
     };
     let models = live
         .models()
         .filter(|model| {
-            allowed
-                .as_ref()
-                .is_none_or(|allowed| allowed.contains(&model.spec.id))
+            key.as_ref()
+                .is_none_or(|key| key.allowed_models.contains(&model.spec.id))
         })
         .map(|model| Shown::from(&**model))
         .collect();

@@ -4,6 +4,7 @@ mod change;
 mod scope;
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use sqlx::Row;
@@ -61,7 +62,7 @@ pub struct Replaced {
 #[derive(Clone, Debug)]
 pub struct Found {
     /// The key.
-    pub key: Key,
+    pub key: Arc<Key>,
     /// Keyed hash of the whole text.
     pub hash: Vec<u8>,
     /// When this text stops working, where a rotation replaced it.
@@ -120,7 +121,7 @@ impl Store {
         .bind(public_id)
         .fetch_one(&self.read)
         .await?;
-        let key = key(&row)?;
+        let key = Arc::new(key(&row)?);
         let (hash, until) = match &key.replaced {
             Some(replaced) if replaced.public_id == public_id => {
                 (row.try_get("replaced_hash")?, Some(replaced.until))
