@@ -86,11 +86,10 @@ impl Caller {
         }
     }
 
-    /// That the caller may do what a scope is for; the operator may everything
-    /// that somebody may.
+    /// Checks that the caller may do what the scope is for. The operator may.
     ///
     /// # Errors
-    /// 403 when its key has not the scope.
+    /// 403 when it is a customer's key without the scope.
     pub fn must_have(&self, scope: Scope) -> Result<(), ApiError> {
         match self {
             Self::Customer(key) if !key.scopes.contains(&scope) => {
