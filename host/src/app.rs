@@ -1,6 +1,7 @@
 //! Wiring: opens what the server needs, serves, and closes it in order.
 
 use std::future::IntoFuture;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -75,7 +76,11 @@ impl App {
                 key.expose_secret()
             );
         }
-        let listen = server.listen;
+        let Server {
+            listen,
+            trusted_proxies,
+            ..
+        } = server;
         let listener = TcpListener::bind(listen)
             .await
             .with_context(|| format!("cannot listen on {listen}"))?;
@@ -91,6 +96,8 @@ impl App {
             origin,
             current: live.clone(),
             loader: loader.clone(),
+            store: store.clone(),
+            clock: Clock,
         };
         let Config {
             requests, stripe, ..
@@ -100,6 +107,7 @@ impl App {
             generator: Generator::new(live, loader, store.clone(), settler, Clock),
             reload: reloader.start(config),
             requests: Arc::new(requests),
+            trusted_proxies: trusted_proxies.into(),
             store,
             keys,
             clock: Clock,
@@ -131,8 +139,12 @@ impl App {
         let hangup = tokio::spawn(reload_on_hangup(state.reload.clone())?);
         let reporting = billing::start(&stripe, state.store.clone(), state.clock, stop.clone())?;
 
+        let keys = state.keys.clone();
+        tokio::spawn(keys.clone().write_uses_until(stop.clone()));
+
         let (store, generator) = (state.store.clone(), state.generator.clone());
-        let server = axum::serve(listener.tap_io(no_delay), http::router(state))
+        let service = http::router(state).into_make_service_with_connect_info::<SocketAddr>();
+        let server = axum::serve(listener.tap_io(no_delay), service)
             .with_graceful_shutdown(stop.clone().cancelled_owned())
             .into_future();
         let drained = async {
@@ -148,6 +160,7 @@ impl App {
         }
         // what is cut off is settled all the same
         generator.drained().await;
+        keys.write_uses().await;
         hangup.abort();
         drop(generator);
         if let Some(reporting) = reporting {

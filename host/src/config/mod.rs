@@ -8,6 +8,7 @@ mod reference;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use ipnet::IpNet;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
@@ -41,6 +42,9 @@ pub struct Server {
     pub data_dir: PathBuf,
     /// Seconds that requests in flight get after the first signal to stop.
     pub drain_seconds: u64,
+    /// Networks of the proxies that are believed when they say, by
+    /// `X-Forwarded-For`, where a request comes from.
+    pub trusted_proxies: Vec<IpNet>,
 }
 
 impl Default for Server {
@@ -49,6 +53,7 @@ impl Default for Server {
             listen: SocketAddr::from(([127, 0, 0, 1], 8000)),
             data_dir: PathBuf::from("data"),
             drain_seconds: 30,
+            trusted_proxies: Vec::new(),
         }
     }
 }

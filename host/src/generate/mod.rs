@@ -55,7 +55,7 @@ pub struct Ask {
     /// Unique; the usage row's.
     pub request_id: String,
     /// The key it came with.
-    pub key: Key,
+    pub key: Arc<Key>,
     /// The model it is for.
     pub model: ModelRef,
     /// What to continue or answer, not empty.

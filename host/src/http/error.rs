@@ -112,6 +112,15 @@ impl ApiError {
         )
     }
 
+    /// 403: the key is not for this.
+    pub fn missing_scope(scope: &str) -> Self {
+        Self::new(
+            StatusCode::FORBIDDEN,
+            "missing_scope",
+            format!("the key does not have the scope {scope}"),
+        )
+    }
+
     /// 404: there is no such thing, or it is somebody else's.
     pub fn not_found(what: &str) -> Self {
         Self::new(
@@ -315,14 +324,15 @@ impl From<store::Error> for ApiError {
 
 impl From<keys::Error> for ApiError {
     fn from(error: keys::Error) -> Self {
+        let refused = |status, code| Self::new(status, code, error.to_string());
         match error {
-            keys::Error::Invalid => Self::new(
-                StatusCode::UNAUTHORIZED,
-                "invalid_api_key",
-                error.to_string(),
-            ),
-            keys::Error::Disabled => {
-                Self::new(StatusCode::FORBIDDEN, "key_disabled", error.to_string())
+            keys::Error::Invalid => refused(StatusCode::UNAUTHORIZED, "invalid_api_key"),
+            keys::Error::Expired | keys::Error::Replaced => {
+                refused(StatusCode::UNAUTHORIZED, "key_expired")
+            }
+            keys::Error::Disabled => refused(StatusCode::FORBIDDEN, "key_disabled"),
+            keys::Error::NetworkNotAllowed(_) => {
+                refused(StatusCode::FORBIDDEN, "network_not_allowed")
             }
             keys::Error::WeakAdminKey | keys::Error::Randomness(_) => {
                 tracing::error!(%error, "a key could not be made");

@@ -2,6 +2,7 @@
 
 mod api;
 mod auth;
+mod client;
 mod dashboard;
 mod envelope;
 mod error;
@@ -15,6 +16,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::routing::{get, post};
+use ipnet::IpNet;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::clock::Clock;
@@ -39,6 +41,8 @@ pub struct AppState {
     pub reload: reload::Handle,
     /// What every request must keep to.
     pub requests: Arc<Requests>,
+    /// Networks of proxies that are believed.
+    pub trusted_proxies: Arc<[IpNet]>,
     /// The time.
     pub clock: Clock,
 }
@@ -71,11 +75,13 @@ pub fn router(state: AppState) -> Router {
                 .delete(api::keys::delete),
         )
         .route("/api/keys/{key_id}/toggle", post(api::keys::toggle))
+        .route("/api/keys/{key_id}/rotate", post(api::keys::rotate))
         // what was used
         .route("/usage", get(api::usage::totals))
         .route("/usage/requests", get(api::usage::requests))
         // running it
         .route("/admin/reload", post(api::reload::create))
+        .route("/admin/audit", get(api::audit::list))
         .route("/health", get(api::health::alive))
         .route("/ready", get(api::health::ready))
         .merge(dashboard::router(&state))

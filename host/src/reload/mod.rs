@@ -8,11 +8,15 @@ mod watch;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
+use crate::clock::Clock;
 use crate::config::{self, Config, Environment};
 use crate::models::{Current, Live, Loader, Model, State};
+use crate::store::Store;
+use crate::store::audit::{Act, Actor, Object};
 
 use watch::Watcher;
 
@@ -31,26 +35,46 @@ pub struct Report {
     pub needs_restart: Vec<&'static str>,
 }
 
+impl Report {
+    /// The report for whoever asked, and for the audit log.
+    pub fn to_json(&self) -> Value {
+        let failed = self.failed.iter();
+        let failed: Vec<_> = failed
+            .map(|(model, reason)| json!({ "model": model, "reason": reason }))
+            .collect();
+        json!({
+            "added": self.added,
+            "changed": self.changed,
+            "removed": self.removed,
+            "failed": failed,
+            "needs_restart": self.needs_restart,
+        })
+    }
+}
+
 type Outcome = Result<Report, Arc<config::Error>>;
+
+/// Who asks for a reload, and whom to tell what came of it.
+type Asker = (Actor, Option<oneshot::Sender<Outcome>>);
 
 /// Asks for reloads and knows how the last one went; clones are cheap.
 #[derive(Clone, Debug)]
 pub struct Handle {
-    triggers: mpsc::Sender<Option<oneshot::Sender<Outcome>>>,
+    triggers: mpsc::Sender<Asker>,
     error: Arc<Mutex<Option<String>>>,
 }
 
 impl Handle {
     /// Reloads and waits for the report; `None` when the server is stopping.
-    pub async fn reload(&self) -> Option<Outcome> {
+    pub async fn reload(&self, by: Actor) -> Option<Outcome> {
         let (reply, outcome) = oneshot::channel();
-        self.triggers.send(Some(reply)).await.ok()?;
+        self.triggers.send((by, Some(reply))).await.ok()?;
         outcome.await.ok()
     }
 
     /// Asks for a reload without waiting. One that is asked for already serves.
     pub fn trigger(&self) {
-        self.triggers.try_send(None).ok();
+        self.triggers.try_send((Actor::Server, None)).ok();
     }
 
     /// Why the configuration file as it is now is not what runs.
@@ -80,6 +104,10 @@ pub struct Reloader {
     pub current: Current,
     /// Opens backends.
     pub loader: Loader,
+    /// Where reloads are put on record.
+    pub store: Store,
+    /// The time of that.
+    pub clock: Clock,
 }
 
 impl Reloader {
@@ -91,7 +119,7 @@ impl Reloader {
         let changed = triggers.downgrade();
         let watcher = Watcher::new(move || {
             if let Some(triggers) = changed.upgrade() {
-                triggers.try_send(None).ok();
+                triggers.try_send((Actor::Server, None)).ok();
             }
         });
         let mut watcher = watcher
@@ -121,15 +149,15 @@ impl Reloader {
     async fn run(
         self,
         running: Config,
-        mut queue: mpsc::Receiver<Option<oneshot::Sender<Outcome>>>,
+        mut queue: mpsc::Receiver<Asker>,
         last_error: Arc<Mutex<Option<String>>>,
         mut watcher: Option<Watcher>,
     ) {
         while let Some(first) = queue.recv().await {
-            let mut askers: Vec<_> = first.into_iter().collect();
+            let mut askers = vec![first];
             // whoever asked while the last reload ran is served by this one
             while let Ok(more) = queue.try_recv() {
-                askers.extend(more);
+                askers.push(more);
             }
             // reads files, whole components among them
             let read = tokio::task::block_in_place(|| {
@@ -155,8 +183,11 @@ impl Reloader {
             }
             *last_error.lock().unwrap_or_else(PoisonError::into_inner) =
                 outcome.as_ref().err().map(ToString::to_string);
-            for asker in askers {
-                asker.send(outcome.clone()).ok();
+            for (actor, asker) in askers {
+                self.put_on_record(&actor, &outcome).await;
+                if let Some(asker) = asker {
+                    asker.send(outcome.clone()).ok();
+                }
             }
         }
     }
@@ -169,6 +200,26 @@ impl Reloader {
         let own = [path.as_path(), environment.file()].into_iter();
         if let Some(watcher) = watcher {
             watcher.follow(own.chain(components));
+        }
+    }
+
+    async fn put_on_record(&self, by: &Actor, outcome: &Outcome) {
+        let (action, after) = match outcome {
+            Ok(report) => ("configuration.reloaded", report.to_json()),
+            Err(error) => {
+                let error = error.to_string();
+                ("configuration.refused", json!({ "error": error }))
+            }
+        };
+        let act = Act {
+            action,
+            object: Object::Configuration,
+            before: None,
+            after: Some(after),
+        };
+        // what is done is done: the report is not held back for it
+        if let Err(error) = self.store.record(by, act, self.clock.now()).await {
+            tracing::error!(%error, "the reload is not on record");
         }
     }
 

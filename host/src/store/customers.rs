@@ -1,10 +1,12 @@
 //! Customers: who owns keys and pays.
 
+use serde_json::{Value, json};
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 use time::OffsetDateTime;
 
-use super::{Error, Outbox, Store, from_millis, millis, outbox};
+use super::audit::{self, Act, Actor, Object};
+use super::{Error, Outbox, Store, from_millis, keys, millis, outbox};
 
 /// A customer.
 #[derive(Clone, Debug)]
@@ -42,6 +44,11 @@ fn customer(row: &SqliteRow) -> Result<Customer, Error> {
     })
 }
 
+/// What the audit log keeps of a customer.
+fn on_record(customer: &Customer) -> Value {
+    json!({ "name": customer.name, "email": customer.email, "company": customer.company })
+}
+
 impl Store {
     /// Creates a customer.
     ///
@@ -50,6 +57,7 @@ impl Store {
     pub async fn create_customer(
         &self,
         new: NewCustomer,
+        by: &Actor,
         now: OffsetDateTime,
     ) -> Result<Customer, Error> {
         let mut transaction = self.write.begin().await?;
@@ -70,20 +78,28 @@ impl Store {
         if let Outbox::On(_) = self.outbox {
             outbox::announce_customer(&mut transaction, id, now).await?;
         }
-        transaction.commit().await?;
-        self.outbox.wake();
         let NewCustomer {
             name,
             email,
             company,
         } = new;
-        Ok(Customer {
+        let customer = Customer {
             id,
             name,
             email,
             company,
             created_at: now,
-        })
+        };
+        let act = Act {
+            action: "customer.created",
+            object: Object::Customer(id),
+            before: None,
+            after: Some(on_record(&customer)),
+        };
+        audit::record(&mut transaction, by, act, now).await?;
+        transaction.commit().await?;
+        self.outbox.wake();
+        Ok(customer)
     }
 
     /// The customer with this number.
@@ -125,26 +141,30 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::NotFound`] when there is none.
-    pub async fn delete_customer(&self, id: i64, now: OffsetDateTime) -> Result<(), Error> {
+    pub async fn delete_customer(
+        &self,
+        id: i64,
+        by: &Actor,
+        now: OffsetDateTime,
+    ) -> Result<(), Error> {
         let mut transaction = self.write.begin().await?;
-        let deleted = sqlx::query(
-            "UPDATE customers SET deleted_at = $1 WHERE id = $2 AND deleted_at IS NULL",
+        let row = sqlx::query(
+            "UPDATE customers SET deleted_at = $1 WHERE id = $2 AND deleted_at IS NULL RETURNING *",
         )
         .bind(millis(now))
         .bind(id)
-        .execute(&mut *transaction)
+        .fetch_one(&mut *transaction)
         .await?;
-        if deleted.rows_affected() == 0 {
-            return Err(Error::NotFound);
-        }
-        sqlx::query(
-            "UPDATE api_keys SET deleted_at = $1 WHERE customer_id = $2 AND deleted_at IS NULL",
-        )
-        .bind(millis(now))
-        .bind(id)
-        .execute(&mut *transaction)
-        .await?;
+        let act = Act {
+            action: "customer.deleted",
+            object: Object::Customer(id),
+            before: Some(on_record(&customer(&row)?)),
+            after: None,
+        };
+        audit::record(&mut transaction, by, act, now).await?;
+        keys::delete_all(&mut transaction, id, by, now).await?;
         transaction.commit().await?;
+        self.keys_changed();
         Ok(())
     }
 }

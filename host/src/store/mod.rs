@@ -5,6 +5,7 @@
 
 pub mod admin;
 pub mod answers;
+pub mod audit;
 pub mod customers;
 pub mod keys;
 mod migrations;
@@ -13,6 +14,8 @@ mod settle;
 pub mod usage;
 
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use sqlx::sqlite::{
@@ -55,6 +58,7 @@ pub struct Store {
     write: SqlitePool,
     read: SqlitePool,
     outbox: Outbox,
+    key_changes: Arc<AtomicU64>,
 }
 
 impl Store {
@@ -84,6 +88,7 @@ impl Store {
             write,
             read,
             outbox,
+            key_changes: Arc::default(),
         })
     }
 

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::{Page, rfc3339};
 use crate::http::AppState;
-use crate::http::auth::{Admin, Caller};
+use crate::http::auth::{Admin, CustomerReader};
 use crate::http::error::ApiError;
 use crate::http::json::{Id, Json, Query, line, name};
 use crate::store;
@@ -52,7 +52,7 @@ impl From<Customer> for Shown {
 
 /// `POST /customers`: creates a customer.
 pub async fn create(
-    _: Admin,
+    Admin(actor): Admin,
     State(AppState { store, clock, .. }): State<AppState>,
     Json(body): Json<Create>,
 ) -> Result<(StatusCode, Body<Shown>), ApiError> {
@@ -61,7 +61,7 @@ pub async fn create(
         email: email(&body.email)?,
         company: line("company", &body.company)?,
     };
-    let customer = store.create_customer(new, clock.now()).await?;
+    let customer = store.create_customer(new, &actor, clock.now()).await?;
     Ok((StatusCode::CREATED, Body(customer.into())))
 }
 
@@ -78,7 +78,7 @@ pub async fn list(
 
 /// `GET /customers/{customer_id}`
 pub async fn read(
-    caller: Caller,
+    CustomerReader(caller): CustomerReader,
     State(AppState { store, .. }): State<AppState>,
     Id(id): Id,
 ) -> Result<Body<Shown>, ApiError> {
@@ -89,12 +89,12 @@ pub async fn read(
 
 /// `DELETE /customers/{customer_id}`: with its keys; its usage stays on record.
 pub async fn delete(
-    _: Admin,
+    Admin(actor): Admin,
     State(AppState { store, clock, .. }): State<AppState>,
     Id(id): Id,
 ) -> Result<StatusCode, ApiError> {
     store
-        .delete_customer(id, clock.now())
+        .delete_customer(id, &actor, clock.now())
         .await
         .map_err(missing)?;
     Ok(StatusCode::NO_CONTENT)

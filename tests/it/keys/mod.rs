@@ -1,5 +1,8 @@
 //! Keys: issued, shown once, recognised, turned off and deleted.
 
+mod life;
+mod rights;
+
 use serde_json::{Value, json};
 
 use crate::harness::{ADMIN_KEY, GPT2, Host};
