@@ -95,6 +95,7 @@ mod tests {
             name: "A".into(),
             email: "a@example.com".into(),
             company: String::new(),
+            credit_limit: None,
         };
         let customer_id = store.create_customer(customer, now).await.expect("one").id;
         let key = NewKey {

@@ -8,7 +8,7 @@ use sqlx::sqlite::SqlitePool;
 
 use super::Error;
 
-const MIGRATIONS: [(i64, &str, &str); 2] = [
+const MIGRATIONS: [(i64, &str, &str); 3] = [
     (
         1,
         "start",
@@ -18,6 +18,11 @@ const MIGRATIONS: [(i64, &str, &str); 2] = [
         2,
         "answers",
         include_str!("../../../migrations/sqlite/0002_answers.sql"),
+    ),
+    (
+        3,
+        "ledger",
+        include_str!("../../../migrations/sqlite/0003_ledger.sql"),
     ),
 ];
 

@@ -1,12 +1,15 @@
 //! The database: the only place with SQL. One connection writes, several read.
 //!
-//! Usage is settled by [`settle`], a task that commits many rows at once; all
-//! other writes are rare and take the writing connection one after another.
+//! Usage is settled, and room for requests reserved, by [`settle`], a task that
+//! commits many rows at once; all other writes are rare and take the writing
+//! connection one after another.
 
 pub mod admin;
 pub mod answers;
+mod claim;
 pub mod customers;
 pub mod keys;
+pub mod ledger;
 mod migrations;
 pub mod outbox;
 mod settle;
@@ -20,6 +23,9 @@ use sqlx::sqlite::{
 };
 use time::OffsetDateTime;
 
+use ledger::Limited;
+
+pub use claim::Claim;
 pub use outbox::Outbox;
 pub use settle::{Settlement, Settler};
 
@@ -32,6 +38,9 @@ pub enum Error {
     /// Another customer has this address.
     #[error("a customer with this email exists")]
     EmailTaken,
+    /// The reference is that of another amount or customer.
+    #[error("this reference was used for another amount or customer")]
+    ReferenceTaken,
     /// The task that settles has ended.
     #[error("the server is stopping")]
     Stopping,
@@ -55,6 +64,7 @@ pub struct Store {
     write: SqlitePool,
     read: SqlitePool,
     outbox: Outbox,
+    limited: Limited,
 }
 
 impl Store {
@@ -76,6 +86,7 @@ impl Store {
             .connect_with(options.clone())
             .await?;
         migrations::run(&write).await?;
+        let limited = Limited::load(&write).await?;
         let read = SqlitePoolOptions::new()
             .max_connections(4)
             .connect_with(options.read_only(true).create_if_missing(false))
@@ -84,6 +95,7 @@ impl Store {
             write,
             read,
             outbox,
+            limited,
         })
     }
 

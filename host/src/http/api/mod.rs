@@ -1,5 +1,7 @@
 //! The service's own endpoints.
 
+pub mod budgets;
+pub mod credit;
 pub mod customers;
 pub mod generate;
 pub mod health;
