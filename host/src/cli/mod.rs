@@ -1,6 +1,7 @@
 //! The command line. Each subcommand is a file.
 
 mod admin;
+mod db;
 mod serve;
 
 use std::net::SocketAddr;
@@ -36,12 +37,23 @@ enum Command {
         #[command(subcommand)]
         command: AdminCommand,
     },
+    /// Look after the database
+    Db {
+        #[command(subcommand)]
+        command: DbCommand,
+    },
 }
 
 #[derive(Debug, Subcommand)]
 enum AdminCommand {
     /// Make a new admin key and print it; the old one is no longer valid
     ResetKey(Options),
+}
+
+#[derive(Debug, Subcommand)]
+enum DbCommand {
+    /// Make every sum of money again and say where it is not as kept
+    Audit(Options),
 }
 
 #[derive(Clone, Debug, Args)]
@@ -114,6 +126,9 @@ pub fn main() -> ExitCode {
         Some(Command::Admin {
             command: AdminCommand::ResetKey(options),
         }) => admin::reset_key(&options, &environment),
+        Some(Command::Db {
+            command: DbCommand::Audit(options),
+        }) => db::audit(&options, &environment),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
