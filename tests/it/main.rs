@@ -4,10 +4,13 @@ mod harness;
 
 mod bad_input;
 mod billing;
+mod budgets;
 mod component;
+mod credit;
 mod customers;
 mod dashboard;
 mod generate;
+mod holds;
 mod idempotency;
 mod keys;
 mod limits;

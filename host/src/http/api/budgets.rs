@@ -11,7 +11,8 @@ use crate::http::auth::{Admin, Caller};
 use crate::http::error::ApiError;
 use crate::http::json::{Id, Json};
 use crate::money::NanoDollars;
-use crate::store::ledger::budgets::{Budget, Owner, Period, Spending};
+use crate::store::ledger::Period;
+use crate::store::ledger::budgets::{Budget, Owner, Spending};
 
 /// From this part of a budget, in percent, its end is near, unless it says so itself.
 const NEAR_PERCENT: u8 = 80;

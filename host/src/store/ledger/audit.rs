@@ -5,7 +5,7 @@ use std::fmt;
 use sqlx::{Row, SqliteConnection};
 use time::OffsetDateTime;
 
-use super::budgets::Period;
+use super::Period;
 use crate::money::NanoDollars;
 use crate::store::{Error, Store, from_millis, millis};
 

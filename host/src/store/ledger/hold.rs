@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 use sqlx::{Row, SqliteConnection};
 use time::OffsetDateTime;
 
-use super::budgets::{self, Owner, Period};
+use super::Period;
+use super::budgets::{self, Owner};
 use crate::money::NanoDollars;
 use crate::store::{Error, Store, from_millis, millis};
 

@@ -16,6 +16,7 @@ pub mod budgets;
 mod credit;
 mod hold;
 mod limited;
+mod period;
 #[cfg(test)]
 mod tests;
 
@@ -29,6 +30,7 @@ pub use credit::Transfer;
 pub use hold::{Cap, Reservation, Reserved};
 pub(super) use hold::{reserve, void};
 pub(super) use limited::Limited;
+pub use period::Period;
 
 /// The account of what customers used.
 const REVENUE: i64 = 2;
