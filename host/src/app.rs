@@ -12,6 +12,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use crate::billing;
 use crate::clock::Clock;
@@ -22,7 +23,7 @@ use crate::keys::{Keys, Secret};
 use crate::models::component::{Pulled, Runtime};
 use crate::models::{Current, Loader};
 use crate::reload::{self, Origin, Reloader};
-use crate::store::{Outbox, Settler, Store};
+use crate::store::{Claim, Outbox, Settler, Store};
 
 /// A server that is ready to serve.
 pub struct App {
@@ -31,6 +32,7 @@ pub struct App {
     listener: TcpListener,
     state: AppState,
     settling: JoinHandle<()>,
+    claim: Claim,
 }
 
 /// Opens the database and the keys of a configuration.
@@ -64,7 +66,16 @@ impl App {
         origin: Origin,
         admin_key: Option<&SecretString>,
     ) -> anyhow::Result<Self> {
+        let claim = Claim::take(&server.data_dir)?;
         let (store, keys) = open(&config, &server).await?;
+        let process = Uuid::now_v7().to_string();
+        let voided = store.void_holds_of_others(&process).await?;
+        if voided > 0 {
+            tracing::warn!(
+                voided,
+                "the server before this one ended with requests at work"
+            );
+        }
         if let Some(key) = keys
             .ensure_admin(admin_key)
             .await
@@ -102,7 +113,7 @@ impl App {
         let Config {
             requests, stripe, ..
         } = config.clone();
-        let (settler, settling) = Settler::start(store.clone());
+        let (settler, settling) = Settler::start(store.clone(), process);
         let state = AppState {
             generator: Generator::new(live, loader, store.clone(), settler, Clock),
             reload: reloader.start(config),
@@ -118,6 +129,7 @@ impl App {
             listener,
             state,
             settling,
+            claim,
         })
     }
 
@@ -133,6 +145,7 @@ impl App {
             listener,
             state,
             settling,
+            claim,
         } = self;
         let address = listener.local_addr()?;
         tracing::info!(%address, "serving http://{address}");
@@ -171,6 +184,7 @@ impl App {
             .await
             .ok();
         store.close().await;
+        drop(claim);
         tracing::info!("stopped");
         Ok(())
     }

@@ -44,7 +44,7 @@ const LONGEST: usize = 500;
 const LONGEST_TEST: usize = 400;
 
 /// Merged migrations with their SHA-256: a database that ran one keeps its checksum.
-const MIGRATIONS: [(&str, &str); 3] = [
+const MIGRATIONS: [(&str, &str); 4] = [
     (
         "0001_start.sql",
         "a5ede68138489a41e32353d497e412102214eb810ba927c934ff2c5475499bb8",
@@ -52,6 +52,10 @@ const MIGRATIONS: [(&str, &str); 3] = [
     (
         "0002_answers.sql",
         "f6cc4e13bacf6c46a716bbc358b8939f7bdf90ae6094d8ef1301a9a5257ac91e",
+    ),
+    (
+        "0003_ledger.sql",
+        "6c471a2ba21bb0ace6dac9003aae008740783d08536a0a624e303baf47081e25",
     ),
     (
         "0004_keys.sql",

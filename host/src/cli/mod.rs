@@ -1,6 +1,7 @@
 //! The command line. Each subcommand is a file.
 
 mod admin;
+mod db;
 mod plugin;
 mod serve;
 
@@ -37,6 +38,11 @@ enum Command {
         #[command(subcommand)]
         command: AdminCommand,
     },
+    /// Look after the database
+    Db {
+        #[command(subcommand)]
+        command: DbCommand,
+    },
     /// Make, build, check and try plugins
     Plugin {
         #[command(subcommand)]
@@ -48,6 +54,12 @@ enum Command {
 enum AdminCommand {
     /// Make a new admin key and print it; the old one is no longer valid
     ResetKey(Options),
+}
+
+#[derive(Debug, Subcommand)]
+enum DbCommand {
+    /// Make every sum of money again and say where it is not as kept
+    Audit(Options),
 }
 
 #[derive(Clone, Debug, Args)]
@@ -122,6 +134,9 @@ pub fn main() -> ExitCode {
         Some(Command::Admin {
             command: AdminCommand::ResetKey(options),
         }) => admin::reset_key(&options, &environment).map(|()| ExitCode::SUCCESS),
+        Some(Command::Db {
+            command: DbCommand::Audit(options),
+        }) => db::audit(&options, &environment).map(|()| ExitCode::SUCCESS),
         Some(Command::Plugin { command }) => plugin::run(&command),
     };
     match outcome {

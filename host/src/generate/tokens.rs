@@ -1,6 +1,9 @@
 //! How many tokens a request is, and how many its answer may be.
 
-use plugin_sdk::{Error as PluginError, ErrorKind, Message, Part, Prompt, Request, Tool};
+use plugin_sdk::{
+    CountSource, Error as PluginError, ErrorKind, Message, Part, Prompt, Request, TokenEstimate,
+    Tool,
+};
 
 use super::{Ask, Error};
 use crate::models::{Backend, Model};
@@ -59,16 +62,18 @@ pub(super) fn most_in_prompt(ask: &Ask) -> u32 {
     u32::try_from(most).unwrap_or(u32::MAX)
 }
 
-/// Tokens of the prompt: counted by the plugin or, if it does not, guessed.
+/// Tokens of the prompt: by the plugin or, if it does not estimate, guessed.
 pub(super) async fn of_prompt(
     backend: &Backend,
     ask: &Ask,
     request: &Request,
-) -> Result<u32, PluginError> {
+) -> Result<TokenEstimate, PluginError> {
     match backend.estimate(request).await {
-        Ok(estimate) => Ok(estimate.prompt_tokens),
-        Err(error) if error.kind == ErrorKind::Unsupported => Ok(guess(bytes(ask))),
-        Err(error) => Err(error),
+        Err(error) if error.kind == ErrorKind::Unsupported => Ok(TokenEstimate {
+            prompt_tokens: guess(bytes(ask)),
+            source: CountSource::Estimated,
+        }),
+        estimate => estimate,
     }
 }
 

@@ -271,6 +271,8 @@ impl IntoResponse for ApiError {
 fn kind(status: StatusCode) -> &'static str {
     match status {
         StatusCode::UNAUTHORIZED => "authentication_error",
+        // OpenAI's word for it, though not its status: its clients repeat a 429
+        StatusCode::PAYMENT_REQUIRED => "insufficient_quota",
         StatusCode::FORBIDDEN => "permission_error",
         StatusCode::NOT_FOUND => "not_found_error",
         StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
@@ -307,6 +309,10 @@ impl From<store::Error> for ApiError {
             }
             store::Error::EmailTaken => {
                 Self::new(StatusCode::CONFLICT, "email_taken", error.to_string()).at("email")
+            }
+            store::Error::ReferenceTaken => {
+                Self::new(StatusCode::CONFLICT, "reference_taken", error.to_string())
+                    .at("reference")
             }
             store::Error::Stopping => Self::stopping(),
             store::Error::Database(detail) => {
@@ -356,6 +362,7 @@ impl From<generate::Error> for ApiError {
             generate::Error::PromptTooLong { .. } | generate::Error::NoRoom { .. } => {
                 StatusCode::BAD_REQUEST
             }
+            generate::Error::Capped { .. } => StatusCode::PAYMENT_REQUIRED,
             generate::Error::Plugin(error) => of_plugin(error.kind),
             generate::Error::AtWork => StatusCode::CONFLICT,
             generate::Error::KeyReused => StatusCode::UNPROCESSABLE_ENTITY,
@@ -386,7 +393,7 @@ impl From<generate::Error> for ApiError {
                 };
                 this
             }
-            generate::Error::KeyReused => this,
+            generate::Error::Capped { .. } | generate::Error::KeyReused => this,
             generate::Error::AtWork | generate::Error::NotRecorded | generate::Error::Stopping => {
                 this.retry_after(Duration::from_secs(1))
             }

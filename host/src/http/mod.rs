@@ -65,7 +65,9 @@ pub fn router(state: AppState) -> Router {
         )
         .route(
             "/customers/{customer_id}",
-            get(api::customers::read).delete(api::customers::delete),
+            get(api::customers::read)
+                .patch(api::customers::change)
+                .delete(api::customers::delete),
         )
         .route("/api/keys", post(api::keys::create).get(api::keys::list))
         .route(
@@ -76,6 +78,20 @@ pub fn router(state: AppState) -> Router {
         )
         .route("/api/keys/{key_id}/toggle", post(api::keys::toggle))
         .route("/api/keys/{key_id}/rotate", post(api::keys::rotate))
+        // what they may spend
+        .route("/customers/{customer_id}/credit", post(api::credit::create))
+        .route(
+            "/customers/{customer_id}/transfers",
+            get(api::credit::transfers),
+        )
+        .route(
+            "/customers/{customer_id}/budgets",
+            get(api::budgets::of_customer).put(api::budgets::replace_of_customer),
+        )
+        .route(
+            "/api/keys/{key_id}/budgets",
+            get(api::budgets::of_key).put(api::budgets::replace_of_key),
+        )
         // what was used
         .route("/usage", get(api::usage::totals))
         .route("/usage/requests", get(api::usage::requests))

@@ -342,6 +342,7 @@ mod tests {
             name: "A".to_owned(),
             email: "a@example.com".to_owned(),
             company: String::new(),
+            credit_limit: None,
         };
         let by = Actor::Server;
         let customer = store.create_customer(customer, &by, Clock.now()).await;

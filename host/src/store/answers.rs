@@ -96,6 +96,7 @@ mod tests {
             name: "A".into(),
             email: "a@example.com".into(),
             company: String::new(),
+            credit_limit: None,
         };
         let customer_id = store
             .create_customer(customer, &Actor::Server, now)

@@ -1,6 +1,8 @@
 //! The service's own endpoints.
 
 pub mod audit;
+pub mod budgets;
+pub mod credit;
 pub mod customers;
 pub mod generate;
 pub mod health;

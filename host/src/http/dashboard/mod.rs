@@ -10,6 +10,7 @@ mod form;
 mod keys;
 mod layout;
 mod login;
+mod money;
 mod origin;
 mod overview;
 mod rotate;
