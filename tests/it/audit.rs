@@ -89,7 +89,7 @@ async fn every_act_is_on_record() {
     assert_eq!(customer["before"], Value::Null);
     assert_eq!(
         customer["after"],
-        json!({ "name": "A", "email": "a@b.c", "company": "Inc" })
+        json!({ "name": "A", "email": "a@b.c", "company": "Inc", "credit_limit": null })
     );
     assert_eq!(created["after"]["name"], "K");
     assert_eq!(changed["before"], created["after"]);
