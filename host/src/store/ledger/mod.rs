@@ -6,7 +6,7 @@
 //! at its end the hold is turned into the transfer of what it did cost, in the
 //! transaction of its usage row. What is stored beside transfers, usage and
 //! holds (`posted`, `held`, `spending`) is a sum of them, kept so that no sum
-//! must be made for a request; [`Store::audit`] makes them again.
+//! must be made for a request; [`Store::audit`](super::Store::audit) makes them again.
 //!
 //! Whatever is held or settled is written by the one task of
 //! [`Settler`](super::Settler).
