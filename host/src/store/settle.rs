@@ -229,10 +229,10 @@ impl Writer {
             answers::insert(connection, answer).await?;
         }
         let is_limited = self.store.is_limited(row.customer_id);
-        let near = ledger::settle(connection, row, *is_held, is_limited).await?;
-        written.near.extend(near);
-        if row.cost.0 > 0 && matches!(self.store.outbox, Outbox::On(_)) {
-            written.can_report |= outbox::announce_usage(connection, row).await?;
+        let settled = ledger::settle(connection, row, *is_held, is_limited).await?;
+        written.near.extend(settled.near);
+        if settled.owed.0 > 0 && matches!(self.store.outbox, Outbox::On(_)) {
+            written.can_report |= outbox::announce_usage(connection, row, settled.owed).await?;
         }
         Ok(true)
     }

@@ -6,7 +6,7 @@
 //! at its end the hold is turned into the transfer of what it did cost, in the
 //! transaction of its usage row. What is stored beside transfers, usage and
 //! holds (`posted`, `held`, `spending`) is a sum of them, kept so that no sum
-//! must be made for a request; [`Store::audit`] makes them again.
+//! must be made for a request; [`Store::audit`](super::Store::audit) makes them again.
 //!
 //! Whatever is held or settled is written by the one task of
 //! [`Settler`](super::Settler).
@@ -37,14 +37,24 @@ const REVENUE: i64 = 2;
 /// The account of what customers paid.
 const PAYMENTS: i64 = 1;
 
+/// What booking a request has come to.
+#[derive(Debug, Default)]
+pub(super) struct Settled {
+    /// The part of its cost that the customer has not paid before, and is to be
+    /// asked for.
+    pub owed: NanoDollars,
+    /// Budgets that it brings near their end.
+    pub near: Vec<budgets::Near>,
+}
+
 /// Books a request that has just got its usage row: posts its cost and frees
-/// what was held for it. Returns the budgets that it brings near their end.
+/// what was held for it.
 pub(super) async fn settle(
     connection: &mut SqliteConnection,
     usage: &Usage,
     is_held: bool,
     is_limited: bool,
-) -> Result<Vec<budgets::Near>, Error> {
+) -> Result<Settled, Error> {
     let cost = usage.cost;
     let freed = match is_held {
         true => hold::close(connection, &usage.request_id).await?,
@@ -52,18 +62,23 @@ pub(super) async fn settle(
     };
     let freed = freed.map_or(NanoDollars(0), |hold| hold.amount);
     if cost.0 == 0 && freed.0 == 0 {
-        return Ok(Vec::new());
+        return Ok(Settled::default());
     }
-    let account: i64 = sqlx::query(
+    let row = sqlx::query(
         "UPDATE accounts SET posted = posted - $1, held = held - $2 \
-         WHERE customer_id = $3 RETURNING id",
+         WHERE customer_id = $3 RETURNING id, posted",
     )
     .bind(cost.0)
     .bind(freed.0)
     .bind(usage.customer_id)
     .fetch_one(&mut *connection)
-    .await?
-    .try_get("id")?;
+    .await?;
+    let (account, posted): (i64, i64) = (row.try_get("id")?, row.try_get("posted")?);
+    let paid = (posted + cost.0).clamp(0, cost.0);
+    let mut settled = Settled {
+        owed: NanoDollars(cost.0 - paid),
+        near: Vec::new(),
+    };
     if cost.0 > 0 {
         sqlx::query(
             "INSERT INTO transfers (debit, credit, amount, reason, reference, created_at) \
@@ -77,11 +92,11 @@ pub(super) async fn settle(
         .execute(&mut *connection)
         .await?;
     }
-    if !is_limited {
-        return Ok(Vec::new());
+    if is_limited {
+        let owner = budgets::Owner::of_request(usage.customer_id, usage.api_key_id);
+        settled.near = budgets::spend(connection, owner, usage.created_at, cost, freed).await?;
     }
-    let owner = budgets::Owner::of_request(usage.customer_id, usage.api_key_id);
-    budgets::spend(connection, owner, usage.created_at, cost, freed).await
+    Ok(settled)
 }
 
 /// Adds what many requests cost to the house's account, which all of them have

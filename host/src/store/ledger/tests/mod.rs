@@ -2,6 +2,8 @@
 
 mod any_order;
 
+use std::sync::Arc;
+
 use sqlx::Row;
 use tempfile::TempDir;
 use time::macros::datetime;
@@ -162,7 +164,9 @@ impl Ledger {
 
 async fn open(folder: &TempDir) -> Store {
     let file = folder.path().join("db");
-    Store::open(&file, Outbox::Off).await.expect("a database")
+    Store::open(&file, Outbox::On(Arc::default()))
+        .await
+        .expect("a database")
 }
 
 fn settlement(open: &Open, cost: i64) -> Settlement {
@@ -374,6 +378,27 @@ async fn commits_are_flushed_again_after_one_that_need_not_be() {
         .await;
     let level: i64 = row.expect("a level").get(0);
     assert_eq!(level, 2, "FULL");
+}
+
+#[tokio::test]
+async fn only_what_was_not_paid_before_is_asked_for() {
+    let ledger = Ledger::new(None).await;
+    let ten = NanoDollars(10);
+    let booked = ledger.store.add_credit(1, ten, "paid", NOW).await;
+    booked.expect("booked");
+    for (id, cost, owed) in [("a", 4, 0), ("b", 9, 3), ("c", 5, 8)] {
+        let open = Open {
+            id: id.into(),
+            owner: owner(0),
+            held: None,
+            at: NOW,
+        };
+        ledger.settle(&open, cost).await;
+        let row =
+            sqlx::query("SELECT coalesce(sum(amount), 0) AS owed FROM outbox WHERE kind = 'usage'");
+        let row = row.fetch_one(&ledger.store.read).await.expect("a sum");
+        assert_eq!(row.get::<i64, _>("owed"), owed, "{id}");
+    }
 }
 
 /// Does to the database what no code of ours would.
