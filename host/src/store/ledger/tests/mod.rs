@@ -384,7 +384,10 @@ async fn commits_are_flushed_again_after_one_that_need_not_be() {
 async fn only_what_was_not_paid_before_is_asked_for() {
     let ledger = Ledger::new(None).await;
     let ten = NanoDollars(10);
-    let booked = ledger.store.add_credit(1, ten, "paid", NOW).await;
+    let booked = ledger
+        .store
+        .add_credit(1, ten, "paid", &Actor::Server, NOW)
+        .await;
     booked.expect("booked");
     for (id, cost, owed) in [("a", 4, 0), ("b", 9, 3), ("c", 5, 8)] {
         let open = Open {
