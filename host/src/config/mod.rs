@@ -84,7 +84,7 @@ impl Default for Requests {
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
 #[serde(deny_unknown_fields, default)]
 pub struct Components {
-    /// Instances alive at once, one a request. Each takes 4 GiB of address space
+    /// Instances alive at once, one a request. Each takes 8 GiB of address space
     /// from the start, and of memory only what its plugin uses.
     pub instances: u32,
     /// Stack of an instance, in KiB: how deep a plugin's calls may go.

@@ -2,23 +2,16 @@
 
 use plugin_sdk::{
     CountSource, Error as PluginError, ErrorKind, Message, Part, Prompt, Request, TokenEstimate,
-    Tool,
+    Tool, guess_tokens,
 };
 
 use super::{Ask, Error};
 use crate::models::{Backend, Model};
 
-/// Bytes of text to a token, where nobody counts: what English comes to.
-const BYTES_PER_TOKEN: usize = 4;
 /// Tokens that a provider's template may add to a prompt.
 const TEMPLATE_TOKENS: usize = 1024;
 /// Tokens that an image or a like part of a message may come to.
 const PART_TOKENS: usize = 16 * 1024;
-
-/// A guess for `bytes` of text.
-pub(super) fn guess(bytes: usize) -> u32 {
-    u32::try_from(bytes.div_ceil(BYTES_PER_TOKEN)).unwrap_or(u32::MAX)
-}
 
 /// Bytes that the caller wrote for the model to read.
 pub(super) fn bytes(ask: &Ask) -> usize {
@@ -70,7 +63,7 @@ pub(super) async fn of_prompt(
 ) -> Result<TokenEstimate, PluginError> {
     match backend.estimate(request).await {
         Err(error) if error.kind == ErrorKind::Unsupported => Ok(TokenEstimate {
-            prompt_tokens: guess(bytes(ask)),
+            prompt_tokens: guess_tokens(bytes(ask)),
             source: CountSource::Estimated,
         }),
         estimate => estimate,

@@ -8,7 +8,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use plugin_sdk::{
     CountSource, Error as PluginError, ErrorKind, Event, Extension, FinishReason,
-    Usage as PluginUsage,
+    Usage as PluginUsage, guess_tokens,
 };
 use time::OffsetDateTime;
 use tokio::sync::mpsc;
@@ -81,7 +81,7 @@ impl Produced {
     /// Puts a guess where the plugin has not counted.
     fn counted(mut self) -> Self {
         if !self.is_counted {
-            let guess = tokens::guess(self.bytes);
+            let guess = guess_tokens(self.bytes);
             self.usage.completion_tokens = guess.min(self.bounds.new_tokens);
             self.usage.source = CountSource::Estimated;
         }

@@ -48,7 +48,7 @@ pub enum RuntimeError {
     Folder(#[source] std::io::Error),
     /// The pool of instances does not fit.
     #[error(
-        "cannot reserve the address space of {instances} component instances, 4 GiB each: \
+        "cannot reserve the address space of {instances} component instances, 8 GiB each: \
          lower components.instances, or raise the limit that `ulimit -v` shows: {reason:#}"
     )]
     AddressSpace {
