@@ -144,13 +144,23 @@ impl Generator {
             () = gone => Err(failure(ErrorKind::Cancelled, "the client left")),
             end = work => match end {
                 Ok(Ok(end)) => end,
-                // what it was sent and did not read is not the model's fault
-                Ok(Err(_)) if is_streamed && produced.is_held_up(timeout) => {
-                    Err(failure(ErrorKind::Cancelled, "the client did not read in time"))
-                }
                 Ok(Err(_)) => Err(failure(ErrorKind::Timeout, "the model took too long")),
                 Err(_) => Err(failure(ErrorKind::Internal, "the request failed")),
             },
+        };
+        let end = match end {
+            // what it was sent and did not read is not the model's fault
+            Err(Error::Plugin(error))
+                if error.kind == ErrorKind::Timeout
+                    && is_streamed
+                    && produced.is_held_up(timeout) =>
+            {
+                Err(failure(
+                    ErrorKind::Cancelled,
+                    "the client did not read in time",
+                ))
+            }
+            end => end,
         };
         if let Err(error @ Error::Capped { .. }) = end {
             self.metrics
@@ -171,7 +181,9 @@ impl Generator {
         let backend = model.backend(&self.loader).await.map_err(Error::Plugin)?;
         produced.digest = backend.digest().map(str::to_owned);
         let mut request = request(admitted);
-        let estimate = tokens::of_prompt(&backend, ask, &request)
+        let left = Duration::from_millis(request.deadline_ms.into());
+        let mut session = backend.session(left).await.map_err(Error::Plugin)?;
+        let estimate = tokens::of_prompt(&mut session, ask, &request)
             .await
             .map_err(Error::Plugin)?;
         produced.usage.prompt_tokens = estimate.prompt_tokens;
@@ -181,7 +193,7 @@ impl Generator {
             .await?;
         request.params.max_tokens = Some(produced.bounds.new_tokens);
 
-        let mut completion = backend.generate(request).await.map_err(Error::Plugin)?;
+        let mut completion = session.generate(request).await.map_err(Error::Plugin)?;
         loop {
             for event in next(&mut completion).await? {
                 match event {
