@@ -55,6 +55,8 @@ struct Produced {
     room: Room,
     /// All of it, where a repeat may ask for it.
     content: Option<Content>,
+    /// What came to its end, with the instance of a component.
+    ended: Option<Completion>,
 }
 
 impl Produced {
@@ -207,6 +209,7 @@ impl Generator {
                     Event::Usage(usage) => produced.count(usage),
                     Event::Finish(finish) => {
                         produced.count(finish.usage);
+                        produced.ended = Some(completion);
                         return Ok(finish.reason);
                     }
                     Event::Other(_) => {}
@@ -293,7 +296,9 @@ impl Generator {
             answer: kept,
             is_held: held.is_some(),
         };
-        let settled = self.settler.settle(settlement).await;
+        let settling = self.settler.settle(settlement);
+        // an instance is taken apart while the disk works
+        let (settled, ()) = tokio::join!(settling, async { drop(produced.ended) });
         settled.map_err(|error| match error {
             store::Error::Stopping => Error::Stopping,
             _ => Error::NotRecorded,

@@ -13,7 +13,7 @@ use plugin_sdk::{Error, ErrorKind};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use wasmtime::component::Component;
 use wasmtime::{
-    Cache, CacheConfig, Config, Engine, InstanceAllocationStrategy, OptLevel,
+    Cache, CacheConfig, Config, Enabled, Engine, InstanceAllocationStrategy, OptLevel,
     PoolingAllocationConfig,
 };
 
@@ -179,9 +179,11 @@ fn engine(cache: Cache, shared: &Components) -> Result<Engine, RuntimeError> {
         .total_gc_heaps(0)
         .max_memory_size(Limits::MEMORY_CEILING_MIB << 20)
         .table_elements(Limits::TABLE_CEILING)
-        // so much of a used place is cleared by hand rather than by the kernel
-        .linear_memory_keep_resident(256 << 10)
+        // so much of a used place is cleared by hand rather than by the kernel, if the
+        // kernel tells which pages were written
+        .linear_memory_keep_resident(512 << 10)
         .table_keep_resident(64 << 10)
+        .pagemap_scan(Enabled::Auto)
         .max_unused_warm_slots(100);
     let stack = shared.stack_kib << 10;
     let mut config = Config::new();
