@@ -296,9 +296,9 @@ impl Generator {
             answer: kept,
             is_held: held.is_some(),
         };
-        let settling = self.settler.settle(settlement);
-        // an instance is taken apart while the disk works
-        let (settled, ()) = tokio::join!(settling, async { drop(produced.ended) });
+        let settled = self.settler.settle(settlement).await;
+        // taking an instance apart is nothing that the client should wait for
+        tokio::spawn(async move { drop(produced.ended) });
         settled.map_err(|error| match error {
             store::Error::Stopping => Error::Stopping,
             _ => Error::NotRecorded,
