@@ -1,12 +1,12 @@
 //! A checkpoint: the three files of a model, wherever they come from.
 
 use std::borrow::Cow;
+use std::num::NonZeroUsize;
 use std::path::Path;
 
-use candle_core::DType;
-
 use crate::config::Config;
-use crate::model::{Cache, Model, Weights};
+use crate::kernels::{Dtype, Team};
+use crate::model::{Model, Predict, Run, Weights, Workspace};
 use crate::tokenizer::Tokenizer;
 
 /// The model's shape.
@@ -81,11 +81,11 @@ impl Checkpoint {
 
     /// Checks the files against each other, makes the model of them and takes
     /// one step with it.
-    pub(crate) fn load(&self, dtype: DType) -> Result<Loaded, Refusal> {
+    pub(crate) fn load(&self, dtype: Dtype) -> Result<Loaded, Refusal> {
         let config = Config::from_json(&self.config)?;
         let tokenizer = Tokenizer::from_json(&self.tokenizer, config.vocab())?;
-        let weights = Weights::parse(&self.weights, dtype)?;
-        let model = Model::load(&config, &weights)?;
+        let weights = Weights::parse(&self.weights)?;
+        let model = Model::load(&config, &weights, dtype)?;
 
         let mut end_tokens = config.end_tokens().to_vec();
         end_tokens.extend(tokenizer.end_of_text());
@@ -100,15 +100,26 @@ impl Checkpoint {
     }
 }
 
-/// Takes one step: weights that hold a NaN, or overflow, pass every check of
-/// shape and answer nothing.
+/// Takes one step: weights that overflow pass every check of shape and answer
+/// nothing.
 fn prove(model: &Model) -> Result<(), Refusal> {
-    let mut cache = Cache::new(model.config(), 1);
-    let logits = model
-        .next_logits(&[0], &mut cache)
-        .and_then(|logits| logits.to_vec1::<f32>())
-        .map_err(|error| Refusal::file(WEIGHTS, error))?;
-    if logits.iter().all(|logit| logit.is_finite()) {
+    let team = Team::new(NonZeroUsize::MIN).map_err(|error| Refusal::file(WEIGHTS, error))?;
+    let mut workspace = Workspace::new(team);
+    let mut run = [Run {
+        tokens: &[0],
+        cache: &mut model.cache(),
+        predict: Predict::Last,
+    }];
+    model.step(&mut workspace, &mut run);
+    let mut is_finite = [false];
+    workspace.for_predictions(
+        &mut is_finite,
+        model.config().vocab(),
+        |is_finite, logits| {
+            *is_finite = logits.iter().all(|logit| logit.is_finite());
+        },
+    );
+    if is_finite == [true] {
         Ok(())
     } else {
         Err(Refusal::file(WEIGHTS, "the predictions are not finite"))

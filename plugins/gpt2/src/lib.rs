@@ -2,13 +2,16 @@
 //!
 //! - `source`: where a checkpoint comes from: this binary, a folder, the hub
 //! - `checkpoint`, `config`, `tokenizer`: its three files
-//! - `model`: the forward pass
-//! - `generation`: one answer; `sampling`, `detokenize` and `stop` are its parts
+//! - `engine`: all answers in the making, a token a step; `sampling` chooses it
+//! - `model`: the forward pass; `kernels`: the arithmetic
+//! - `generation`: one answer; `detokenize` and `stop` are its parts
 
 mod checkpoint;
 mod config;
 mod detokenize;
+mod engine;
 mod generation;
+mod kernels;
 mod model;
 mod sampling;
 mod source;
@@ -17,26 +20,34 @@ mod stop;
 mod tests;
 mod tokenizer;
 
+use std::num::NonZeroUsize;
 use std::sync::Arc;
+use std::thread;
 
-use candle_core::DType;
 use plugin_sdk::{
     Backend, CountSource, Error, ErrorKind, Extension, ModelInfo, PluginInfo, Prompt, Request,
     Settings, TokenEstimate,
 };
 
 use checkpoint::Loaded;
+use engine::Engine;
+use kernels::Dtype;
 use source::Source;
 
 pub use generation::Generation;
+
+/// More threads than any machine has use for.
+const MOST_THREADS: usize = 256;
 
 /// A loaded GPT-2.
 #[derive(Debug)]
 pub struct Gpt2 {
     loaded: Arc<Loaded>,
+    engine: Engine,
     /// Where it was loaded from, by the name shown to people.
     source: String,
-    dtype: DType,
+    /// What its weights are held in.
+    dtype: &'static str,
 }
 
 impl Backend for Gpt2 {
@@ -46,20 +57,28 @@ impl Backend for Gpt2 {
     ///
     /// Settings: `model_path`, one source or a JSON list of them (`embedded`, a
     /// folder, or a hub id with an optional `@revision`; the default is
-    /// `embedded`); `dtype`, what weights and activations are held in (`f32`,
-    /// `f16` or `bf16`); `cache_dir`, the hub's cache where it is not the usual.
+    /// `embedded`); `dtype`, what weights are held in (`f32`, `f16`, `bf16` or
+    /// `q8`); `threads`, how many work on a step (the default is the processors
+    /// this process may use); `cache_dir`, the hub's cache where it is not the
+    /// usual.
     fn open(settings: &Settings) -> Result<Self, Error> {
-        let dtype = dtype(settings.get("dtype").unwrap_or("f32"))?;
+        let (dtype, dtype_name) = dtype(settings.get("dtype").unwrap_or("f32"))?;
+        let threads = threads(settings.get("threads"))?;
         let sources = Source::list(settings.get("model_path").unwrap_or("embedded"))?;
         let cache_dir = settings.get("cache_dir");
         let mut refusals = Vec::new();
         for source in sources {
             match source.load(cache_dir, dtype) {
                 Ok((loaded, source)) => {
+                    let loaded = Arc::new(loaded);
+                    let engine = Engine::start(Arc::clone(&loaded), threads).map_err(|error| {
+                        Error::new(ErrorKind::Internal, "threads cannot be started").detail(error)
+                    })?;
                     return Ok(Self {
-                        loaded: Arc::new(loaded),
+                        loaded,
+                        engine,
                         source,
-                        dtype,
+                        dtype: dtype_name,
                     });
                 }
                 Err(refusal) => {
@@ -81,7 +100,7 @@ impl Backend for Gpt2 {
                 id: "gpt2".to_owned(),
                 description: format!(
                     "GPT-2 of {millions:.1} million parameters, in {}",
-                    self.dtype.as_str()
+                    self.dtype
                 ),
                 context_window: Some(self.context_window()),
                 max_output_tokens: None,
@@ -118,7 +137,12 @@ impl Backend for Gpt2 {
             );
             return Err(Error::new(ErrorKind::ContextLength, message).param("prompt"));
         }
-        Generation::new(Arc::clone(&self.loaded), prompt, request.params)
+        Generation::new(
+            Arc::clone(&self.loaded),
+            &self.engine,
+            prompt,
+            request.params,
+        )
     }
 }
 
@@ -140,14 +164,29 @@ impl Gpt2 {
     }
 }
 
-fn dtype(name: &str) -> Result<DType, Error> {
-    match name {
-        "f32" => Ok(DType::F32),
-        "f16" => Ok(DType::F16),
-        "bf16" => Ok(DType::BF16),
-        other => Err(Error::new(
+/// The dtype of this name, and the name.
+fn dtype(name: &str) -> Result<(Dtype, &'static str), Error> {
+    let found = Dtype::ALL.into_iter().find(|(_, known)| *known == name);
+    found.ok_or_else(|| {
+        Error::new(
             ErrorKind::InvalidRequest,
-            format!("dtype {other:?} is unknown: expected f32, f16 or bf16"),
-        )),
+            format!("dtype {name:?} is unknown: expected f32, f16, bf16 or q8"),
+        )
+    })
+}
+
+fn threads(setting: Option<&str>) -> Result<NonZeroUsize, Error> {
+    match setting {
+        None => Ok(thread::available_parallelism().unwrap_or(NonZeroUsize::MIN)),
+        Some(text) => text
+            .parse()
+            .ok()
+            .filter(|threads: &NonZeroUsize| threads.get() <= MOST_THREADS)
+            .ok_or_else(|| {
+                Error::new(
+                    ErrorKind::InvalidRequest,
+                    format!("threads is {text:?}: expected a number from 1 to {MOST_THREADS}"),
+                )
+            }),
     }
 }

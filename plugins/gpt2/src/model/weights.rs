@@ -1,7 +1,7 @@
 //! Named tensors of `model.safetensors`.
 
 use candle_core::safetensors::SliceSafetensors;
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device};
 
 use crate::checkpoint::{Refusal, WEIGHTS};
 
@@ -10,25 +10,24 @@ use crate::checkpoint::{Refusal, WEIGHTS};
 const PREFIX: &str = "transformer.";
 
 /// A parsed safetensors file.
-pub struct Weights<'a> {
+pub(crate) struct Weights<'a> {
     file: SliceSafetensors<'a>,
-    dtype: DType,
 }
 
 impl<'a> Weights<'a> {
-    /// Parses the header and checks that it fits the bytes; tensors are to be
-    /// had as `dtype`.
-    pub(crate) fn parse(bytes: &'a [u8], dtype: DType) -> Result<Self, Refusal> {
+    /// Parses the header and checks that it fits the bytes.
+    pub(crate) fn parse(bytes: &'a [u8]) -> Result<Self, Refusal> {
         let file = SliceSafetensors::new(bytes)
             .map_err(|error| Refusal::file(WEIGHTS, format!("damaged or cut off: {error}")))?;
-        Ok(Self { file, dtype })
+        Ok(Self { file })
     }
 
-    /// The tensor called `name`, with or without [`PREFIX`].
+    /// The numbers of the tensor called `name`, with or without [`PREFIX`], the
+    /// last dimension running fastest.
     ///
     /// Fails when there is none, or when it is not of this shape or not of
-    /// floating-point numbers.
-    pub(crate) fn get(&self, name: &str, shape: &[usize]) -> Result<Tensor, Refusal> {
+    /// finite floating-point numbers.
+    pub(crate) fn get(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, Refusal> {
         let prefixed = format!("{PREFIX}{name}");
         let (name, view) = match self.file.get(name) {
             Ok(view) => (name, view),
@@ -54,6 +53,17 @@ impl<'a> Weights<'a> {
                 format!("{name} is of {}, not of floats", tensor.dtype().as_str()),
             ));
         }
-        tensor.to_dtype(self.dtype).map_err(refuse)
+        let numbers = tensor
+            .to_dtype(DType::F32)
+            .and_then(|tensor| tensor.flatten_all()?.to_vec1::<f32>())
+            .map_err(refuse)?;
+        if numbers.iter().all(|number| number.is_finite()) {
+            Ok(numbers)
+        } else {
+            Err(Refusal::file(
+                WEIGHTS,
+                format!("{name} has numbers that are not finite"),
+            ))
+        }
     }
 }

@@ -1,0 +1,165 @@
+//! One thread that takes all sequences through the model together.
+//!
+//! A sequence joins at the next step and leaves after the step of its last
+//! token, or when nobody wants its tokens any more. Its tokens are those it
+//! would have alone.
+
+mod inbox;
+mod sequence;
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::thread;
+
+use plugin_sdk::{Error, ErrorKind};
+use tokio::sync::mpsc;
+
+use crate::checkpoint::Loaded;
+use crate::kernels::Team;
+use crate::model::Workspace;
+use crate::sampling::Sampler;
+use inbox::Inbox;
+use sequence::Sequence;
+
+/// Tokens that a sequence may be ahead of who reads them.
+const AHEAD: usize = 32;
+/// Tokens of prompts in a step in which somebody waits for their next token,
+/// and in one in which nobody does.
+const PROMPT_ROWS: (usize, usize) = (32, 128);
+
+/// The running engine. Dropping it lets the sequences under way end.
+#[derive(Debug)]
+pub(crate) struct Engine {
+    inbox: Arc<Inbox>,
+}
+
+/// The tokens of one sequence, as they come. Dropping it ends the sequence at
+/// the next step.
+#[derive(Debug)]
+pub(crate) struct Tokens {
+    tokens: mpsc::Receiver<Result<u32, Error>>,
+    inbox: Arc<Inbox>,
+}
+
+impl Engine {
+    /// Starts the engine of a model, on `threads` threads.
+    ///
+    /// # Errors
+    /// When the system gives no more threads.
+    pub(crate) fn start(loaded: Arc<Loaded>, threads: NonZeroUsize) -> std::io::Result<Self> {
+        let inbox = Arc::new(Inbox::default());
+        let engine = Self {
+            inbox: Arc::clone(&inbox),
+        };
+        let workspace = Workspace::new(Team::new(threads)?);
+        thread::Builder::new()
+            .name("gpt2 engine".to_owned())
+            .spawn(move || {
+                // whatever ends the thread, nobody is to wait for it
+                let inbox = inbox::Closing(inbox);
+                run(&loaded, workspace, &inbox.0);
+            })?;
+        Ok(engine)
+    }
+
+    /// Adds a sequence that goes on after `prompt` for at most `max_tokens`, at
+    /// least 1, and fits the context window with them.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Internal`] when the engine broke.
+    pub(crate) fn begin(
+        &self,
+        loaded: &Loaded,
+        prompt: Vec<u32>,
+        max_tokens: u32,
+        sampler: Sampler,
+    ) -> Result<Tokens, Error> {
+        let (sender, tokens) = mpsc::channel(AHEAD);
+        let cache = loaded.model.cache();
+        let sequence = Sequence::new(prompt, cache, max_tokens, sampler, sender);
+        self.inbox.put(sequence).map_err(|_| broken())?;
+        Ok(Tokens {
+            tokens,
+            inbox: Arc::clone(&self.inbox),
+        })
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.inbox.close();
+    }
+}
+
+impl Tokens {
+    /// Waits for the next token. The sequence's own end is to be known from the
+    /// tokens.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Internal`] when the model or the engine broke.
+    pub(crate) fn next(&mut self) -> Result<u32, Error> {
+        let token = self.tokens.blocking_recv().unwrap_or_else(|| Err(broken()));
+        // it was full, and the engine may have waited for that to change
+        if self.tokens.capacity() == 1 {
+            self.inbox.wake();
+        }
+        token
+    }
+}
+
+fn broken() -> Error {
+    Error::new(ErrorKind::Internal, "the model failed").detail("its engine has ended")
+}
+
+/// The engine's thread.
+fn run(loaded: &Loaded, mut workspace: Workspace, inbox: &Inbox) {
+    let mut sequences = Vec::new();
+    while inbox.take(&mut sequences) {
+        sequences.retain(|sequence| !sequence.is_unwanted());
+        step(loaded, &mut workspace, &mut sequences);
+        sequences.retain(|sequence| !sequence.is_over());
+    }
+}
+
+/// Takes every sequence that can go on a token further, and prompts by a piece.
+fn step(loaded: &Loaded, workspace: &mut Workspace, sequences: &mut [Sequence]) {
+    let is_awaited = sequences
+        .iter()
+        .any(|sequence| sequence.is_ready() && sequence.unseen() == 1);
+    let mut left = if is_awaited {
+        PROMPT_ROWS.0
+    } else {
+        PROMPT_ROWS.1
+    };
+    let mut batch = Vec::new();
+    for sequence in sequences.iter_mut().filter(|sequence| sequence.is_ready()) {
+        let tokens = match sequence.unseen() {
+            1 => 1,
+            prompt => prompt.min(left),
+        };
+        if tokens > 1 {
+            left -= tokens;
+        }
+        if tokens > 0 {
+            batch.push((sequence, tokens));
+        }
+    }
+    if batch.is_empty() {
+        return;
+    }
+    let mut runs: Vec<_> = batch
+        .iter_mut()
+        .map(|(sequence, tokens)| sequence.next_run(*tokens))
+        .collect();
+    loaded.model.step(workspace, &mut runs);
+    let batch = batch.into_iter().map(|(sequence, _)| sequence);
+    let mut predicted: Vec<_> = batch.filter(|sequence| sequence.unseen() == 0).collect();
+    // rows that pad the embedding stand for no token
+    workspace.for_predictions(
+        &mut predicted,
+        loaded.tokenizer.size(),
+        |sequence, logits| {
+            sequence.choose(logits, &loaded.end_tokens);
+        },
+    );
+}

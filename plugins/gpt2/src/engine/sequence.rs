@@ -1,0 +1,86 @@
+//! One sequence on its way through the engine.
+
+use plugin_sdk::{Error, ErrorKind};
+use tokio::sync::mpsc;
+
+use crate::model::{Cache, Predict, Run};
+use crate::sampling::Sampler;
+
+/// A prompt and what was made of it so far.
+#[derive(Debug)]
+pub(super) struct Sequence {
+    /// Tokens from the prompt's first on; the last one made is not seen yet.
+    tokens: Vec<u32>,
+    cache: Cache,
+    sampler: Sampler,
+    /// New tokens that may still come.
+    left: u32,
+    sender: mpsc::Sender<Result<u32, Error>>,
+}
+
+impl Sequence {
+    pub(super) fn new(
+        prompt: Vec<u32>,
+        cache: Cache,
+        max_tokens: u32,
+        sampler: Sampler,
+        sender: mpsc::Sender<Result<u32, Error>>,
+    ) -> Self {
+        Self {
+            tokens: prompt,
+            cache,
+            sampler,
+            left: max_tokens,
+            sender,
+        }
+    }
+
+    /// Tokens that the model has not seen.
+    pub(super) fn unseen(&self) -> usize {
+        self.tokens.len() - self.cache.len()
+    }
+
+    /// Whether a token that is made now finds a place.
+    pub(super) fn is_ready(&self) -> bool {
+        self.sender.capacity() > 0
+    }
+
+    /// Whether nobody wants its tokens any more.
+    pub(super) fn is_unwanted(&self) -> bool {
+        self.sender.is_closed()
+    }
+
+    /// Whether its last token was made.
+    pub(super) fn is_over(&self) -> bool {
+        self.left == 0
+    }
+
+    /// The next `count` tokens that are not seen.
+    pub(super) fn next_run(&mut self, count: usize) -> Run<'_> {
+        let seen = self.cache.len();
+        let predict = if seen + count == self.tokens.len() {
+            Predict::Last
+        } else {
+            Predict::None
+        };
+        Run {
+            tokens: &self.tokens[seen..seen + count],
+            cache: &mut self.cache,
+            predict,
+        }
+    }
+
+    /// Chooses the next token and sends it.
+    pub(super) fn choose(&mut self, logits: &[f32], end_tokens: &[u32]) {
+        let token = self.sampler.sample(logits);
+        self.left -= 1;
+        match &token {
+            Ok(token) if !end_tokens.contains(token) => self.tokens.push(*token),
+            _ => self.left = 0,
+        }
+        let token = token
+            .map_err(|error| Error::new(ErrorKind::Internal, "the model failed").detail(error));
+        // there was room for it; if the receiver is gone, the next step sees that
+        let _ = self.sender.try_send(token);
+    }
+}

@@ -1,0 +1,134 @@
+//! Products with AVX2 and FMA.
+
+use std::arch::x86_64::{
+    __m256, __m256i, _mm256_abs_epi8, _mm256_add_epi32, _mm256_add_ps, _mm256_cvtepi32_ps,
+    _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_maddubs_epi16,
+    _mm256_mul_ps, _mm256_set1_epi8, _mm256_set1_epi16, _mm256_set1_epi32, _mm256_set1_ps,
+    _mm256_setzero_ps, _mm256_setzero_si256, _mm256_sign_epi8, _mm256_storeu_ps, _mm256_xor_si256,
+};
+
+use super::element::{Element, Lanes};
+use super::product::{Product, in_blocks};
+use super::quantized::{GROUP, Group, Tile};
+
+/// Sixteen numbers: the lower eight and the upper.
+type Pair = [__m256; 2];
+
+/// See [`Product::add_to`].
+#[target_feature(enable = "avx2,fma")]
+pub(super) fn dense<E: Element>(product: Product<'_, [E; 16], f32>, out: &mut [Lanes]) {
+    in_blocks!(product, out, 1, dense_block);
+}
+
+/// See [`Product::add_to`].
+#[target_feature(enable = "avx2,fma")]
+pub(super) fn quantized(product: Product<'_, Tile, Group>, out: &mut [Lanes]) {
+    in_blocks!(product, out, 1, quantized_block);
+}
+
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+fn dense_block<E: Element, const T: usize, const R: usize>(
+    weights: [&[[E; 16]]; T],
+    inputs: [&[f32]; R],
+) -> [[Pair; R]; T] {
+    let depth = inputs[0].len();
+    let (weights, inputs) = (weights.map(|w| &w[..depth]), inputs.map(|x| &x[..depth]));
+    let mut sums = [[[_mm256_setzero_ps(); 2]; R]; T];
+    for k in 0..depth {
+        let weights = weights.map(|w| load(&w[k].map(E::widen)));
+        for r in 0..R {
+            let input = _mm256_set1_ps(inputs[r][k]);
+            for t in 0..T {
+                for half in 0..2 {
+                    sums[t][r][half] = _mm256_fmadd_ps(input, weights[t][half], sums[t][r][half]);
+                }
+            }
+        }
+    }
+    sums
+}
+
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+fn quantized_block<const T: usize, const R: usize>(
+    weights: [&[Tile]; T],
+    inputs: [&[Group]; R],
+) -> [[Pair; R]; T] {
+    let depth = inputs[0].len();
+    let (weights, inputs) = (weights.map(|w| &w[..depth]), inputs.map(|x| &x[..depth]));
+    let (ones, sign) = (_mm256_set1_epi16(1), _mm256_set1_epi8(-128));
+    let mut sums = [[[_mm256_setzero_ps(); 2]; R]; T];
+    for g in 0..depth {
+        let groups = inputs.map(|x| &x[g]);
+        let mut whole = [[[_mm256_setzero_si256(); 2]; R]; T];
+        for quad in 0..GROUP / 4 {
+            for t in 0..T {
+                // with the sign bit flipped they are signed, so no correction is due
+                let bytes = load_bytes(&weights[t][g].weights[quad]);
+                let weights = bytes.map(|bytes| _mm256_xor_si256(bytes, sign));
+                for r in 0..R {
+                    let input = _mm256_set1_epi32(groups[r].values[quad]);
+                    let size = _mm256_abs_epi8(input);
+                    for half in 0..2 {
+                        // neither is -128, so two products fit 16 bits
+                        let signed = _mm256_sign_epi8(weights[half], input);
+                        let pairs = _mm256_maddubs_epi16(size, signed);
+                        let quads = _mm256_madd_epi16(pairs, ones);
+                        whole[t][r][half] = _mm256_add_epi32(whole[t][r][half], quads);
+                    }
+                }
+            }
+        }
+        for t in 0..T {
+            let scales = load(&weights[t][g].scales);
+            for r in 0..R {
+                for half in 0..2 {
+                    let scale = _mm256_mul_ps(scales[half], _mm256_set1_ps(groups[r].scale));
+                    let sum = _mm256_mul_ps(_mm256_cvtepi32_ps(whole[t][r][half]), scale);
+                    sums[t][r][half] = _mm256_add_ps(sums[t][r][half], sum);
+                }
+            }
+        }
+    }
+    sums
+}
+
+#[target_feature(enable = "avx2")]
+#[inline]
+fn add(out: &mut Lanes, sums: Pair) {
+    let [low, high] = load(out);
+    let (low, high) = (_mm256_add_ps(low, sums[0]), _mm256_add_ps(high, sums[1]));
+    let (start, middle) = out.split_at_mut(8);
+    // SAFETY: there are 8 numbers at each
+    unsafe {
+        _mm256_storeu_ps(start.as_mut_ptr(), low);
+        _mm256_storeu_ps(middle.as_mut_ptr(), high);
+    }
+}
+
+#[target_feature(enable = "avx2")]
+#[inline]
+fn load(lanes: &Lanes) -> Pair {
+    let (low, high) = lanes.split_at(8);
+    // SAFETY: there are 8 numbers at each
+    unsafe {
+        [
+            _mm256_loadu_ps(low.as_ptr()),
+            _mm256_loadu_ps(high.as_ptr()),
+        ]
+    }
+}
+
+#[target_feature(enable = "avx2")]
+#[inline]
+fn load_bytes(bytes: &[u8; 64]) -> [__m256i; 2] {
+    let (low, high) = bytes.split_at(32);
+    // SAFETY: there are 32 bytes at each
+    unsafe {
+        [
+            _mm256_loadu_si256(low.as_ptr().cast()),
+            _mm256_loadu_si256(high.as_ptr().cast()),
+        ]
+    }
+}

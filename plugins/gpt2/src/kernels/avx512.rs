@@ -1,0 +1,99 @@
+//! Products with AVX-512 and its dot product of bytes (VNNI).
+
+use std::arch::x86_64::{
+    __m512, __m512i, _mm512_add_ps, _mm512_cvtepi32_ps, _mm512_dpbusd_epi32, _mm512_fmadd_ps,
+    _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mul_ps, _mm512_set1_epi32, _mm512_set1_ps,
+    _mm512_setzero_ps, _mm512_storeu_ps,
+};
+
+use super::element::{Element, Lanes};
+use super::product::{Product, in_blocks};
+use super::quantized::{GROUP, Group, Tile};
+
+/// See [`Product::add_to`].
+#[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+pub(super) fn dense<E: Element>(product: Product<'_, [E; 16], f32>, out: &mut [Lanes]) {
+    in_blocks!(product, out, 2, dense_block);
+}
+
+/// See [`Product::add_to`].
+#[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+pub(super) fn quantized(product: Product<'_, Tile, Group>, out: &mut [Lanes]) {
+    in_blocks!(product, out, 2, quantized_block);
+}
+
+#[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+#[inline]
+fn dense_block<E: Element, const T: usize, const R: usize>(
+    weights: [&[[E; 16]]; T],
+    inputs: [&[f32]; R],
+) -> [[__m512; R]; T] {
+    let depth = inputs[0].len();
+    let (weights, inputs) = (weights.map(|w| &w[..depth]), inputs.map(|x| &x[..depth]));
+    let mut sums = [[_mm512_setzero_ps(); R]; T];
+    for k in 0..depth {
+        let weights = weights.map(|w| load(&w[k].map(E::widen)));
+        for r in 0..R {
+            let input = _mm512_set1_ps(inputs[r][k]);
+            for t in 0..T {
+                sums[t][r] = _mm512_fmadd_ps(input, weights[t], sums[t][r]);
+            }
+        }
+    }
+    sums
+}
+
+#[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+#[inline]
+fn quantized_block<const T: usize, const R: usize>(
+    weights: [&[Tile]; T],
+    inputs: [&[Group]; R],
+) -> [[__m512; R]; T] {
+    let depth = inputs[0].len();
+    let (weights, inputs) = (weights.map(|w| &w[..depth]), inputs.map(|x| &x[..depth]));
+    let mut sums = [[_mm512_setzero_ps(); R]; T];
+    for g in 0..depth {
+        let groups = inputs.map(|x| &x[g]);
+        let mut whole = [groups.map(|group| _mm512_set1_epi32(group.correction)); T];
+        for quad in 0..GROUP / 4 {
+            let weights = weights.map(|w| load_bytes(&w[g].weights[quad]));
+            for r in 0..R {
+                let input = _mm512_set1_epi32(groups[r].values[quad]);
+                for t in 0..T {
+                    whole[t][r] = _mm512_dpbusd_epi32(whole[t][r], weights[t], input);
+                }
+            }
+        }
+        for t in 0..T {
+            let scales = load(&weights[t][g].scales);
+            for r in 0..R {
+                let scale = _mm512_mul_ps(scales, _mm512_set1_ps(groups[r].scale));
+                let sum = _mm512_mul_ps(_mm512_cvtepi32_ps(whole[t][r]), scale);
+                sums[t][r] = _mm512_add_ps(sums[t][r], sum);
+            }
+        }
+    }
+    sums
+}
+
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn add(out: &mut Lanes, sums: __m512) {
+    let sum = _mm512_add_ps(load(out), sums);
+    // SAFETY: there are 16 numbers at `out`
+    unsafe { _mm512_storeu_ps(out.as_mut_ptr(), sum) };
+}
+
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn load(lanes: &Lanes) -> __m512 {
+    // SAFETY: there are 16 numbers
+    unsafe { _mm512_loadu_ps(lanes.as_ptr()) }
+}
+
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn load_bytes(bytes: &[u8; 64]) -> __m512i {
+    // SAFETY: there are 64 bytes
+    unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) }
+}
