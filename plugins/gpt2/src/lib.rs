@@ -5,6 +5,7 @@
 //! - `engine`: all answers in the making, a token a step; `sampling` chooses it
 //! - `model`: the forward pass; `kernels`: the arithmetic
 //! - `generation`: one answer; `detokenize` and `stop` are its parts
+//! - `score`: how well a given text is predicted
 
 mod checkpoint;
 mod config;
@@ -14,6 +15,7 @@ mod generation;
 mod kernels;
 mod model;
 mod sampling;
+mod score;
 mod source;
 mod stop;
 #[cfg(test)]
@@ -35,6 +37,7 @@ use kernels::Dtype;
 use source::Source;
 
 pub use generation::Generation;
+pub use score::Score;
 
 /// More threads than any machine has use for.
 const MOST_THREADS: usize = 256;

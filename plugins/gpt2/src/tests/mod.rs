@@ -70,7 +70,7 @@ fn settings(pairs: &[(&str, &str)]) -> Settings {
         .collect()
 }
 
-fn open(source: &str) -> Result<Gpt2, Error> {
+pub(crate) fn open(source: &str) -> Result<Gpt2, Error> {
     Gpt2::open(&settings(&[("model_path", source)]))
 }
 
