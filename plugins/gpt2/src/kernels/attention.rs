@@ -92,15 +92,17 @@ for_each_level! {
         keys: &[f32],
         values: &[f32],
     ) {
-        let heads = keys.chunks_exact(layout.width).zip(values.chunks_exact(layout.width));
-        for ((key, value), numbers) in heads.zip(numbers.chunks_exact_mut(layout.of_head())) {
-            let (keys, values) = numbers.split_at_mut(PAGE * layout.width);
-            for (row, &number) in keys.as_chunks_mut::<PAGE>().0.iter_mut().zip(key) {
-                row[position] = E::narrow(number);
+        for head in 0..layout.heads {
+            let numbers = &mut numbers[head * layout.of_head()..][..layout.of_head()];
+            let (to_keys, to_values) = numbers.split_at_mut(PAGE * layout.width);
+            let key = &keys[head * layout.width..][..layout.width];
+            let value = &values[head * layout.width..][..layout.width];
+            for k in 0..layout.width {
+                to_keys[k * PAGE + position] = E::narrow(key[k]);
             }
-            let row = &mut values[position * layout.padded()..];
-            for (to, &number) in row.iter_mut().zip(value) {
-                *to = E::narrow(number);
+            let to_value = &mut to_values[position * layout.padded()..][..layout.width];
+            for k in 0..layout.width {
+                to_value[k] = E::narrow(value[k]);
             }
         }
     }
@@ -121,9 +123,10 @@ for_each_level! {
     /// `query`, which is scaled already. The sums run over the positions in
     /// their order, so it does not matter which of them came in one step.
     pub(crate) fn attend(query: &[f32], seen: Seen<'_>, scratch: &mut Vec<Lanes>, out: &mut [f32]) {
-        let pages = &seen.pages[..seen.positions.div_ceil(PAGE)];
+        let pages = seen.positions.div_ceil(PAGE);
         scratch.clear();
-        for page in pages {
+        for page in 0..pages {
+            let page = &seen.pages[page];
             let layout = page.layout;
             let start = layout.start(seen.layer, seen.head);
             scratch.push(match &page.numbers {
@@ -131,20 +134,20 @@ for_each_level! {
                 Numbers::F16(numbers) => scores(query, &numbers[start..][..PAGE * layout.width]),
             });
         }
-        let in_last = seen.positions - (pages.len() - 1) * PAGE;
+        let in_last = seen.positions - (pages - 1) * PAGE;
         if let Some(last) = scratch.last_mut() {
             last[in_last..].fill(f32::NEG_INFINITY);
         }
         let mut best = [f32::NEG_INFINITY; LANES];
         for scores in scratch.iter() {
-            for (best, score) in best.iter_mut().zip(scores) {
-                *best = best.max(*score);
+            for lane in 0..LANES {
+                best[lane] = best[lane].max(scores[lane]);
             }
         }
         let best = best.into_iter().fold(f32::NEG_INFINITY, f32::max);
         for scores in scratch.iter_mut() {
-            for score in scores {
-                *score = exp(*score - best);
+            for lane in 0..LANES {
+                scores[lane] = exp(scores[lane] - best);
             }
         }
         if let Some(last) = scratch.last_mut() {
@@ -152,27 +155,23 @@ for_each_level! {
         }
         let mut total = Lanes::default();
         for scores in scratch.iter() {
-            for (total, score) in total.iter_mut().zip(scores) {
-                *total += score;
+            for lane in 0..LANES {
+                total[lane] += scores[lane];
             }
         }
         let total = sum(total);
 
-        for (chunk, out) in out.chunks_mut(LANES).enumerate() {
-            let mut sums = Lanes::default();
-            for (index, (page, scores)) in pages.iter().zip(scratch.iter()).enumerate() {
-                let layout = page.layout;
-                let start = layout.start(seen.layer, seen.head) + PAGE * layout.width;
-                let scores = if index + 1 == pages.len() { &scores[..in_last] } else { scores };
-                let (at, row) = (start + chunk * LANES, layout.padded());
-                match &page.numbers {
-                    Numbers::F32(numbers) => add_values(&mut sums, scores, &numbers[at..], row),
-                    Numbers::F16(numbers) => add_values(&mut sums, scores, &numbers[at..], row),
-                }
-            }
-            for (out, sum) in out.iter_mut().zip(sums) {
-                *out = sum / total;
-            }
+        let columns = seen.pages[0].layout.padded() / LANES;
+        let mut column = 0;
+        while column < columns {
+            // as many sums as the processor has use for
+            let sums = match columns - column {
+                1 => weighted::<1>(seen, scratch, column, out, total),
+                2 => weighted::<2>(seen, scratch, column, out, total),
+                3 => weighted::<3>(seen, scratch, column, out, total),
+                _ => weighted::<4>(seen, scratch, column, out, total),
+            };
+            column += sums;
         }
     }
 }
@@ -183,32 +182,70 @@ fn scores<E: Element>(query: &[f32], keys: &[E]) -> Lanes {
     // four sums, so that an addition need not wait for the one before
     let mut sums = [Lanes::default(); 4];
     let (keys, _) = keys.as_chunks::<PAGE>();
-    let (keys, rest) = keys.as_chunks::<4>();
-    let (query, query_rest) = query.as_chunks::<4>();
-    for (query, keys) in query.iter().zip(keys) {
-        for ((sums, query), keys) in sums.iter_mut().zip(query).zip(keys) {
-            for (sum, key) in sums.iter_mut().zip(keys) {
-                *sum += query * key.widen();
+    let keys = &keys[..query.len()];
+    let whole = query.len() / 4 * 4;
+    let mut k = 0;
+    while k < whole {
+        for part in 0..4 {
+            for lane in 0..LANES {
+                sums[part][lane] += query[k + part] * keys[k + part][lane].widen();
             }
         }
+        k += 4;
     }
-    for ((sums, query), keys) in sums.iter_mut().zip(query_rest).zip(rest) {
-        for (sum, key) in sums.iter_mut().zip(keys) {
-            *sum += query * key.widen();
+    for part in 0..query.len() - whole {
+        for lane in 0..LANES {
+            sums[part][lane] += query[whole + part] * keys[whole + part][lane].widen();
         }
     }
-    let [a, b, c, d] = sums;
-    std::array::from_fn(|lane| (a[lane] + b[lane]) + (c[lane] + d[lane]))
+    let mut scores = Lanes::default();
+    for lane in 0..LANES {
+        scores[lane] = (sums[0][lane] + sums[1][lane]) + (sums[2][lane] + sums[3][lane]);
+    }
+    scores
 }
 
-/// Adds 16 columns of the values, each row times its score.
+/// Writes `N` times 16 columns of the values' weighted mean, from `16 · column`
+/// on, and returns `N`.
 #[inline(always)]
-fn add_values<E: Element>(sums: &mut Lanes, scores: &[f32], values: &[E], row: usize) {
-    for (score, values) in scores.iter().zip(values.chunks(row)) {
-        for (sum, value) in sums.iter_mut().zip(&values[..LANES]) {
-            *sum += score * value.widen();
+fn weighted<const N: usize>(
+    seen: Seen<'_>,
+    scores: &[Lanes],
+    column: usize,
+    out: &mut [f32],
+    total: f32,
+) -> usize {
+    let mut sums = [Lanes::default(); N];
+    for page in 0..scores.len() {
+        let layout = seen.pages[page].layout;
+        let start = layout.start(seen.layer, seen.head) + PAGE * layout.width;
+        let positions = PAGE.min(seen.positions - page * PAGE);
+        let (scores, columns) = (&scores[page], layout.padded() / LANES);
+        macro_rules! add {
+            ($numbers:expr) => {{
+                let (values, _) = $numbers[start..][..PAGE * layout.padded()].as_chunks::<LANES>();
+                for position in 0..positions {
+                    let values = &values[position * columns + column..][..N];
+                    for part in 0..N {
+                        for lane in 0..LANES {
+                            sums[part][lane] += scores[position] * values[part][lane].widen();
+                        }
+                    }
+                }
+            }};
+        }
+        match &seen.pages[page].numbers {
+            Numbers::F32(numbers) => add!(numbers),
+            Numbers::F16(numbers) => add!(numbers),
         }
     }
+    for part in 0..N {
+        let start = (column + part) * LANES;
+        for lane in 0..LANES.min(out.len() - start) {
+            out[start + lane] = sums[part][lane] / total;
+        }
+    }
+    N
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::arch::x86_64::{
     _mm256_setzero_ps, _mm256_setzero_si256, _mm256_sign_epi8, _mm256_storeu_ps, _mm256_xor_si256,
 };
 
-use super::element::{Element, Lanes};
+use super::element::{Element, Lanes, widen};
 use super::product::{Product, in_blocks};
 use super::quantized::{GROUP, Group, Tile};
 
@@ -36,12 +36,15 @@ fn dense_block<E: Element, const T: usize, const R: usize>(
     let (weights, inputs) = (weights.map(|w| &w[..depth]), inputs.map(|x| &x[..depth]));
     let mut sums = [[[_mm256_setzero_ps(); 2]; R]; T];
     for k in 0..depth {
-        let weights = weights.map(|w| load(&w[k].map(E::widen)));
+        let mut tiles = [[_mm256_setzero_ps(); 2]; T];
+        for t in 0..T {
+            tiles[t] = load(&widen(&weights[t][k]));
+        }
         for r in 0..R {
             let input = _mm256_set1_ps(inputs[r][k]);
             for t in 0..T {
                 for half in 0..2 {
-                    sums[t][r][half] = _mm256_fmadd_ps(input, weights[t][half], sums[t][r][half]);
+                    sums[t][r][half] = _mm256_fmadd_ps(input, tiles[t][half], sums[t][r][half]);
                 }
             }
         }
@@ -60,19 +63,18 @@ fn quantized_block<const T: usize, const R: usize>(
     let (ones, sign) = (_mm256_set1_epi16(1), _mm256_set1_epi8(-128));
     let mut sums = [[[_mm256_setzero_ps(); 2]; R]; T];
     for g in 0..depth {
-        let groups = inputs.map(|x| &x[g]);
         let mut whole = [[[_mm256_setzero_si256(); 2]; R]; T];
         for quad in 0..GROUP / 4 {
             for t in 0..T {
                 // with the sign bit flipped they are signed, so no correction is due
-                let bytes = load_bytes(&weights[t][g].weights[quad]);
-                let weights = bytes.map(|bytes| _mm256_xor_si256(bytes, sign));
+                let [low, high] = load_bytes(&weights[t][g].weights[quad]);
+                let tile = [_mm256_xor_si256(low, sign), _mm256_xor_si256(high, sign)];
                 for r in 0..R {
-                    let input = _mm256_set1_epi32(groups[r].values[quad]);
+                    let input = _mm256_set1_epi32(inputs[r][g].values[quad]);
                     let size = _mm256_abs_epi8(input);
                     for half in 0..2 {
                         // neither is -128, so two products fit 16 bits
-                        let signed = _mm256_sign_epi8(weights[half], input);
+                        let signed = _mm256_sign_epi8(tile[half], input);
                         let pairs = _mm256_maddubs_epi16(size, signed);
                         let quads = _mm256_madd_epi16(pairs, ones);
                         whole[t][r][half] = _mm256_add_epi32(whole[t][r][half], quads);
@@ -84,7 +86,7 @@ fn quantized_block<const T: usize, const R: usize>(
             let scales = load(&weights[t][g].scales);
             for r in 0..R {
                 for half in 0..2 {
-                    let scale = _mm256_mul_ps(scales[half], _mm256_set1_ps(groups[r].scale));
+                    let scale = _mm256_mul_ps(scales[half], _mm256_set1_ps(inputs[r][g].scale));
                     let sum = _mm256_mul_ps(_mm256_cvtepi32_ps(whole[t][r][half]), scale);
                     sums[t][r][half] = _mm256_add_ps(sums[t][r][half], sum);
                 }

@@ -3,10 +3,10 @@
 use std::arch::x86_64::{
     __m512, __m512i, _mm512_add_ps, _mm512_cvtepi32_ps, _mm512_dpbusd_epi32, _mm512_fmadd_ps,
     _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mul_ps, _mm512_set1_epi32, _mm512_set1_ps,
-    _mm512_setzero_ps, _mm512_storeu_ps,
+    _mm512_setzero_ps, _mm512_setzero_si512, _mm512_storeu_ps,
 };
 
-use super::element::{Element, Lanes};
+use super::element::{Element, Lanes, widen};
 use super::product::{Product, in_blocks};
 use super::quantized::{GROUP, Group, Tile};
 
@@ -32,11 +32,14 @@ fn dense_block<E: Element, const T: usize, const R: usize>(
     let (weights, inputs) = (weights.map(|w| &w[..depth]), inputs.map(|x| &x[..depth]));
     let mut sums = [[_mm512_setzero_ps(); R]; T];
     for k in 0..depth {
-        let weights = weights.map(|w| load(&w[k].map(E::widen)));
+        let mut tiles = [_mm512_setzero_ps(); T];
+        for t in 0..T {
+            tiles[t] = load(&widen(&weights[t][k]));
+        }
         for r in 0..R {
             let input = _mm512_set1_ps(inputs[r][k]);
             for t in 0..T {
-                sums[t][r] = _mm512_fmadd_ps(input, weights[t], sums[t][r]);
+                sums[t][r] = _mm512_fmadd_ps(input, tiles[t], sums[t][r]);
             }
         }
     }
@@ -53,21 +56,29 @@ fn quantized_block<const T: usize, const R: usize>(
     let (weights, inputs) = (weights.map(|w| &w[..depth]), inputs.map(|x| &x[..depth]));
     let mut sums = [[_mm512_setzero_ps(); R]; T];
     for g in 0..depth {
-        let groups = inputs.map(|x| &x[g]);
-        let mut whole = [groups.map(|group| _mm512_set1_epi32(group.correction)); T];
+        let mut whole = [[_mm512_setzero_si512(); R]; T];
+        for r in 0..R {
+            let correction = _mm512_set1_epi32(inputs[r][g].correction);
+            for t in 0..T {
+                whole[t][r] = correction;
+            }
+        }
         for quad in 0..GROUP / 4 {
-            let weights = weights.map(|w| load_bytes(&w[g].weights[quad]));
+            let mut tiles = [_mm512_setzero_si512(); T];
+            for t in 0..T {
+                tiles[t] = load_bytes(&weights[t][g].weights[quad]);
+            }
             for r in 0..R {
-                let input = _mm512_set1_epi32(groups[r].values[quad]);
+                let input = _mm512_set1_epi32(inputs[r][g].values[quad]);
                 for t in 0..T {
-                    whole[t][r] = _mm512_dpbusd_epi32(whole[t][r], weights[t], input);
+                    whole[t][r] = _mm512_dpbusd_epi32(whole[t][r], tiles[t], input);
                 }
             }
         }
         for t in 0..T {
             let scales = load(&weights[t][g].scales);
             for r in 0..R {
-                let scale = _mm512_mul_ps(scales, _mm512_set1_ps(groups[r].scale));
+                let scale = _mm512_mul_ps(scales, _mm512_set1_ps(inputs[r][g].scale));
                 let sum = _mm512_mul_ps(_mm512_cvtepi32_ps(whole[t][r]), scale);
                 sums[t][r] = _mm512_add_ps(sums[t][r], sum);
             }

@@ -17,6 +17,16 @@ pub(crate) trait Element: Copy + Default + Send + Sync + 'static {
     fn narrow(value: f32) -> Self;
 }
 
+/// The numbers themselves.
+#[inline(always)]
+pub(super) fn widen<E: Element>(numbers: &[E; LANES]) -> Lanes {
+    let mut lanes = Lanes::default();
+    for lane in 0..LANES {
+        lanes[lane] = numbers[lane].widen();
+    }
+    lanes
+}
+
 impl Element for f32 {
     #[inline(always)]
     fn widen(self) -> f32 {

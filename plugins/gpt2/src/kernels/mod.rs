@@ -15,6 +15,10 @@
     reason = "vector instructions that are there only on some processors, and threads that share \
               what the caller borrowed"
 )]
+#![expect(
+    clippy::needless_range_loop,
+    reason = "iterators do not always become part of a function that has more instructions"
+)]
 
 mod attention;
 #[cfg(target_arch = "x86_64")]

@@ -84,28 +84,37 @@ fn nearest(value: f32) -> i32 {
 for_each_level! {
     /// Quantizes a row; the last group is filled up with zeros.
     pub(crate) fn quantize(row: &[f32], groups: &mut [Group]) {
-        for (chunk, group) in row.chunks(GROUP).zip(groups) {
+        for g in 0..groups.len() {
+            let chunk = &row[g * GROUP..row.len().min((g + 1) * GROUP)];
             let mut values = [0.0; GROUP];
             values[..chunk.len()].copy_from_slice(chunk);
             let mut largest = Lanes::default();
-            for values in values.as_chunks::<LANES>().0 {
-                for (largest, value) in largest.iter_mut().zip(values) {
-                    *largest = largest.max(value.abs());
+            for k in 0..GROUP {
+                largest[k % LANES] = largest[k % LANES].max(values[k].abs());
+            }
+            let mut half = LANES / 2;
+            while half > 0 {
+                for lane in 0..half {
+                    largest[lane] = largest[lane].max(largest[lane + half]);
                 }
+                half /= 2;
             }
-            let largest = largest.into_iter().fold(0.0, f32::max);
+            let largest = largest[0];
             let step = if largest > 0.0 { LARGEST / largest } else { 0.0 };
-            let mut whole = [0; GROUP];
-            for (whole, value) in whole.iter_mut().zip(values) {
-                *whole = nearest(value * step);
+            let mut bytes = [0_u8; GROUP];
+            let mut sum = 0;
+            for k in 0..GROUP {
+                let whole = nearest(values[k] * step);
+                sum += whole;
+                bytes[k] = whole as u8;
             }
-            group.correction = whole.iter().sum::<i32>() * -i32::from(ZERO);
+            let group = &mut groups[g];
+            group.correction = sum * -i32::from(ZERO);
             group.scale = largest / LARGEST;
-            for (packed, quad) in group.values.iter_mut().zip(whole.as_chunks::<4>().0) {
-                *packed = quad[0] & 0xFF
-                    | (quad[1] & 0xFF) << 8
-                    | (quad[2] & 0xFF) << 16
-                    | quad[3] << 24;
+            for quad in 0..GROUP / 4 {
+                let at = quad * 4;
+                let quads = [bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]];
+                group.values[quad] = i32::from_le_bytes(quads);
             }
         }
     }

@@ -22,12 +22,12 @@ fn sum_of(row: &[f32], f: impl Fn(f32) -> f32) -> f32 {
     let mut sums = [0.0; LANES];
     let (chunks, rest) = row.as_chunks::<LANES>();
     for chunk in chunks {
-        for (sum, &value) in sums.iter_mut().zip(chunk) {
-            *sum += f(value);
+        for lane in 0..LANES {
+            sums[lane] += f(chunk[lane]);
         }
     }
-    for (sum, &value) in sums.iter_mut().zip(rest) {
-        *sum += f(value);
+    for lane in 0..rest.len() {
+        sums[lane] += f(rest[lane]);
     }
     sum(sums)
 }
@@ -43,10 +43,11 @@ pub(super) fn exp(x: f32) -> f32 {
     let whole = shifted - ROUND;
     let x = x - whole * 0.693_359_4;
     let x = x + whole * 2.121_944_4e-4;
-    let mut y = 1.987_569_1e-4;
-    for coefficient in [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 0.166_666_66, 0.5] {
-        y = y * x + coefficient;
-    }
+    let y = 1.987_569_1e-4 * x + 1.398_2e-3;
+    let y = y * x + 8.333_452e-3;
+    let y = y * x + 4.166_579_6e-2;
+    let y = y * x + 0.166_666_66;
+    let y = y * x + 0.5;
     let y = y * x * x + x + 1.0;
     let exponent = shifted
         .to_bits()
@@ -58,12 +59,13 @@ pub(super) fn exp(x: f32) -> f32 {
 for_each_level! {
     /// Layer norm of `row`, in place.
     pub(crate) fn normalize(row: &mut [f32], gain: &[f32], bias: &[f32], epsilon: f32) {
-        let width = row.len() as f32;
-        let mean = sum_of(row, |value| value) / width;
-        let variance = sum_of(row, |value| (value - mean) * (value - mean)) / width;
+        let width = row.len();
+        let (gain, bias) = (&gain[..width], &bias[..width]);
+        let mean = sum_of(row, |value| value) / width as f32;
+        let variance = sum_of(row, |value| (value - mean) * (value - mean)) / width as f32;
         let scale = 1.0 / (variance + epsilon).sqrt();
-        for ((value, &gain), &bias) in row.iter_mut().zip(gain).zip(bias) {
-            *value = (*value - mean) * scale * gain + bias;
+        for k in 0..width {
+            row[k] = (row[k] - mean) * scale * gain[k] + bias[k];
         }
     }
 }
@@ -71,10 +73,12 @@ for_each_level! {
 for_each_level! {
     /// GELU by tanh, of each number: `x · sigmoid(2 √(2/π) (x + 0.044715 x³))`.
     pub(crate) fn gelu_tanh(values: &mut [Lanes]) {
-        for value in values.as_flattened_mut() {
-            let x = *value;
-            let inner = x * (1.595_769_1 + 0.071_354_814 * x * x);
-            *value = x / (1.0 + exp(-inner));
+        for lanes in values {
+            for lane in 0..LANES {
+                let x = lanes[lane];
+                let inner = x * (1.595_769_1 + 0.071_354_814 * x * x);
+                lanes[lane] = x / (1.0 + exp(-inner));
+            }
         }
     }
 }
@@ -89,8 +93,10 @@ pub(crate) fn gelu(values: &mut [Lanes]) {
 for_each_level! {
     /// What is below 0 becomes 0.
     pub(crate) fn relu(values: &mut [Lanes]) {
-        for value in values.as_flattened_mut() {
-            *value = value.max(0.0);
+        for lanes in values {
+            for lane in 0..LANES {
+                lanes[lane] = lanes[lane].max(0.0);
+            }
         }
     }
 }
