@@ -1,13 +1,16 @@
 //! Keys and values in pages, and attention over them.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use half::f16;
 
 use super::Level;
 use super::element::{Element, LANES, Lanes};
-use super::level::for_each_level;
+use super::level::{Tier, for_each_level};
 use super::vector::{exp, sum};
+#[cfg(target_arch = "x86_64")]
+use super::{avx2, avx512};
 
 /// Positions of a page.
 pub(crate) const PAGE: usize = LANES;
@@ -65,6 +68,18 @@ impl Page {
         Self { layout, numbers }
     }
 
+    /// Where the keys of a head are.
+    fn keys(&self, layer: usize, head: usize) -> Range<usize> {
+        let start = self.layout.start(layer, head);
+        start..start + PAGE * self.layout.width
+    }
+
+    /// Where the values of a head are.
+    fn values(&self, layer: usize, head: usize) -> Range<usize> {
+        let start = self.layout.start(layer, head);
+        start + PAGE * self.layout.width..start + self.layout.of_head()
+    }
+
     /// Sets a layer's keys and values at `position` of this page, each of all
     /// heads side by side.
     pub(crate) fn write(
@@ -118,134 +133,123 @@ pub(crate) struct Seen<'a> {
     pub(crate) positions: usize,
 }
 
-for_each_level! {
-    /// One head's attention: the values, weighted by how well their keys fit
-    /// `query`, which is scaled already. The sums run over the positions in
-    /// their order, so it does not matter which of them came in one step.
-    pub(crate) fn attend(query: &[f32], seen: Seen<'_>, scratch: &mut Vec<Lanes>, out: &mut [f32]) {
-        let pages = seen.positions.div_ceil(PAGE);
-        scratch.clear();
-        for page in 0..pages {
-            let page = &seen.pages[page];
-            let layout = page.layout;
-            let start = layout.start(seen.layer, seen.head);
-            scratch.push(match &page.numbers {
-                Numbers::F32(numbers) => scores(query, &numbers[start..][..PAGE * layout.width]),
-                Numbers::F16(numbers) => scores(query, &numbers[start..][..PAGE * layout.width]),
-            });
+/// One head's attention: the values, weighted by how well their keys fit
+/// `query`, which is scaled already. The sums run over the positions in their
+/// order, so it does not matter which of them came in one step.
+pub(crate) fn attend(
+    level: Level,
+    query: &[f32],
+    seen: Seen<'_>,
+    scratch: &mut Vec<Lanes>,
+    out: &mut [f32],
+) {
+    let pages = &seen.pages[..seen.positions.div_ceil(PAGE)];
+    let in_last = seen.positions - (pages.len() - 1) * PAGE;
+    scratch.clear();
+    for page in pages {
+        let keys = page.keys(seen.layer, seen.head);
+        scratch.push(match &page.numbers {
+            Numbers::F32(numbers) => scores(level, query, &numbers[keys]),
+            Numbers::F16(numbers) => scores(level, query, &numbers[keys]),
+        });
+    }
+    let mut total = 0.0;
+    softmax(level, scratch, in_last, &mut total);
+
+    let mut sums = vec![Lanes::default(); query.len().div_ceil(LANES)];
+    for (index, (page, scores)) in pages.iter().zip(scratch.iter()).enumerate() {
+        let values = page.values(seen.layer, seen.head);
+        let scores = if index + 1 == pages.len() {
+            &scores[..in_last]
+        } else {
+            scores
+        };
+        match &page.numbers {
+            Numbers::F32(numbers) => add_values(level, &mut sums, scores, &numbers[values]),
+            Numbers::F16(numbers) => add_values(level, &mut sums, scores, &numbers[values]),
         }
-        let in_last = seen.positions - (pages - 1) * PAGE;
-        if let Some(last) = scratch.last_mut() {
+    }
+    for (out, sum) in out.iter_mut().zip(sums.as_flattened()) {
+        *out = sum / total;
+    }
+}
+
+for_each_level! {
+    /// e to the power of each score, above the largest of them; `total` is their
+    /// sum. Beyond `in_last` scores of the last lanes there are none.
+    fn softmax(scores: &mut [Lanes], in_last: usize, total: &mut f32) {
+        if let Some(last) = scores.last_mut() {
             last[in_last..].fill(f32::NEG_INFINITY);
         }
         let mut best = [f32::NEG_INFINITY; LANES];
-        for scores in scratch.iter() {
+        for page in 0..scores.len() {
             for lane in 0..LANES {
-                best[lane] = best[lane].max(scores[lane]);
+                best[lane] = best[lane].max(scores[page][lane]);
             }
         }
         let best = best.into_iter().fold(f32::NEG_INFINITY, f32::max);
-        for scores in scratch.iter_mut() {
+        for page in 0..scores.len() {
             for lane in 0..LANES {
-                scores[lane] = exp(scores[lane] - best);
+                scores[page][lane] = exp(scores[page][lane] - best);
             }
         }
-        if let Some(last) = scratch.last_mut() {
+        if let Some(last) = scores.last_mut() {
             last[in_last..].fill(0.0);
         }
-        let mut total = Lanes::default();
-        for scores in scratch.iter() {
+        let mut totals = Lanes::default();
+        for page in 0..scores.len() {
             for lane in 0..LANES {
-                total[lane] += scores[lane];
+                totals[lane] += scores[page][lane];
             }
         }
-        let total = sum(total);
-
-        let columns = seen.pages[0].layout.padded() / LANES;
-        let mut column = 0;
-        while column < columns {
-            // as many sums as the processor has use for
-            let sums = match columns - column {
-                1 => weighted::<1>(seen, scratch, column, out, total),
-                2 => weighted::<2>(seen, scratch, column, out, total),
-                3 => weighted::<3>(seen, scratch, column, out, total),
-                _ => weighted::<4>(seen, scratch, column, out, total),
-            };
-            column += sums;
-        }
+        *total = sum(totals);
     }
 }
 
-/// How well each of 16 keys fits.
-#[inline(always)]
-fn scores<E: Element>(query: &[f32], keys: &[E]) -> Lanes {
-    // four sums, so that an addition need not wait for the one before
-    let mut sums = [Lanes::default(); 4];
-    let (keys, _) = keys.as_chunks::<PAGE>();
-    let keys = &keys[..query.len()];
-    let whole = query.len() / 4 * 4;
-    let mut k = 0;
-    while k < whole {
-        for part in 0..4 {
-            for lane in 0..LANES {
-                sums[part][lane] += query[k + part] * keys[k + part][lane].widen();
+/// How well each of a page's keys fits: four sums over the query's numbers, each
+/// taking every fourth, added up in the end.
+fn scores<E: Element>(level: Level, query: &[f32], keys: &[E]) -> Lanes {
+    let (keys, _) = keys.as_chunks();
+    match level.tier() {
+        Tier::Portable => {
+            let mut sums = [Lanes::default(); 4];
+            for (k, (query, keys)) in query.iter().zip(keys).enumerate() {
+                for (sum, key) in sums[k % 4].iter_mut().zip(keys) {
+                    *sum += query * key.widen();
+                }
             }
+            let [a, b, c, d] = sums;
+            std::array::from_fn(|lane| (a[lane] + b[lane]) + (c[lane] + d[lane]))
         }
-        k += 4;
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the level exists only where these instructions do
+        Tier::Avx2 => unsafe { avx2::scores(query, keys) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above
+        Tier::Avx512 => unsafe { avx512::scores(query, keys) },
     }
-    for part in 0..query.len() - whole {
-        for lane in 0..LANES {
-            sums[part][lane] += query[whole + part] * keys[whole + part][lane].widen();
-        }
-    }
-    let mut scores = Lanes::default();
-    for lane in 0..LANES {
-        scores[lane] = (sums[0][lane] + sums[1][lane]) + (sums[2][lane] + sums[3][lane]);
-    }
-    scores
 }
 
-/// Writes `N` times 16 columns of the values' weighted mean, from `16 · column`
-/// on, and returns `N`.
-#[inline(always)]
-fn weighted<const N: usize>(
-    seen: Seen<'_>,
-    scores: &[Lanes],
-    column: usize,
-    out: &mut [f32],
-    total: f32,
-) -> usize {
-    let mut sums = [Lanes::default(); N];
-    for page in 0..scores.len() {
-        let layout = seen.pages[page].layout;
-        let start = layout.start(seen.layer, seen.head) + PAGE * layout.width;
-        let positions = PAGE.min(seen.positions - page * PAGE);
-        let (scores, columns) = (&scores[page], layout.padded() / LANES);
-        macro_rules! add {
-            ($numbers:expr) => {{
-                let (values, _) = $numbers[start..][..PAGE * layout.padded()].as_chunks::<LANES>();
-                for position in 0..positions {
-                    let values = &values[position * columns + column..][..N];
-                    for part in 0..N {
-                        for lane in 0..LANES {
-                            sums[part][lane] += scores[position] * values[part][lane].widen();
-                        }
+/// Adds a page's first values, each times its score.
+fn add_values<E: Element>(level: Level, sums: &mut [Lanes], scores: &[f32], values: &[E]) {
+    let (values, _) = values.as_chunks();
+    match level.tier() {
+        Tier::Portable => {
+            for (score, values) in scores.iter().zip(values.chunks(sums.len())) {
+                for (sums, values) in sums.iter_mut().zip(values) {
+                    for (sum, value) in sums.iter_mut().zip(values) {
+                        *sum += score * value.widen();
                     }
                 }
-            }};
+            }
         }
-        match &seen.pages[page].numbers {
-            Numbers::F32(numbers) => add!(numbers),
-            Numbers::F16(numbers) => add!(numbers),
-        }
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the level exists only where these instructions do
+        Tier::Avx2 => unsafe { avx2::add_values(sums, scores, values) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above
+        Tier::Avx512 => unsafe { avx512::add_values(sums, scores, values) },
     }
-    for part in 0..N {
-        let start = (column + part) * LANES;
-        for lane in 0..LANES.min(out.len() - start) {
-            out[start + lane] = sums[part][lane] / total;
-        }
-    }
-    N
 }
 
 #[cfg(test)]

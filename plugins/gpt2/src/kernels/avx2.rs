@@ -7,7 +7,7 @@ use std::arch::x86_64::{
     _mm256_setzero_ps, _mm256_setzero_si256, _mm256_sign_epi8, _mm256_storeu_ps, _mm256_xor_si256,
 };
 
-use super::element::{Element, Lanes, widen};
+use super::element::{Element, LANES, Lanes};
 use super::product::{Product, in_blocks};
 use super::quantized::{GROUP, Group, Tile};
 
@@ -15,18 +15,18 @@ use super::quantized::{GROUP, Group, Tile};
 type Pair = [__m256; 2];
 
 /// See [`Product::add_to`].
-#[target_feature(enable = "avx2,fma")]
+#[target_feature(enable = "avx2,fma,f16c")]
 pub(super) fn dense<E: Element>(product: Product<'_, [E; 16], f32>, out: &mut [Lanes]) {
     in_blocks!(product, out, 1, dense_block);
 }
 
 /// See [`Product::add_to`].
-#[target_feature(enable = "avx2,fma")]
+#[target_feature(enable = "avx2,fma,f16c")]
 pub(super) fn quantized(product: Product<'_, Tile, Group>, out: &mut [Lanes]) {
     in_blocks!(product, out, 1, quantized_block);
 }
 
-#[target_feature(enable = "avx2,fma")]
+#[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
 fn dense_block<E: Element, const T: usize, const R: usize>(
     weights: [&[[E; 16]]; T],
@@ -38,7 +38,7 @@ fn dense_block<E: Element, const T: usize, const R: usize>(
     for k in 0..depth {
         let mut tiles = [[_mm256_setzero_ps(); 2]; T];
         for t in 0..T {
-            tiles[t] = load(&widen(&weights[t][k]));
+            tiles[t] = widen(&weights[t][k]);
         }
         for r in 0..R {
             let input = _mm256_set1_ps(inputs[r][k]);
@@ -52,7 +52,7 @@ fn dense_block<E: Element, const T: usize, const R: usize>(
     sums
 }
 
-#[target_feature(enable = "avx2,fma")]
+#[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
 fn quantized_block<const T: usize, const R: usize>(
     weights: [&[Tile]; T],
@@ -96,16 +96,93 @@ fn quantized_block<const T: usize, const R: usize>(
     sums
 }
 
+/// How well each of 16 keys fits; see `attention`.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn scores<E: Element>(query: &[f32], keys: &[[E; LANES]]) -> Lanes {
+    let keys = &keys[..query.len()];
+    let mut sums = [[_mm256_setzero_ps(); 2]; 4];
+    let mut k = 0;
+    while k + 4 <= query.len() {
+        for part in 0..4 {
+            let key = widen(&keys[k + part]);
+            sums[part] = add_product(sums[part], _mm256_set1_ps(query[k + part]), key);
+        }
+        k += 4;
+    }
+    for part in 0..query.len() - k {
+        let key = widen(&keys[k + part]);
+        sums[part] = add_product(sums[part], _mm256_set1_ps(query[k + part]), key);
+    }
+    let [a, b, c, d] = sums;
+    let mut scores = Lanes::default();
+    let low = _mm256_add_ps(_mm256_add_ps(a[0], b[0]), _mm256_add_ps(c[0], d[0]));
+    let high = _mm256_add_ps(_mm256_add_ps(a[1], b[1]), _mm256_add_ps(c[1], d[1]));
+    store(&mut scores, [low, high]);
+    scores
+}
+
+/// Adds rows of values, each times its score; see `attention`.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn add_values<E: Element>(sums: &mut [Lanes], scores: &[f32], values: &[[E; LANES]]) {
+    let columns = sums.len();
+    let values = &values[..scores.len() * columns];
+    let mut column = 0;
+    while column < columns {
+        macro_rules! add {
+            ($n:literal) => {{
+                let mut held = [[_mm256_setzero_ps(); 2]; $n];
+                for part in 0..$n {
+                    held[part] = load(&sums[column + part]);
+                }
+                for position in 0..scores.len() {
+                    let score = _mm256_set1_ps(scores[position]);
+                    for part in 0..$n {
+                        let value = widen(&values[position * columns + column + part]);
+                        held[part] = add_product(held[part], score, value);
+                    }
+                }
+                for part in 0..$n {
+                    store(&mut sums[column + part], held[part]);
+                }
+                column += $n;
+            }};
+        }
+        if columns - column >= 4 {
+            add!(4);
+        } else {
+            add!(1);
+        }
+    }
+}
+
+/// Not fused: the portable sums are not either.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn add_product(sums: Pair, factor: __m256, numbers: Pair) -> Pair {
+    [
+        _mm256_add_ps(sums[0], _mm256_mul_ps(factor, numbers[0])),
+        _mm256_add_ps(sums[1], _mm256_mul_ps(factor, numbers[1])),
+    ]
+}
+
 #[target_feature(enable = "avx2")]
 #[inline]
 fn add(out: &mut Lanes, sums: Pair) {
     let [low, high] = load(out);
-    let (low, high) = (_mm256_add_ps(low, sums[0]), _mm256_add_ps(high, sums[1]));
-    let (start, middle) = out.split_at_mut(8);
+    store(
+        out,
+        [_mm256_add_ps(low, sums[0]), _mm256_add_ps(high, sums[1])],
+    );
+}
+
+#[target_feature(enable = "avx2")]
+#[inline]
+fn store(out: &mut Lanes, numbers: Pair) {
+    let (low, high) = out.split_at_mut(8);
     // SAFETY: there are 8 numbers at each
     unsafe {
-        _mm256_storeu_ps(start.as_mut_ptr(), low);
-        _mm256_storeu_ps(middle.as_mut_ptr(), high);
+        _mm256_storeu_ps(low.as_mut_ptr(), numbers[0]);
+        _mm256_storeu_ps(high.as_mut_ptr(), numbers[1]);
     }
 }
 
@@ -133,4 +210,11 @@ fn load_bytes(bytes: &[u8; 64]) -> [__m256i; 2] {
             _mm256_loadu_si256(high.as_ptr().cast()),
         ]
     }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn widen<E: Element>(numbers: &[E; LANES]) -> Pair {
+    // SAFETY: the processor has what this function is compiled for
+    unsafe { E::load_256(numbers) }
 }

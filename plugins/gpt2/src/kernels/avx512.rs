@@ -6,7 +6,7 @@ use std::arch::x86_64::{
     _mm512_setzero_ps, _mm512_setzero_si512, _mm512_storeu_ps,
 };
 
-use super::element::{Element, Lanes, widen};
+use super::element::{Element, LANES, Lanes};
 use super::product::{Product, in_blocks};
 use super::quantized::{GROUP, Group, Tile};
 
@@ -34,7 +34,7 @@ fn dense_block<E: Element, const T: usize, const R: usize>(
     for k in 0..depth {
         let mut tiles = [_mm512_setzero_ps(); T];
         for t in 0..T {
-            tiles[t] = load(&widen(&weights[t][k]));
+            tiles[t] = widen(&weights[t][k]);
         }
         for r in 0..R {
             let input = _mm512_set1_ps(inputs[r][k]);
@@ -87,12 +87,79 @@ fn quantized_block<const T: usize, const R: usize>(
     sums
 }
 
+/// How well each of 16 keys fits; see `attention`.
+#[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+pub(super) fn scores<E: Element>(query: &[f32], keys: &[[E; LANES]]) -> Lanes {
+    let keys = &keys[..query.len()];
+    let mut sums = [_mm512_setzero_ps(); 4];
+    let mut k = 0;
+    while k + 4 <= query.len() {
+        for part in 0..4 {
+            let key = widen(&keys[k + part]);
+            let product = _mm512_mul_ps(_mm512_set1_ps(query[k + part]), key);
+            sums[part] = _mm512_add_ps(sums[part], product);
+        }
+        k += 4;
+    }
+    for part in 0..query.len() - k {
+        let key = widen(&keys[k + part]);
+        let product = _mm512_mul_ps(_mm512_set1_ps(query[k + part]), key);
+        sums[part] = _mm512_add_ps(sums[part], product);
+    }
+    let [a, b, c, d] = sums;
+    let mut scores = Lanes::default();
+    store(
+        &mut scores,
+        _mm512_add_ps(_mm512_add_ps(a, b), _mm512_add_ps(c, d)),
+    );
+    scores
+}
+
+/// Adds rows of values, each times its score; see `attention`.
+#[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+pub(super) fn add_values<E: Element>(sums: &mut [Lanes], scores: &[f32], values: &[[E; LANES]]) {
+    let columns = sums.len();
+    let values = &values[..scores.len() * columns];
+    let mut column = 0;
+    while column < columns {
+        macro_rules! add {
+            ($n:literal) => {{
+                let mut held = [_mm512_setzero_ps(); $n];
+                for part in 0..$n {
+                    held[part] = load(&sums[column + part]);
+                }
+                for position in 0..scores.len() {
+                    let score = _mm512_set1_ps(scores[position]);
+                    for part in 0..$n {
+                        let value = widen(&values[position * columns + column + part]);
+                        held[part] = _mm512_add_ps(held[part], _mm512_mul_ps(score, value));
+                    }
+                }
+                for part in 0..$n {
+                    store(&mut sums[column + part], held[part]);
+                }
+                column += $n;
+            }};
+        }
+        if columns - column >= 4 {
+            add!(4);
+        } else {
+            add!(1);
+        }
+    }
+}
+
 #[target_feature(enable = "avx512f")]
 #[inline]
 fn add(out: &mut Lanes, sums: __m512) {
-    let sum = _mm512_add_ps(load(out), sums);
+    store(out, _mm512_add_ps(load(out), sums));
+}
+
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn store(out: &mut Lanes, numbers: __m512) {
     // SAFETY: there are 16 numbers at `out`
-    unsafe { _mm512_storeu_ps(out.as_mut_ptr(), sum) };
+    unsafe { _mm512_storeu_ps(out.as_mut_ptr(), numbers) };
 }
 
 #[target_feature(enable = "avx512f")]
@@ -107,4 +174,11 @@ fn load(lanes: &Lanes) -> __m512 {
 fn load_bytes(bytes: &[u8; 64]) -> __m512i {
     // SAFETY: there are 64 bytes
     unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) }
+}
+
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn widen<E: Element>(numbers: &[E; LANES]) -> __m512 {
+    // SAFETY: the processor has what this function is compiled for
+    unsafe { E::load_512(numbers) }
 }

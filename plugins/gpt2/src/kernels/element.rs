@@ -1,5 +1,12 @@
 //! The numbers that weights, keys and values are held in.
 
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::{
+    __m256, __m512, _mm_loadu_si128, _mm256_castsi256_ps, _mm256_cvtepu16_epi32, _mm256_cvtph_ps,
+    _mm256_loadu_ps, _mm256_loadu_si256, _mm256_slli_epi32, _mm512_castsi512_ps,
+    _mm512_cvtepu16_epi32, _mm512_cvtph_ps, _mm512_loadu_ps, _mm512_slli_epi32,
+};
+
 use half::{bf16, f16};
 
 /// Numbers worked on together, in every sum and on every processor.
@@ -15,16 +22,20 @@ pub(crate) trait Element: Copy + Default + Send + Sync + 'static {
 
     /// The nearest number that can be held; ties go to the even one.
     fn narrow(value: f32) -> Self;
-}
 
-/// The numbers themselves.
-#[inline(always)]
-pub(super) fn widen<E: Element>(numbers: &[E; LANES]) -> Lanes {
-    let mut lanes = Lanes::default();
-    for lane in 0..LANES {
-        lanes[lane] = numbers[lane].widen();
-    }
-    lanes
+    /// [`Element::widen`] of 16 numbers, the lower 8 and the upper.
+    ///
+    /// # Safety
+    /// The processor has AVX2 and F16C.
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn load_256(numbers: &[Self; LANES]) -> [__m256; 2];
+
+    /// [`Element::widen`] of 16 numbers.
+    ///
+    /// # Safety
+    /// The processor has AVX-512F.
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn load_512(numbers: &[Self; LANES]) -> __m512;
 }
 
 impl Element for f32 {
@@ -37,6 +48,28 @@ impl Element for f32 {
     fn narrow(value: f32) -> Self {
         value
     }
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,f16c")]
+    #[inline]
+    unsafe fn load_256(numbers: &[Self; LANES]) -> [__m256; 2] {
+        let (low, high) = numbers.split_at(LANES / 2);
+        // SAFETY: there are 8 numbers at each
+        unsafe {
+            [
+                _mm256_loadu_ps(low.as_ptr()),
+                _mm256_loadu_ps(high.as_ptr()),
+            ]
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx512f")]
+    #[inline]
+    unsafe fn load_512(numbers: &[Self; LANES]) -> __m512 {
+        // SAFETY: there are 16 numbers
+        unsafe { _mm512_loadu_ps(numbers.as_ptr()) }
+    }
 }
 
 impl Element for bf16 {
@@ -48,6 +81,36 @@ impl Element for bf16 {
     #[inline(always)]
     fn narrow(value: f32) -> Self {
         Self::from_f32(value)
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,f16c")]
+    #[inline]
+    unsafe fn load_256(numbers: &[Self; LANES]) -> [__m256; 2] {
+        let (low, high) = numbers.split_at(LANES / 2);
+        // SAFETY: there are 8 numbers at each
+        unsafe {
+            [
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(
+                    _mm_loadu_si128(low.as_ptr().cast()),
+                ))),
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(
+                    _mm_loadu_si128(high.as_ptr().cast()),
+                ))),
+            ]
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx512f")]
+    #[inline]
+    unsafe fn load_512(numbers: &[Self; LANES]) -> __m512 {
+        // SAFETY: there are 16 numbers
+        unsafe {
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(
+                _mm256_loadu_si256(numbers.as_ptr().cast()),
+            )))
+        }
     }
 }
 
@@ -68,6 +131,28 @@ impl Element for f16 {
         let bits = scaled.to_bits();
         let rounded = (bits & 0x7FFF_FFFF) + 0x0FFF + ((bits >> 13) & 1);
         Self::from_bits((rounded >> 13) as u16 | (bits >> 16) as u16 & 0x8000)
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,f16c")]
+    #[inline]
+    unsafe fn load_256(numbers: &[Self; LANES]) -> [__m256; 2] {
+        let (low, high) = numbers.split_at(LANES / 2);
+        // SAFETY: there are 8 numbers at each
+        unsafe {
+            [
+                _mm256_cvtph_ps(_mm_loadu_si128(low.as_ptr().cast())),
+                _mm256_cvtph_ps(_mm_loadu_si128(high.as_ptr().cast())),
+            ]
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx512f")]
+    #[inline]
+    unsafe fn load_512(numbers: &[Self; LANES]) -> __m512 {
+        // SAFETY: there are 16 numbers
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(numbers.as_ptr().cast())) }
     }
 }
 
