@@ -39,6 +39,9 @@ use source::Source;
 pub use generation::Generation;
 pub use score::Score;
 
+/// The fastest that chooses f32's tokens on 99 % of positions or more; see the
+/// README.
+const DEFAULT_DTYPE: &str = "f16";
 /// More threads than any machine has use for.
 const MOST_THREADS: usize = 256;
 
@@ -61,11 +64,11 @@ impl Backend for Gpt2 {
     /// Settings: `model_path`, one source or a JSON list of them (`embedded`, a
     /// folder, or a hub id with an optional `@revision`; the default is
     /// `embedded`); `dtype`, what weights are held in (`f32`, `f16`, `bf16` or
-    /// `q8`); `threads`, how many work on a step (the default is the processors
+    /// `q8`; the default is `f16`); `threads`, how many work on a step (the default is the processors
     /// this process may use); `cache_dir`, the hub's cache where it is not the
     /// usual.
     fn open(settings: &Settings) -> Result<Self, Error> {
-        let (dtype, dtype_name) = dtype(settings.get("dtype").unwrap_or("f32"))?;
+        let (dtype, dtype_name) = dtype(settings.get("dtype").unwrap_or(DEFAULT_DTYPE))?;
         let threads = threads(settings.get("threads"))?;
         let sources = Source::list(settings.get("model_path").unwrap_or("embedded"))?;
         let cache_dir = settings.get("cache_dir");

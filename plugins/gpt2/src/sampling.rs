@@ -14,7 +14,7 @@ pub(crate) enum Sampler {
     /// The likeliest; of equal ones the first.
     Greedy,
     /// By chance.
-    Random(LogitsProcessor),
+    Random(Box<LogitsProcessor>),
 }
 
 impl Sampler {
@@ -76,9 +76,9 @@ pub(crate) fn sampler(params: &Params, vocab: usize) -> Result<Sampler, Error> {
             Error::new(ErrorKind::Internal, "the system gives no random seed").detail(error)
         })?,
     };
-    Ok(Sampler::Random(LogitsProcessor::from_sampling(
+    Ok(Sampler::Random(Box::new(LogitsProcessor::from_sampling(
         seed, sampling,
-    )))
+    ))))
 }
 
 fn sampling(params: &Params, vocab: usize) -> Result<Sampling, Error> {

@@ -296,7 +296,7 @@ mod tests {
         let mut items = vec![0; 60];
         let caught = catch_unwind(AssertUnwindSafe(|| {
             team.each(&mut items, 1, |first, _| {
-                assert_ne!(first, 0, "the first one")
+                assert_ne!(first, 0, "the first one");
             });
         }));
         assert!(caught.is_err());

@@ -34,7 +34,7 @@ fn multiply(
     let mut team = Team::new(NonZeroUsize::new(threads).unwrap()).unwrap();
     let mut input = Input::Dense(Vec::new());
     matrix.fill(level, &mut team, rows.len(), &mut input, |row, to| {
-        to.copy_from_slice(&rows[row])
+        to.copy_from_slice(&rows[row]);
     });
     let mut out = Panel::default();
     out.resize(rows.len(), matrix.tiles());

@@ -76,7 +76,7 @@ for_each_level! {
         for lanes in values {
             for lane in 0..LANES {
                 let x = lanes[lane];
-                let inner = x * (1.595_769_1 + 0.071_354_814 * x * x);
+                let inner = x * (1.595_769 + 0.071_354_814 * x * x);
                 lanes[lane] = x / (1.0 + exp(-inner));
             }
         }
