@@ -1,7 +1,7 @@
 //! Wiring: opens what the server needs, serves, and closes it in order.
 
 use std::future::IntoFuture;
-use std::path::PathBuf;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use crate::billing;
 use crate::clock::Clock;
@@ -19,10 +20,10 @@ use crate::config::{self, Config, Server};
 use crate::generate::Generator;
 use crate::http::{self, AppState};
 use crate::keys::{Keys, Secret};
-use crate::models::component::Runtime;
+use crate::models::component::{Pulled, Runtime};
 use crate::models::{Current, Loader};
 use crate::reload::{self, Origin, Reloader};
-use crate::store::{Outbox, Settler, Store};
+use crate::store::{Claim, Outbox, Settler, Store};
 
 /// A server that is ready to serve.
 pub struct App {
@@ -31,7 +32,7 @@ pub struct App {
     listener: TcpListener,
     state: AppState,
     settling: JoinHandle<()>,
-    files: Vec<PathBuf>,
+    claim: Claim,
 }
 
 /// Opens the database and the keys of a configuration.
@@ -65,7 +66,16 @@ impl App {
         origin: Origin,
         admin_key: Option<&SecretString>,
     ) -> anyhow::Result<Self> {
+        let claim = Claim::take(&server.data_dir)?;
         let (store, keys) = open(&config, &server).await?;
+        let process = Uuid::now_v7().to_string();
+        let voided = store.void_holds_of_others(&process).await?;
+        if voided > 0 {
+            tracing::warn!(
+                voided,
+                "the server before this one ended with requests at work"
+            );
+        }
         if let Some(key) = keys
             .ensure_admin(admin_key)
             .await
@@ -77,30 +87,38 @@ impl App {
                 key.expose_secret()
             );
         }
-        let listen = server.listen;
+        let Server {
+            listen,
+            trusted_proxies,
+            ..
+        } = server;
         let listener = TcpListener::bind(listen)
             .await
             .with_context(|| format!("cannot listen on {listen}"))?;
-        let runtime = Runtime::new(&server.data_dir.join("cache"))
+        let cache = server.data_dir.join("cache");
+        let runtime = Runtime::new(&cache.join("code"), &config.components)
             .context("cannot start the component runtime")?;
         let loader = Loader {
             runtime: Arc::new(runtime),
+            pulled: Pulled::new(cache.join("components")),
         };
         let live = Current::default();
-        let files = vec![origin.path.clone(), PathBuf::from(".env")];
         let reloader = Reloader {
             origin,
             current: live.clone(),
             loader: loader.clone(),
+            store: store.clone(),
+            clock: Clock,
         };
         let Config {
             requests, stripe, ..
         } = config.clone();
-        let (settler, settling) = Settler::start(store.clone());
+        let (settler, settling) = Settler::start(store.clone(), process);
         let state = AppState {
             generator: Generator::new(live, loader, store.clone(), settler, Clock),
             reload: reloader.start(config),
             requests: Arc::new(requests),
+            trusted_proxies: trusted_proxies.into(),
             store,
             keys,
             clock: Clock,
@@ -111,7 +129,7 @@ impl App {
             listener,
             state,
             settling,
-            files,
+            claim,
         })
     }
 
@@ -127,19 +145,19 @@ impl App {
             listener,
             state,
             settling,
-            files,
+            claim,
         } = self;
         let address = listener.local_addr()?;
         tracing::info!(%address, "serving http://{address}");
-        let watcher = reload::watch(state.reload.clone(), &files);
-        if let Err(error) = &watcher {
-            tracing::warn!(%error, "configuration is not watched: reload it by SIGHUP or POST /admin/reload");
-        }
         let hangup = tokio::spawn(reload_on_hangup(state.reload.clone())?);
         let reporting = billing::start(&stripe, state.store.clone(), state.clock, stop.clone())?;
 
+        let keys = state.keys.clone();
+        tokio::spawn(keys.clone().write_uses_until(stop.clone()));
+
         let (store, generator) = (state.store.clone(), state.generator.clone());
-        let server = axum::serve(listener.tap_io(no_delay), http::router(state))
+        let service = http::router(state).into_make_service_with_connect_info::<SocketAddr>();
+        let server = axum::serve(listener.tap_io(no_delay), service)
             .with_graceful_shutdown(stop.clone().cancelled_owned())
             .into_future();
         let drained = async {
@@ -155,8 +173,9 @@ impl App {
         }
         // what is cut off is settled all the same
         generator.drained().await;
+        keys.write_uses().await;
         hangup.abort();
-        drop((watcher, generator));
+        drop(generator);
         if let Some(reporting) = reporting {
             reporting.await.ok();
         }
@@ -165,6 +184,7 @@ impl App {
             .await
             .ok();
         store.close().await;
+        drop(claim);
         tracing::info!("stopped");
         Ok(())
     }

@@ -2,6 +2,7 @@
 //! reading it anywhere else.
 
 use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 /// Reads the time of day.
 #[derive(Clone, Copy, Debug, Default)]
@@ -17,4 +18,9 @@ impl Clock {
         let now = OffsetDateTime::now_utc();
         now.replace_millisecond(now.millisecond()).unwrap_or(now)
     }
+}
+
+/// A time as RFC 3339 writes it.
+pub fn rfc3339(time: OffsetDateTime) -> String {
+    time.format(&Rfc3339).unwrap_or_default()
 }

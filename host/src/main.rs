@@ -8,6 +8,7 @@ mod billing;
 mod cli;
 mod clock;
 mod config;
+mod conformance;
 mod generate;
 mod http;
 mod keys;

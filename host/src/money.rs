@@ -74,24 +74,44 @@ impl Serialize for NanoDollars {
 impl<'de> Deserialize<'de> for NanoDollars {
     /// From a number or a decimal text of dollars.
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(
-            untagged,
-            expecting = "an amount of dollars: a number or a decimal text"
-        )]
-        enum Dollars {
-            Whole(u32),
-            Number(f64),
-            Text(String),
-        }
-        let text = match Dollars::deserialize(deserializer)? {
-            Dollars::Whole(dollars) => dollars.to_string(),
-            // the shortest text that reads back as the same number is what was written
-            Dollars::Number(dollars) => dollars.to_string(),
-            Dollars::Text(text) => text,
-        };
+        let text = dollars(deserializer)?;
         text.parse().map_err(de::Error::custom)
     }
+}
+
+/// An amount that may be below 0, from a number or a decimal text of dollars.
+///
+/// # Errors
+/// When it is no amount.
+pub fn signed<'de, D: Deserializer<'de>>(deserializer: D) -> Result<NanoDollars, D::Error> {
+    let text = dollars(deserializer)?;
+    let amount = match text.strip_prefix('-') {
+        Some(positive) => positive
+            .parse()
+            .map(|NanoDollars(nanos)| NanoDollars(-nanos)),
+        None => text.parse(),
+    };
+    amount.map_err(de::Error::custom)
+}
+
+/// A number or a text of dollars as the text that was written.
+fn dollars<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(
+        untagged,
+        expecting = "an amount of dollars: a number or a decimal text"
+    )]
+    enum Dollars {
+        Whole(u32),
+        Number(f64),
+        Text(String),
+    }
+    Ok(match Dollars::deserialize(deserializer)? {
+        Dollars::Whole(dollars) => dollars.to_string(),
+        // the shortest text that reads back as the same number is what was written
+        Dollars::Number(dollars) => dollars.to_string(),
+        Dollars::Text(text) => text,
+    })
 }
 
 /// What a model costs, in nano-dollars per million tokens.
@@ -123,6 +143,19 @@ impl Price {
         let nanos = (millionths + TOKENS_PER_PRICE / 2) / TOKENS_PER_PRICE;
         NanoDollars(i64::try_from(nanos).unwrap_or(i64::MAX))
     }
+
+    /// Most tokens of answer to a prompt of so many tokens that cost no more than
+    /// this; none if the prompt alone does.
+    pub fn affordable(self, amount: NanoDollars, prompt_tokens: u32) -> Option<u32> {
+        // the most that is still rounded down to the amount
+        let millionths = (i128::from(amount.0) + 1) * TOKENS_PER_PRICE - TOKENS_PER_PRICE / 2 - 1;
+        let left = millionths - i128::from(self.prompt.0) * i128::from(prompt_tokens);
+        match (left, self.completion.0) {
+            (..0, _) => None,
+            (_, 0) => Some(u32::MAX),
+            (_, price) => Some(u32::try_from(left / i128::from(price)).unwrap_or(u32::MAX)),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -146,6 +179,47 @@ mod tests {
         };
         assert_eq!(price.of(1, 0), NanoDollars(38));
         assert_eq!(price.of(1, 1), NanoDollars(75));
+    }
+
+    #[test]
+    fn what_is_affordable_costs_no_more_and_one_token_more_does() {
+        let prices = [
+            (37_500_000, 37_500_000),
+            (0, 1),
+            (10_000_000_000, 7),
+            (3, 0),
+        ];
+        for (prompt, completion) in prices {
+            let price = Price {
+                prompt: NanoDollars(prompt),
+                completion: NanoDollars(completion),
+            };
+            for amount in [-1, 0, 1, 37, 38, 1_000, 123_456_789].map(NanoDollars) {
+                for tokens in [0, 1, 7, 1_000] {
+                    let Some(most) = price.affordable(amount, tokens) else {
+                        assert!(price.of(tokens, 0) > amount);
+                        continue;
+                    };
+                    assert!(price.of(tokens, most) <= amount);
+                    let more = most.checked_add(1);
+                    assert!(more.is_none_or(|more| price.of(tokens, more) > amount));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn amounts_may_be_signed_where_they_may() {
+        for (json, nanos) in [
+            ("-5", -5_000_000_000),
+            ("\"-0.000000001\"", -1),
+            ("0.1", 100_000_000),
+        ] {
+            let read = signed(&mut serde_json::Deserializer::from_str(json)).unwrap();
+            assert_eq!(read, NanoDollars(nanos));
+            assert_eq!(serde_json::from_str::<NanoDollars>(json).is_ok(), nanos > 0);
+        }
+        assert!(signed(&mut serde_json::Deserializer::from_str("\"--1\"")).is_err());
     }
 
     #[test]

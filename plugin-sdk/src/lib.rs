@@ -14,12 +14,14 @@ pub mod component;
 pub mod http;
 pub mod log;
 mod schema;
+mod settings;
 
 pub use schema::{
     Blob, CountSource, Error, ErrorKind, Event, Extension, Finish, FinishReason, Message,
-    ModelInfo, Params, Part, PluginInfo, Prompt, Request, Role, Settings, TokenEstimate, Tool,
-    ToolCall, Usage,
+    ModelInfo, Params, Part, PluginInfo, Prompt, Request, Role, TokenEstimate, Tool, ToolCall,
+    Usage, guess_tokens,
 };
+pub use settings::Settings;
 
 /// A model, or a family of models behind one API.
 pub trait Backend: Sized {
@@ -113,7 +115,7 @@ macro_rules! export {
     };
 }
 
-/// The README's plugin must compile.
-#[cfg(doctest)]
+/// The README's plugins must compile.
+#[cfg(all(doctest, feature = "http"))]
 #[doc = include_str!("../README.md")]
 struct Readme;

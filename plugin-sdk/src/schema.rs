@@ -1,6 +1,5 @@
 //! The data of the interface, one to one with `interface schema` of the WIT.
 
-use std::collections::BTreeMap;
 use std::fmt;
 
 /// Growth without a new version: a well-known or `x-` name and JSON text.
@@ -42,7 +41,9 @@ pub enum Part {
     Text(String),
     /// Bytes with a media type.
     Blob(Blob),
-    /// Anything a later version adds.
+    /// Anything else. Well-known is `image_url`: OpenAI's object of that name. A
+    /// part that a plugin doesn't know is refused as
+    /// [`ErrorKind::Unsupported`], or the answer would be to something else.
     Other(Extension),
 }
 
@@ -68,7 +69,7 @@ pub struct Message {
     pub tool_calls: Vec<ToolCall>,
     /// The call that a tool's message answers.
     pub tool_call_id: Option<String>,
-    /// Extensions.
+    /// Extensions. Well-known is `name`, who of several of the same role speaks.
     pub ext: Vec<Extension>,
 }
 
@@ -128,8 +129,59 @@ pub struct Request {
     pub tools: Vec<Tool>,
     /// Milliseconds the host will still wait; the host enforces it as well.
     pub deadline_ms: u32,
-    /// Extensions.
+    /// Extensions. Well-known are `stream`, see [`Request::is_streamed`], and,
+    /// named and made as in OpenAI's API, `tool_choice`, `parallel_tool_calls`,
+    /// `response_format` and `reasoning_effort`.
     pub ext: Vec<Extension>,
+}
+
+impl Request {
+    /// Whether the caller reads the answer as it is produced. It is a hint: an
+    /// adapter asks its upstream to stream only then.
+    pub fn is_streamed(&self) -> bool {
+        self.extension("stream").map(str::trim) == Some("true")
+    }
+
+    /// The JSON text of an extension.
+    pub fn extension(&self, name: &str) -> Option<&str> {
+        self.ext
+            .iter()
+            .find(|extension| extension.name == name)
+            .map(|extension| extension.value.as_str())
+    }
+
+    /// A guess at the prompt's tokens, tools included, for a tokenizer that is
+    /// unknown.
+    pub fn guess_tokens(&self) -> u32 {
+        let part = |part: &Part| match part {
+            Part::Text(text) => text.len(),
+            Part::Blob(_) | Part::Other(_) => PART_BYTES,
+        };
+        let message = |message: &Message| {
+            let content: usize = message.content.iter().map(part).sum();
+            let calls = message.tool_calls.iter();
+            content
+                + calls
+                    .map(|call| call.name.len() + call.arguments.len())
+                    .sum::<usize>()
+        };
+        let prompt = match &self.prompt {
+            Prompt::Text(text) => text.len(),
+            Prompt::Chat(messages) => messages.iter().map(message).sum(),
+        };
+        let tool = |tool: &Tool| tool.name.len() + tool.description.len() + tool.parameters.len();
+        guess_tokens(prompt + self.tools.iter().map(tool).sum::<usize>())
+    }
+}
+
+/// What an image weighs in a guess: about a thousand tokens, as most providers
+/// count one of a usual size.
+const PART_BYTES: usize = 4_000;
+
+/// A guess at the tokens of so many bytes of text: four bytes a token, which is
+/// about right for English and too many for nothing.
+pub fn guess_tokens(bytes: usize) -> u32 {
+    u32::try_from(bytes.div_ceil(4)).unwrap_or(u32::MAX)
 }
 
 /// Whether tokens were counted or guessed.
@@ -307,7 +359,8 @@ pub struct ModelInfo {
     pub context_window: Option<u32>,
     /// The most tokens of an answer.
     pub max_output_tokens: Option<u32>,
-    /// `"chat"`, `"completion"`, `"tools"`, `"reasoning"`, `"vision"`, `"seed"`, …
+    /// `"chat"`, `"completion"`, `"tools"`, `"vision"`, `"reasoning"`, `"seed"`,
+    /// `"stream"`, …: each a promise.
     pub features: Vec<String>,
     /// Extensions. `source` names where a local model was loaded from.
     pub ext: Vec<Extension>,
@@ -335,25 +388,61 @@ pub struct TokenEstimate {
     pub source: CountSource,
 }
 
-/// Settings of one model from the operator's configuration, without its
-/// secrets. Values that are lists or tables there are JSON text here.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Settings(BTreeMap<String, String>);
+#[cfg(test)]
+mod tests {
+    use super::{Extension, Message, Part, Prompt, Request, Role, Tool};
 
-impl Settings {
-    /// The value of `key`.
-    pub fn get(&self, key: &str) -> Option<&str> {
-        self.0.get(key).map(String::as_str)
+    fn request() -> Request {
+        Request {
+            request_id: String::new(),
+            model: String::new(),
+            prompt: Prompt::Text("12345".to_owned()),
+            params: Default::default(),
+            tools: vec![],
+            deadline_ms: 1,
+            ext: vec![],
+        }
     }
 
-    /// All names, sorted.
-    pub fn keys(&self) -> impl Iterator<Item = &str> {
-        self.0.keys().map(String::as_str)
+    #[test]
+    fn only_true_is_a_wish_to_stream() {
+        for (value, is_streamed) in [("true", true), ("false", false), ("\"true\"", false)] {
+            let ext = vec![Extension {
+                name: "stream".to_owned(),
+                value: value.to_owned(),
+            }];
+            let request = Request { ext, ..request() };
+            assert_eq!(request.is_streamed(), is_streamed, "{value}");
+            assert_eq!(request.extension("stream"), Some(value));
+            assert_eq!(request.extension("other"), None);
+        }
+        assert!(!request().is_streamed());
     }
-}
 
-impl FromIterator<(String, String)> for Settings {
-    fn from_iter<I: IntoIterator<Item = (String, String)>>(pairs: I) -> Self {
-        Self(pairs.into_iter().collect())
+    #[test]
+    fn a_guess_counts_all_that_is_sent() {
+        assert_eq!(request().guess_tokens(), 2);
+        let image = Part::Other(Extension {
+            name: "image_url".to_owned(),
+            value: "{}".to_owned(),
+        });
+        let message = Message {
+            role: Role::User,
+            content: vec![Part::Text("1234".to_owned()), image],
+            tool_calls: vec![],
+            tool_call_id: None,
+            ext: vec![],
+        };
+        let tool = Tool {
+            name: "a".to_owned(),
+            description: "b".to_owned(),
+            parameters: "{}".to_owned(),
+        };
+        let request = Request {
+            prompt: Prompt::Chat(vec![message]),
+            tools: vec![tool],
+            ..request()
+        };
+        assert_eq!(request.guess_tokens(), 1 + 1000 + 1);
     }
 }

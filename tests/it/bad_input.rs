@@ -319,7 +319,7 @@ async fn paths_and_methods_that_are_not_there_are_refused() {
         (Method::PUT, "/generate", "POST"),
         (Method::DELETE, "/v1/completions", "POST"),
         (Method::POST, "/models", "GET"),
-        (Method::PATCH, "/customers/1", "DELETE"),
+        (Method::PUT, "/customers/1", "DELETE"),
         (Method::GET, "/api/keys/1/toggle", "POST"),
         (Method::GET, "/admin/reload", "POST"),
     ] {

@@ -3,8 +3,10 @@
 use serde_json::{Value, json};
 
 use crate::harness::{Act, Client, GPT2, Host, Upstream, component, eventually, lawgent};
+use crate::models::shown;
 
-const SECRET: &str = "sk-upstream-secret";
+/// What the upstream's key is.
+pub const SECRET: &str = "sk-upstream-secret";
 
 async fn with_lawgent(act: Act, more: &str) -> (Host, Client, Upstream) {
     let upstream = Upstream::start(act).await;
@@ -14,32 +16,27 @@ async fn with_lawgent(act: Act, more: &str) -> (Host, Client, Upstream) {
     (host, customer, upstream)
 }
 
-async fn with_misbehave(act: Act, limits: &str) -> (Host, Client, Upstream) {
-    let upstream = Upstream::start(act).await;
+/// The entry of a model with number 2 that misbehaves; `more` are more settings.
+pub fn misbehave(upstream: &str, more: &str) -> String {
     let plugin = component("misbehave");
-    let url = upstream.url();
-    let config = format!(
-        "{GPT2}[[models]]\nid = 2\nname = \"misbehave\"\nplugin = \"{plugin}\"\napi_url = \"{url}\"\n\
-         api_key = \"{SECRET}\"\n[models.limits]\n{limits}\n"
-    );
+    format!(
+        "[[models]]\nid = 2\nname = \"misbehave\"\nplugin = \"{plugin}\"\napi_url = \"{upstream}\"\n\
+         api_key = \"{SECRET}\"\n{more}\n"
+    )
+}
+
+/// A server with GPT-2 and a model that misbehaves, and a customer of it.
+pub async fn with_misbehave(act: Act, more: &str) -> (Host, Client, Upstream) {
+    let upstream = Upstream::start(act).await;
+    let config = format!("{GPT2}{}", misbehave(upstream.url(), more));
     let host = Host::builder().config(config).start().await.ready().await;
     let customer = host.customer().await;
     (host, customer, upstream)
 }
 
-fn ask(text: &str) -> Value {
+/// A request to model number 2.
+pub fn ask(text: &str) -> Value {
     json!({ "text": text, "model_id": 2 })
-}
-
-/// Both models still answer.
-async fn goes_on(host: &Host, customer: &Client) {
-    assert_eq!(
-        customer.post("/generate", ask("well")).await.expect(200)["response"],
-        "well"
-    );
-    let local = json!({ "text": "Once", "model_id": 1, "max_new_tokens": 1 });
-    customer.post("/generate", local).await.expect(200);
-    host.anyone().get("/ready").await.expect(200);
 }
 
 #[tokio::test]
@@ -220,94 +217,11 @@ async fn this_server_can_be_the_upstream() {
 }
 
 #[tokio::test]
-async fn a_component_that_breaks_costs_its_request_alone() {
-    let (host, customer, _upstream) =
-        with_misbehave(Act::Answer("yes"), "cpu_ms = 500\nmemory_mib = 16").await;
-    goes_on(&host, &customer).await;
-    for (prompt, code) in [
-        ("loop", "plugin_failed"),
-        ("trap", "plugin_failed"),
-        ("allocate", "plugin_failed"),
-        ("recurse", "plugin_failed"),
-        ("exit", "plugin_failed"),
-        ("endless stream", ""),
-        ("empty", "plugin_failed"),
-        ("shout", "upstream_failed"),
-        ("forbidden", "not_granted"),
-    ] {
-        let reply = customer.post("/generate", ask(prompt)).await;
-        assert_eq!(reply.status, 502, "{prompt}: {}", reply.body);
-        assert!(
-            reply.body.to_string().len() < 2000,
-            "{prompt}: {}",
-            reply.body
-        );
-        let found = reply.expect_error(502);
-        assert!(code.is_empty() || found == code, "{prompt}: {found}");
-        goes_on(&host, &customer).await;
-    }
-    let totals = customer.get("/usage").await.expect(200)["totals"].clone();
-    assert_eq!(totals["requests"], 9 + 2 * 10);
-    let rows = customer.get("/usage/requests").await.expect(200);
-    let failed = rows["requests"]
-        .as_array()
-        .expect("a list")
-        .iter()
-        .filter(|row| row["status"] == "failed");
-    assert_eq!(
-        failed.inspect(|row| assert_eq!(row["cost"], 0.0)).count(),
-        9
-    );
-}
-
-#[tokio::test]
-async fn a_component_that_computes_leaves_the_others_their_turn() {
-    let (host, customer, _upstream) = with_misbehave(Act::Answer("yes"), "cpu_ms = 3000").await;
-    let loops: Vec<_> = (0..8)
-        .map(|_| {
-            let customer = customer.clone();
-            tokio::spawn(async move {
-                customer
-                    .post("/generate", ask("loop"))
-                    .await
-                    .expect_error(502)
-            })
-        })
-        .collect();
-    goes_on(&host, &customer).await;
-    assert!(
-        loops.iter().any(|one| !one.is_finished()),
-        "the loops were to be at work"
-    );
-    for one in loops {
-        assert_eq!(one.await.expect("no panic"), "plugin_failed");
-    }
-}
-
-#[tokio::test]
-async fn a_component_that_waits_is_stopped_at_the_deadline() {
-    let (host, customer, _upstream) = with_misbehave(Act::Answer("yes"), "timeout_ms = 300").await;
-    assert_eq!(
-        customer
-            .post("/generate", ask("sleep"))
-            .await
-            .expect_error(504),
-        "timeout"
-    );
-    goes_on(&host, &customer).await;
-}
-
-#[tokio::test]
-async fn a_component_sees_nothing_of_the_machine() {
-    let (_host, customer, _upstream) = with_misbehave(Act::Answer("yes"), "").await;
-    let seen = customer.post("/generate", ask("peek")).await.expect(200);
-    assert_eq!(seen["response"], "0 variables 0 arguments 0 files");
-}
-
-#[tokio::test]
 async fn a_component_can_neither_send_nor_learn_a_secret() {
     let (host, customer, upstream) = with_misbehave(Act::Echo, "").await;
-    let reply = customer.post("/generate", ask("smuggle")).await;
+    let reply = customer
+        .post("/generate", ask("fetch\nauthorization: Bearer mine"))
+        .await;
     assert!(reply.status.is_server_error(), "{}", reply.body);
     assert!(upstream.seen().is_empty(), "{:?}", upstream.seen());
     // an upstream that tells the secret is not heard
@@ -333,42 +247,27 @@ async fn a_component_can_neither_send_nor_learn_a_secret() {
     assert!(!host.log().contains(SECRET), "{}", host.log());
 }
 
+/// What was built against version 0.1.0 of the contract, and is never built again: it
+/// must run for as long as that version is promised.
 #[tokio::test]
-async fn a_component_that_writes_without_end_is_cut_short() {
-    let (host, customer, _upstream) = with_misbehave(Act::Answer("yes"), "").await;
-    for prompt in ["log flood", "print flood"] {
-        let before = host.log().lines().count();
-        customer.post("/generate", ask(prompt)).await.expect(200);
-        eventually("the log says so", async || {
-            host.log()
-                .lines()
-                .skip(before)
-                .any(|line| line.contains("plugin writes too much"))
-        })
-        .await;
-        let lines = host
-            .log()
-            .lines()
-            .skip(before)
-            .filter(|line| line.contains("\"line\":"))
-            .count();
-        assert!((1..=100).contains(&lines), "{prompt}: {lines}");
-    }
-    goes_on(&host, &customer).await;
-}
-
-#[tokio::test]
-async fn what_a_component_logs_stays_on_its_line() {
-    let (host, customer, _upstream) = with_misbehave(Act::Answer("yes"), "").await;
-    customer
-        .post("/generate", ask("log flood"))
-        .await
-        .expect(200);
-    for line in host.log().lines() {
-        let parsed: Value = serde_json::from_str(line).expect("a line of the log is JSON");
-        assert!(
-            parsed["level"].is_string() && parsed["timestamp"].is_string(),
-            "{line}"
-        );
-    }
+async fn a_component_of_the_first_version_still_answers() {
+    let first = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../tests/fixtures/plugin-0.1.0.wasm"
+    );
+    let upstream = Upstream::start(Act::Answer(" yes")).await;
+    let config = lawgent(upstream.url()).replace(&component("lawgent-thinking"), first);
+    let host = Host::builder().config(config).start().await.ready().await;
+    let model = shown(&host, 2).await;
+    assert_eq!(model["plugin"], "lawgent-thinking 0.1.0");
+    assert_eq!(
+        model["digest"],
+        "87a4861a917ef10ef4b20590d0c8215258a3b67d8abda9e9480a10b6689d5118"
+    );
+    let customer = host.customer().await;
+    let answer = customer.post("/generate", ask("Is it?")).await.expect(200);
+    assert_eq!(
+        (&answer["response"], &answer["tokens_used"]),
+        (&json!(" yes"), &json!(10))
+    );
 }

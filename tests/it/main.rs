@@ -2,19 +2,29 @@
 
 mod harness;
 
+mod audit;
 mod bad_input;
 mod billing;
+mod budgets;
+mod chat;
 mod component;
+mod credit;
 mod customers;
 mod dashboard;
+mod distribution;
 mod generate;
+mod holds;
+mod hot;
 mod idempotency;
 mod keys;
 mod limits;
 mod models;
+mod network;
 mod openai;
+mod plugin;
 mod process;
 mod reload;
+mod sandbox;
 mod stream;
 mod telemetry;
 mod tidy;

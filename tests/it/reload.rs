@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::harness::{Act, GPT2, Host, Upstream, component, eventually, lawgent};
+use crate::harness::{Act, GPT2, Host, Upstream, eventually, lawgent};
 use crate::models::shown;
 
 const OTHER: &str =
@@ -132,58 +132,6 @@ async fn a_post_reports_what_it_did() {
             .as_str()
             .is_some_and(|reason| reason.contains("gone")),
         "{broken}"
-    );
-}
-
-#[tokio::test]
-async fn the_file_of_a_component_is_read_again_by_sighup_and_by_post() {
-    // the component itself is not watched
-    let config = "[[models]]\nid = 2\nname = \"misbehave\"\nplugin = \"new.wasm\"\napi_url = \"http://127.0.0.1:9/\"\nmodel_name = \"m\"\n";
-    let host = Host::builder().config(config).start().await.ready().await;
-    assert_eq!(shown(&host, 2).await["status"], "unavailable");
-    let good = std::fs::read(component("misbehave")).expect("a component");
-    let write = |bytes: &[u8]| {
-        std::fs::write(host.dir().join("new.wasm.part"), bytes).expect("a file");
-        std::fs::rename(
-            host.dir().join("new.wasm.part"),
-            host.dir().join("new.wasm"),
-        )
-        .expect("a file");
-    };
-    write(&good);
-    host.signal("HUP");
-    eventually("the component is loaded", async || {
-        shown(&host, 2).await["status"] == "ready"
-    })
-    .await;
-    let digest = shown(&host, 2).await["digest"].clone();
-    let customer = host.customer().await;
-    customer.post("/generate", ask(2)).await.expect(200);
-
-    // a broken one leaves the one before it running, and says so
-    write(b"rubbish");
-    let report = reload(&host).await;
-    assert_eq!(report["failed"][0]["model"], "misbehave");
-    let model = shown(&host, 2).await;
-    assert_eq!(
-        (&model["status"], &model["digest"]),
-        (&json!("ready"), &digest)
-    );
-    assert!(
-        model["problem"]
-            .as_str()
-            .is_some_and(|problem| problem.contains("not a WebAssembly component")),
-        "{model}"
-    );
-    customer.post("/generate", ask(2)).await.expect(200);
-
-    write(&std::fs::read(component("lawgent-thinking")).expect("a component"));
-    let report = reload(&host).await;
-    assert_eq!(report["changed"], json!(["misbehave"]));
-    let model = shown(&host, 2).await;
-    assert!(
-        model["problem"].is_null() && model["digest"] != digest,
-        "{model}"
     );
 }
 

@@ -141,20 +141,29 @@ async fn what_fails_before_the_first_piece_has_its_status() {
         .await
         .ready()
         .await;
-    let customer = host.customer_with(json!({ "rate_limit": 4 })).await;
-    let refused = async |body: Value, status, code: &str| {
+    // one a minute, which no test waits for
+    let limited = host.customer_with(json!({ "rate_limit": 1 })).await;
+    let customer = host.customer().await;
+    let refused_to = async |customer: &Client, body: Value, status, code: &str| {
         let reply = customer.post("/generate", body).await;
         assert_eq!(reply.header("content-type"), "application/json");
         assert_eq!(reply.expect_error(status), code);
     };
+    let refused = async |body, status, code| refused_to(&customer, body, status, code).await;
     refused(generate(99, "x"), 404, "model_not_found").await;
     refused(generate(2, "trap"), 502, "plugin_failed").await;
-    refused(generate(2, "forbidden"), 502, "not_granted").await;
+    refused(
+        generate(2, "fetch https://forbidden.example/"),
+        502,
+        "not_granted",
+    )
+    .await;
     let mut no_room = generate(2, PROMPT);
     no_room["max_length"] = json!(1);
     refused(no_room, 400, "context_length_exceeded").await;
     refused(generate(2, "empty"), 502, "plugin_failed").await;
-    refused(generate(2, "well"), 429, "rate_limit_exceeded").await;
+    refused_to(&limited, generate(2, "trap"), 502, "plugin_failed").await;
+    refused_to(&limited, generate(2, "well"), 429, "rate_limit_exceeded").await;
 
     let ask =
         json!({ "model": "gpt2", "prompt": PROMPT, "stream_options": { "include_usage": true } });

@@ -1,5 +1,6 @@
 //! Kills the server at random moments under load and starts it again on the same
-//! data: whatever a client has in hand must be on record, once and at its price.
+//! data: whatever a client has in hand must be on record, once and at its price,
+//! all sums of money must be as kept, and nothing may be held for the dead.
 //!
 //!     cargo test --release --test kill -- --rounds 50
 
@@ -16,7 +17,7 @@ use clap::Parser;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use harness::{Act, Client, GPT2, Host, Upstream, lawgent};
+use harness::{Act, Client, GPT2, Host, Purse, Upstream, lawgent};
 
 /// Rows of a page of the server's records.
 const PAGE: usize = 1000;
@@ -53,14 +54,15 @@ async fn main() -> ExitCode {
         .config(config)
         .env("MODEL_HOST_LOG", "warn,model_host::app=info");
     let mut host = setup.start().await.ready().await;
-    let mut customer = host.customer().await;
+    // limited, so that something is held for each request
+    let mut purse = Purse::prepaid(&host, 9_000_000_000_000_000).await;
     let answers = Answers::default();
     println!("{} clients, {} rounds", options.clients, options.rounds);
     for round in 1..=options.rounds {
         let clients: Vec<_> = (0..options.clients)
             .map(|number| {
                 tokio::spawn(ask_until_it_dies(
-                    customer.clone(),
+                    purse.customer.clone(),
                     number,
                     Arc::clone(&answers),
                 ))
@@ -72,8 +74,9 @@ async fn main() -> ExitCode {
         for client in clients {
             client.await.expect("no panic");
         }
-        customer = customer.at(host.url());
-        let problems = problems(&host, &answers).await;
+        purse = purse.at(&host);
+        let mut problems = problems(&host, &answers).await;
+        problems.extend(unsound(&host, &purse).await);
         let count = answers.lock().expect("no panic").len();
         println!("round {round}: {count} answers so far");
         if !problems.is_empty() {
@@ -88,7 +91,9 @@ async fn main() -> ExitCode {
         println!("FAILED: nothing was ever answered\n0 passed, 1 failed");
         return ExitCode::FAILURE;
     }
-    println!("every answer is on record once, at its price\n1 passed, 0 failed");
+    println!(
+        "every answer is on record once, at its price; the ledger is sound\n1 passed, 0 failed"
+    );
     ExitCode::SUCCESS
 }
 
@@ -135,6 +140,18 @@ async fn ask_until_it_dies(customer: Client, number: usize, answers: Answers) {
             .expect("no panic")
             .insert(id, answer["cost"].clone());
     }
+}
+
+/// What is wrong with the ledger, when nobody asks for anything.
+async fn unsound(host: &Host, purse: &Purse) -> Option<String> {
+    let held = purse.balance().await.1;
+    if held != 0 {
+        return Some(format!(
+            "{held} nano-dollars are held for requests that are over"
+        ));
+    }
+    let (status, said) = host.try_run(&["db", "audit"]);
+    (!status.success()).then_some(said)
 }
 
 /// What is wrong with the server's books.

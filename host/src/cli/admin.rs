@@ -7,6 +7,7 @@ use tokio::runtime::Builder;
 use super::Options;
 use crate::app;
 use crate::config::Environment;
+use crate::store::audit::Actor;
 
 /// Makes a new admin key and prints it. A server that runs takes it at once.
 ///
@@ -20,7 +21,7 @@ pub fn reset_key(options: &Options, environment: &Environment) -> anyhow::Result
         .block_on(async {
             let (store, keys) = app::open(&config, &server).await?;
             let key = keys
-                .reset_admin()
+                .reset_admin(&Actor::CommandLine)
                 .await
                 .context("cannot set the admin key")?;
             store.close().await;

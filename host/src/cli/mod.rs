@@ -1,6 +1,8 @@
 //! The command line. Each subcommand is a file.
 
 mod admin;
+mod db;
+mod plugin;
 mod serve;
 
 use std::net::SocketAddr;
@@ -36,12 +38,28 @@ enum Command {
         #[command(subcommand)]
         command: AdminCommand,
     },
+    /// Look after the database
+    Db {
+        #[command(subcommand)]
+        command: DbCommand,
+    },
+    /// Make, build, check and try plugins
+    Plugin {
+        #[command(subcommand)]
+        command: plugin::Command,
+    },
 }
 
 #[derive(Debug, Subcommand)]
 enum AdminCommand {
     /// Make a new admin key and print it; the old one is no longer valid
     ResetKey(Options),
+}
+
+#[derive(Debug, Subcommand)]
+enum DbCommand {
+    /// Make every sum of money again and say where it is not as kept
+    Audit(Options),
 }
 
 #[derive(Clone, Debug, Args)]
@@ -109,14 +127,20 @@ pub fn main() -> ExitCode {
         .ok();
     let cli = Cli::parse();
     let outcome = match cli.command {
-        None => serve::run(&cli.options, environment),
-        Some(Command::Serve(options)) => serve::run(&options, environment),
+        None => serve::run(&cli.options, environment).map(|()| ExitCode::SUCCESS),
+        Some(Command::Serve(options)) => {
+            serve::run(&options, environment).map(|()| ExitCode::SUCCESS)
+        }
         Some(Command::Admin {
             command: AdminCommand::ResetKey(options),
-        }) => admin::reset_key(&options, &environment),
+        }) => admin::reset_key(&options, &environment).map(|()| ExitCode::SUCCESS),
+        Some(Command::Db {
+            command: DbCommand::Audit(options),
+        }) => db::audit(&options, &environment).map(|()| ExitCode::SUCCESS),
+        Some(Command::Plugin { command }) => plugin::run(&command),
     };
     match outcome {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(status) => status,
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE

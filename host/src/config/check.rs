@@ -3,7 +3,28 @@
 use std::collections::HashSet;
 use std::fmt;
 
-use super::{Config, Model};
+use reqwest::Url;
+use reqwest::header::{self, HeaderName};
+use secrecy::ExposeSecret;
+
+use super::reference::is_sha256;
+use super::{Config, Model, ModelLimits, Reference};
+
+/// Headers that have a meaning of their own, and can hold no key.
+const NO_KEY_HEADERS: [HeaderName; 8] = [
+    header::ACCEPT,
+    header::CONNECTION,
+    header::CONTENT_LENGTH,
+    header::CONTENT_TYPE,
+    header::HOST,
+    header::TE,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+];
+/// The most that `components.instances` may be: address space ends.
+const INSTANCES_CEILING: u32 = 10_000;
+/// What `components.stack_kib` may be.
+const STACK_KIB: std::ops::RangeInclusive<usize> = 64..=8192;
 
 /// One thing wrong with a configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +56,19 @@ pub fn problems(config: &Config) -> Vec<Problem> {
     if config.requests.max_body_bytes == 0 {
         report("requests.max_body_bytes".into(), "must be at least 1");
     }
+    if !(1..=INSTANCES_CEILING).contains(&config.components.instances) {
+        report(
+            "components.instances".into(),
+            &format!("must be from 1 to {INSTANCES_CEILING}"),
+        );
+    }
+    if !STACK_KIB.contains(&config.components.stack_kib) {
+        let (least, most) = STACK_KIB.into_inner();
+        report(
+            "components.stack_kib".into(),
+            &format!("must be from {least} to {most}"),
+        );
+    }
     if let Some(problem) = config.stripe.api_base.as_deref().and_then(of_url) {
         report("stripe.api_base".into(), problem);
     }
@@ -54,43 +88,118 @@ pub fn problems(config: &Config) -> Vec<Problem> {
             report(at("name"), "another model has this name");
         }
         for (field, message) in of_model(model) {
-            report(at(field), message);
+            report(at(&field), &message);
         }
     }
     found
 }
 
-fn of_model(model: &Model) -> Vec<(&'static str, &'static str)> {
+/// Problems of one model: field and message.
+fn of_model(model: &Model) -> Vec<(String, String)> {
+    let mut found = of_limits(&model.limits);
+    let mut report =
+        |field: &str, message: &str| found.push((field.to_owned(), message.to_owned()));
+    if let Err(problem) = key_header(&model.api_key_header) {
+        report("api_key_header", problem);
+    }
+    // what names an unset variable is no URL yet
+    if model.unavailable.is_some() {
+        return found;
+    }
+    if model.is_remote()
+        && let Err(problem) = Reference::parse(&model.plugin)
+    {
+        report("plugin", problem);
+    }
+    if let Some(sha256) = &model.sha256 {
+        if !model.is_component() {
+            report("sha256", "is of a component, and the plugin is none");
+        } else if !is_sha256(sha256) {
+            report("sha256", "must be 64 lower-case hex digits");
+        }
+    }
+    if let Some(auth) = &model.registry_auth {
+        if !model.is_remote() {
+            report(
+                "registry_auth",
+                "is for a registry, and the plugin is in none",
+            );
+        } else if !auth.expose_secret().contains(':') {
+            report("registry_auth", "must be user:password");
+        }
+    }
+    if let Some(problem) = model.api_url.as_deref().and_then(of_url) {
+        report("api_url", problem);
+    }
+    if !model.grants.is_empty() && model.api_url.is_none() {
+        report("grants", "add to an api_url, and there is none");
+    }
+    for (index, grant) in model.grants.iter().enumerate() {
+        if let Some(problem) = of_origin(grant) {
+            report(&format!("grants[{index}]"), problem);
+        }
+    }
+    found
+}
+
+fn of_limits(limits: &ModelLimits) -> Vec<(String, String)> {
     let mut found = Vec::new();
-    let limits = &model.limits;
+    let mut report =
+        |field: &str, message: String| found.push((format!("limits.{field}"), message));
     let at_least_one = [
-        ("limits.max_prompt_bytes", limits.max_prompt_bytes),
-        ("limits.max_new_tokens", limits.max_new_tokens as usize),
-        ("limits.timeout_ms", limits.timeout_ms as usize),
-        ("limits.parallel", limits.parallel),
-        ("limits.queue", limits.queue),
-        ("limits.memory_mib", limits.memory_mib),
-        ("limits.cpu_ms", limits.cpu_ms as usize),
+        ("max_prompt_bytes", limits.max_prompt_bytes),
+        ("max_new_tokens", limits.max_new_tokens as usize),
+        ("timeout_ms", limits.timeout_ms as usize),
+        ("parallel", limits.parallel),
+        ("queue", limits.queue),
+        ("cpu_ms", limits.cpu_ms as usize),
+        ("request_bytes", limits.request_bytes),
+        ("response_bytes", limits.response_bytes),
     ];
     for (field, value) in at_least_one {
         if value == 0 {
-            found.push((field, "must be at least 1"));
+            report(field, "must be at least 1".to_owned());
+        }
+    }
+    let up_to = [
+        (
+            "memory_mib",
+            limits.memory_mib,
+            ModelLimits::MEMORY_CEILING_MIB,
+        ),
+        (
+            "table_elements",
+            limits.table_elements,
+            ModelLimits::TABLE_CEILING,
+        ),
+        (
+            "header_bytes",
+            limits.header_bytes,
+            ModelLimits::HEADER_CEILING,
+        ),
+    ];
+    for (field, value, most) in up_to {
+        if !(1..=most).contains(&value) {
+            report(field, format!("must be from 1 to {most}"));
         }
     }
     if limits.requests_per_minute == Some(0) {
-        found.push(("limits.requests_per_minute", "must be at least 1"));
-    }
-    if let Some(url) = &model.api_url
-        && model.unavailable.is_none()
-        && let Some(problem) = of_url(url)
-    {
-        found.push(("api_url", problem));
+        report("requests_per_minute", "must be at least 1".to_owned());
     }
     found
 }
 
+/// The header that a key may be sent in.
+fn key_header(name: &str) -> Result<HeaderName, &'static str> {
+    let header = HeaderName::from_bytes(name.as_bytes()).map_err(|_| "is no header's name")?;
+    if NO_KEY_HEADERS.contains(&header) {
+        return Err("has a meaning of its own: a key cannot be sent in it");
+    }
+    Ok(header)
+}
+
 fn of_url(url: &str) -> Option<&'static str> {
-    match reqwest::Url::parse(url) {
+    match Url::parse(url) {
         Ok(url) if matches!(url.scheme(), "http" | "https") && url.has_host() => {
             let has_secret = !url.username().is_empty() || url.password().is_some();
             has_secret
@@ -98,4 +207,14 @@ fn of_url(url: &str) -> Option<&'static str> {
         }
         _ => Some("must be an http or https URL"),
     }
+}
+
+/// A grant is of everything at a scheme, host and port; a path in it would only
+/// seem to narrow it.
+fn of_origin(text: &str) -> Option<&'static str> {
+    of_url(text).or_else(|| {
+        let url = Url::parse(text).ok()?;
+        let is_more = url.path() != "/" || url.query().is_some() || url.fragment().is_some();
+        is_more.then_some("must be scheme, host and port alone, such as https://files.example")
+    })
 }

@@ -68,6 +68,11 @@ impl Environment {
         }
     }
 
+    /// The file behind the process's variables.
+    pub fn file(&self) -> &Path {
+        &self.file
+    }
+
     /// All variables, those of the process over those of the file.
     fn read(&self) -> HashMap<String, String> {
         let mut all: HashMap<_, _> = dotenvy::from_path_iter(&self.file)
@@ -216,24 +221,12 @@ fn resolve(model: &mut Model, folder: &Path) {
             *text = path.to_owned();
         }
     };
-    if is_component(&model.plugin) {
+    if model.is_file() {
         model.plugin = folder.join(&model.plugin).to_string_lossy().into_owned();
     }
     match &mut model.model_path {
         Some(Sources::One(source)) => from_folder(source),
         Some(Sources::Several(sources)) => sources.iter_mut().for_each(from_folder),
         None => {}
-    }
-}
-
-/// Whether a `plugin` of the configuration is the path of a component.
-fn is_component(plugin: &str) -> bool {
-    plugin.ends_with(".wasm")
-}
-
-impl Model {
-    /// Whether the plugin is a component rather than compiled in.
-    pub fn is_component(&self) -> bool {
-        is_component(&self.plugin)
     }
 }

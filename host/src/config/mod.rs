@@ -2,16 +2,19 @@
 
 mod check;
 mod load;
+mod model;
+mod reference;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use ipnet::IpNet;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
-use crate::money::Price;
-
 pub use load::{Environment, Error, load};
+pub use model::{Model, ModelLimits, Sources};
+pub use reference::Reference;
 
 /// Everything the configuration file says.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -21,6 +24,8 @@ pub struct Config {
     pub server: Server,
     /// What every request must keep to.
     pub requests: Requests,
+    /// What all components share.
+    pub components: Components,
     /// Payments.
     pub stripe: Stripe,
     /// The models on offer.
@@ -37,6 +42,9 @@ pub struct Server {
     pub data_dir: PathBuf,
     /// Seconds that requests in flight get after the first signal to stop.
     pub drain_seconds: u64,
+    /// Networks of the proxies that are believed when they say, by
+    /// `X-Forwarded-For`, where a request comes from.
+    pub trusted_proxies: Vec<IpNet>,
 }
 
 impl Default for Server {
@@ -45,6 +53,7 @@ impl Default for Server {
             listen: SocketAddr::from(([127, 0, 0, 1], 8000)),
             data_dir: PathBuf::from("data"),
             drain_seconds: 30,
+            trusted_proxies: Vec::new(),
         }
     }
 }
@@ -67,6 +76,26 @@ impl Default for Requests {
             per_minute: 60,
             max_body_bytes: 1 << 20,
             body_timeout_ms: 10_000,
+        }
+    }
+}
+
+/// What all components share; changes need a restart.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields, default)]
+pub struct Components {
+    /// Instances alive at once, one a request. Each takes 8 GiB of address space
+    /// from the start, and of memory only what its plugin uses.
+    pub instances: u32,
+    /// Stack of an instance, in KiB: how deep a plugin's calls may go.
+    pub stack_kib: usize,
+}
+
+impl Default for Components {
+    fn default() -> Self {
+        Self {
+            instances: 1000,
+            stack_kib: 512,
         }
     }
 }
@@ -106,92 +135,4 @@ impl Default for Stripe {
             secret_key: None,
         }
     }
-}
-
-/// One model on offer.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Model {
-    /// Number by which `/generate` and keys refer to it.
-    pub id: i64,
-    /// Name by which OpenAI's endpoints refer to it.
-    pub name: String,
-    /// A native plugin's name, or the path of a component.
-    pub plugin: String,
-    /// Where a local model comes from: sources tried in order.
-    pub model_path: Option<Sources>,
-    /// Load at start; otherwise at the first request.
-    #[serde(default = "yes")]
-    pub preload: bool,
-    /// How a local model's weights are held.
-    pub dtype: Option<String>,
-    /// Endpoint of an external model.
-    pub api_url: Option<String>,
-    /// Key of the external API. Stays in the host.
-    pub api_key: Option<SecretString>,
-    /// The model's name at the external API.
-    pub model_name: Option<String>,
-    /// US dollars per million tokens.
-    #[serde(default)]
-    pub price_per_million: Price,
-    /// What one request may take.
-    #[serde(default)]
-    pub limits: ModelLimits,
-    /// More settings for the plugin.
-    #[serde(default)]
-    pub settings: toml::Table,
-    /// Why the model cannot run as it is configured.
-    #[serde(skip)]
-    pub unavailable: Option<String>,
-}
-
-/// One source or several.
-#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
-#[serde(untagged, expecting = "a source or a list of sources")]
-pub enum Sources {
-    /// One.
-    One(String),
-    /// Several, tried in order.
-    Several(Vec<String>),
-}
-
-/// What one request to a model may take.
-#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
-#[serde(deny_unknown_fields, default)]
-pub struct ModelLimits {
-    /// Requests a minute of any one key, however high its own rate.
-    pub requests_per_minute: Option<u32>,
-    /// Longest prompt, in bytes of UTF-8.
-    pub max_prompt_bytes: usize,
-    /// Most tokens of one answer.
-    pub max_new_tokens: u32,
-    /// Milliseconds that an answer may take, waiting in the queue included.
-    pub timeout_ms: u32,
-    /// Answers a native model works on at once, each a sequence of its batch.
-    pub parallel: usize,
-    /// Requests that wait for a native model before it refuses more.
-    pub queue: usize,
-    /// Memory of a component's instance, in MiB.
-    pub memory_mib: usize,
-    /// CPU time of a component for one request, in milliseconds.
-    pub cpu_ms: u32,
-}
-
-impl Default for ModelLimits {
-    fn default() -> Self {
-        Self {
-            requests_per_minute: None,
-            max_prompt_bytes: 256 * 1024,
-            max_new_tokens: 4096,
-            timeout_ms: 120_000,
-            parallel: 16,
-            queue: 1024,
-            memory_mib: 64,
-            cpu_ms: 10_000,
-        }
-    }
-}
-
-fn yes() -> bool {
-    true
 }

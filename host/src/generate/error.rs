@@ -3,6 +3,8 @@
 use plugin_sdk::{Error as PluginError, ErrorKind};
 
 use crate::limits::Exceeded;
+use crate::money::NanoDollars;
+use crate::store::ledger::Cap;
 
 /// Why a request is not answered.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -35,6 +37,16 @@ pub enum Error {
         bound: &'static str,
         /// Its value, in tokens.
         limit: u32,
+    },
+    /// What the request may spend does not cover it.
+    #[error("{by} leaves {left}; the prompt with one token of answer may cost {least}")]
+    Capped {
+        /// What leaves so little.
+        by: Cap,
+        /// What it leaves.
+        left: NanoDollars,
+        /// What the shortest answer may cost.
+        least: NanoDollars,
     },
     /// A request with the same idempotency key is at work.
     #[error("a request with this Idempotency-Key is still at work")]
@@ -76,6 +88,13 @@ impl Error {
                 ErrorKind::Cancelled => "cancelled",
                 ErrorKind::Internal => "plugin_failed",
             }),
+            Self::Capped {
+                by: Cap::Credit, ..
+            } => "insufficient_credit",
+            Self::Capped {
+                by: Cap::Budget { .. },
+                ..
+            } => "budget_exceeded",
             Self::AtWork => "idempotency_conflict",
             Self::KeyReused => "idempotency_key_reused",
             Self::NotRecorded => "not_recorded",

@@ -9,6 +9,7 @@ use super::Error;
 use super::idempotency::Kept;
 use crate::limits::Rate;
 use crate::money::NanoDollars;
+use crate::store::ledger::Cap;
 
 /// A part of an answer, in the order the model produced it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,6 +57,8 @@ pub struct Answer {
     pub usage: Usage,
     /// What it cost.
     pub cost: NanoDollars,
+    /// What made it end sooner than was asked for.
+    pub limited_by: Option<Cap>,
 }
 
 /// A generation that was admitted. Dropping it ends the work.

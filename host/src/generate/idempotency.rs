@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Answer, Content, Piece};
 use crate::money::NanoDollars;
+use crate::store::ledger::Cap;
 
 /// What makes a request and its repeat the same.
 #[derive(Clone, Debug)]
@@ -71,6 +72,8 @@ pub(super) struct Kept {
     reasoning_tokens: u32,
     is_exact: bool,
     nano_dollars: i64,
+    #[serde(default)]
+    limited_by: Option<Cap>,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize, Serialize)]
@@ -107,6 +110,7 @@ impl Kept {
             reasoning_tokens: usage.reasoning_tokens,
             is_exact: usage.source == CountSource::Exact,
             nano_dollars: answer.cost.0,
+            limited_by: answer.limited_by,
         }
     }
 
@@ -149,6 +153,7 @@ impl Kept {
                 },
             },
             cost: NanoDollars(self.nano_dollars),
+            limited_by: self.limited_by,
         };
         (pieces, answer)
     }

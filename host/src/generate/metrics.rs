@@ -41,11 +41,11 @@ impl Metrics {
         }
     }
 
-    /// A request that its rate does not allow.
-    pub(super) fn refused(&self, model: &str) {
+    /// A request that was not let through to its model, for this reason.
+    pub(super) fn refused(&self, model: &str, reason: &str) {
         self.requests.add(
             1,
-            &[of_model(model), KeyValue::new("status", "rate_limited")],
+            &[of_model(model), KeyValue::new("status", reason.to_owned())],
         );
     }
 

@@ -1,4 +1,4 @@
-//! The way of one request: authorise → limit → generate → settle → record.
+//! The way of one request: authorise → limit → reserve → generate → settle.
 //! Who calls is known before; nothing of HTTP is known here.
 //!
 //! From its admission on a request runs in a task of its own, so that it is
@@ -10,6 +10,7 @@ mod error;
 mod generation;
 mod idempotency;
 mod metrics;
+mod reserve;
 mod tokens;
 mod work;
 
@@ -55,7 +56,7 @@ pub struct Ask {
     /// Unique; the usage row's.
     pub request_id: String,
     /// The key it came with.
-    pub key: Key,
+    pub key: Arc<Key>,
     /// The model it is for.
     pub model: ModelRef,
     /// What to continue or answer, not empty.
@@ -148,7 +149,7 @@ impl Generator {
             return Err(Error::PromptTooLong { bytes, limit });
         }
         let rate = self.admit(&ask.key, &model).map_err(|exceeded| {
-            self.metrics.refused(&model.spec.name);
+            self.metrics.refused(&model.spec.name, "rate_limited");
             Error::RateLimited(exceeded)
         })?;
         let admitted = Admitted {

@@ -1,21 +1,17 @@
 //! How many tokens a request is, and how many its answer may be.
 
-use plugin_sdk::{Error as PluginError, ErrorKind, Message, Part, Prompt, Request, Tool};
+use plugin_sdk::{
+    CountSource, Error as PluginError, ErrorKind, Message, Part, Prompt, Request, TokenEstimate,
+    Tool, guess_tokens,
+};
 
 use super::{Ask, Error};
-use crate::models::{Backend, Model};
+use crate::models::{Backend, Model, Session};
 
-/// Bytes of text to a token, where nobody counts: what English comes to.
-const BYTES_PER_TOKEN: usize = 4;
 /// Tokens that a provider's template may add to a prompt.
 const TEMPLATE_TOKENS: usize = 1024;
 /// Tokens that an image or a like part of a message may come to.
 const PART_TOKENS: usize = 16 * 1024;
-
-/// A guess for `bytes` of text.
-pub(super) fn guess(bytes: usize) -> u32 {
-    u32::try_from(bytes.div_ceil(BYTES_PER_TOKEN)).unwrap_or(u32::MAX)
-}
 
 /// Bytes that the caller wrote for the model to read.
 pub(super) fn bytes(ask: &Ask) -> usize {
@@ -59,16 +55,18 @@ pub(super) fn most_in_prompt(ask: &Ask) -> u32 {
     u32::try_from(most).unwrap_or(u32::MAX)
 }
 
-/// Tokens of the prompt: counted by the plugin or, if it does not, guessed.
+/// Tokens of the prompt: by the plugin or, if it does not estimate, guessed.
 pub(super) async fn of_prompt(
-    backend: &Backend,
+    session: &mut Session<'_>,
     ask: &Ask,
     request: &Request,
-) -> Result<u32, PluginError> {
-    match backend.estimate(request).await {
-        Ok(estimate) => Ok(estimate.prompt_tokens),
-        Err(error) if error.kind == ErrorKind::Unsupported => Ok(guess(bytes(ask))),
-        Err(error) => Err(error),
+) -> Result<TokenEstimate, PluginError> {
+    match session.estimate(request).await {
+        Err(error) if error.kind == ErrorKind::Unsupported => Ok(TokenEstimate {
+            prompt_tokens: guess_tokens(bytes(ask)),
+            source: CountSource::Estimated,
+        }),
+        estimate => estimate,
     }
 }
 

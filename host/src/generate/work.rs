@@ -1,4 +1,5 @@
-//! The part of a request's way that is a task of its own: generate → settle.
+//! The part of a request's way that is a task of its own: reserve → generate →
+//! settle.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -7,7 +8,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use plugin_sdk::{
     CountSource, Error as PluginError, ErrorKind, Event, Extension, FinishReason,
-    Usage as PluginUsage,
+    Usage as PluginUsage, guess_tokens,
 };
 use time::OffsetDateTime;
 use tokio::sync::mpsc;
@@ -15,6 +16,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::idempotency::Kept;
+use super::reserve::{Bounds, Room};
 use super::{Answer, Ask, Content, Error, Generator, Piece, tokens};
 use crate::models::{Completion, Model};
 use crate::money::NanoDollars;
@@ -42,18 +44,24 @@ struct Produced {
     usage: PluginUsage,
     /// Whether the plugin has counted.
     is_counted: bool,
-    /// Whether the next step is the client's, who has not read what there is.
-    is_unread: bool,
+    /// How long it waited for a client that had not read what there was.
+    unread: Duration,
+    /// Since when it waits so now.
+    unread_since: Option<Instant>,
     digest: Option<String>,
+    /// What it may be charged for.
+    bounds: Bounds,
+    /// What is held for it.
+    room: Room,
     /// All of it, where a repeat may ask for it.
     content: Option<Content>,
 }
 
 impl Produced {
     /// Takes the plugin's count, within what the request allows.
-    fn count(&mut self, usage: PluginUsage, most_in_prompt: u32, most_new: u32) {
-        let prompt_tokens = usage.prompt_tokens.min(most_in_prompt);
-        let completion_tokens = usage.completion_tokens.min(most_new);
+    fn count(&mut self, usage: PluginUsage) {
+        let prompt_tokens = usage.prompt_tokens.min(self.bounds.prompt_tokens);
+        let completion_tokens = usage.completion_tokens.min(self.bounds.new_tokens);
         self.usage = PluginUsage {
             prompt_tokens,
             completion_tokens,
@@ -64,10 +72,17 @@ impl Produced {
         self.is_counted = true;
     }
 
+    /// Whether, of this time, the client took a good part to read.
+    fn is_held_up(&self, time: Duration) -> bool {
+        let now = self.unread_since.map_or(Duration::ZERO, |at| at.elapsed());
+        self.unread + now > time / 10
+    }
+
     /// Puts a guess where the plugin has not counted.
     fn counted(mut self) -> Self {
         if !self.is_counted {
-            self.usage.completion_tokens = tokens::guess(self.bytes);
+            let guess = guess_tokens(self.bytes);
+            self.usage.completion_tokens = guess.min(self.bounds.new_tokens);
             self.usage.source = CountSource::Estimated;
         }
         self
@@ -86,9 +101,11 @@ impl Produced {
         if let Some(content) = &mut self.content {
             content.push(piece.clone());
         }
-        self.is_unread = true;
+        let since = Instant::now();
+        self.unread_since = Some(since);
         let sent = pieces.send(piece).await;
-        self.is_unread = false;
+        self.unread_since = None;
+        self.unread += since.elapsed();
         if self.content.is_some() {
             return Ok(());
         }
@@ -105,6 +122,7 @@ impl Generator {
         pieces: mpsc::Sender<Piece>,
         left: CancellationToken,
     ) -> Result<Answer, Error> {
+        let is_streamed = admitted.ask.is_streamed;
         let is_repeatable = admitted.ask.repeatable.is_some();
         let mut produced = Produced {
             content: is_repeatable.then(Content::default),
@@ -126,14 +144,29 @@ impl Generator {
             () = gone => Err(failure(ErrorKind::Cancelled, "the client left")),
             end = work => match end {
                 Ok(Ok(end)) => end,
-                // what it was sent and did not read is not the model's fault
-                Ok(Err(_)) if produced.is_unread => {
-                    Err(failure(ErrorKind::Cancelled, "the client did not read in time"))
-                }
                 Ok(Err(_)) => Err(failure(ErrorKind::Timeout, "the model took too long")),
                 Err(_) => Err(failure(ErrorKind::Internal, "the request failed")),
             },
         };
+        let end = match end {
+            // what it was sent and did not read is not the model's fault
+            Err(Error::Plugin(error))
+                if error.kind == ErrorKind::Timeout
+                    && is_streamed
+                    && produced.is_held_up(timeout) =>
+            {
+                Err(failure(
+                    ErrorKind::Cancelled,
+                    "the client did not read in time",
+                ))
+            }
+            end => end,
+        };
+        if let Err(error @ Error::Capped { .. }) = end {
+            self.metrics
+                .refused(&admitted.model.spec.name, error.code());
+            return Err(error);
+        }
         self.settle(admitted, produced.counted(), end).await
     }
 
@@ -148,14 +181,19 @@ impl Generator {
         let backend = model.backend(&self.loader).await.map_err(Error::Plugin)?;
         produced.digest = backend.digest().map(str::to_owned);
         let mut request = request(admitted);
-        produced.usage.prompt_tokens = tokens::of_prompt(&backend, ask, &request)
+        let left = Duration::from_millis(request.deadline_ms.into());
+        let mut session = backend.session(left).await.map_err(Error::Plugin)?;
+        let estimate = tokens::of_prompt(&mut session, ask, &request)
             .await
             .map_err(Error::Plugin)?;
-        let most_new = tokens::room(ask, model, &backend, produced.usage.prompt_tokens)?;
-        let most_in_prompt = tokens::most_in_prompt(ask);
-        request.params.max_tokens = Some(most_new);
+        produced.usage.prompt_tokens = estimate.prompt_tokens;
+        let most_new = tokens::room(ask, model, &backend, estimate.prompt_tokens)?;
+        produced.bounds = Bounds::new(admitted, estimate, most_new);
+        self.reserve(admitted, &mut produced.bounds, &mut produced.room)
+            .await?;
+        request.params.max_tokens = Some(produced.bounds.new_tokens);
 
-        let mut completion = backend.generate(request).await.map_err(Error::Plugin)?;
+        let mut completion = session.generate(request).await.map_err(Error::Plugin)?;
         loop {
             for event in next(&mut completion).await? {
                 match event {
@@ -166,9 +204,9 @@ impl Generator {
                     Event::ToolCall(call) => {
                         produced.pass_on(&pieces, Piece::ToolCall(call)).await?;
                     }
-                    Event::Usage(usage) => produced.count(usage, most_in_prompt, most_new),
+                    Event::Usage(usage) => produced.count(usage),
                     Event::Finish(finish) => {
-                        produced.count(finish.usage, most_in_prompt, most_new);
+                        produced.count(finish.usage);
                         return Ok(finish.reason);
                     }
                     Event::Other(_) => {}
@@ -202,12 +240,15 @@ impl Generator {
             Status::Cancelled => used.completion_tokens > 0,
             Status::Failed => false,
         };
-        let cost = if is_charged {
-            spec.price_per_million
-                .of(used.prompt_tokens, used.completion_tokens)
-        } else {
-            NanoDollars::default()
-        };
+        let mut cost = NanoDollars::default();
+        if is_charged {
+            cost = spec
+                .price_per_million
+                .of(used.prompt_tokens, used.completion_tokens);
+        }
+        // the bounds see to it already; what is held is all that there is
+        let Room { held, capped_by } = produced.room;
+        cost = cost.min(held.unwrap_or(cost));
         let usage = Usage {
             request_id: ask.request_id,
             customer_id: ask.key.customer_id,
@@ -233,6 +274,7 @@ impl Generator {
             finish_reason,
             usage: used,
             cost,
+            limited_by: capped_by.filter(|_| finish_reason == FinishReason::Length),
         });
         let kept = match (&answer, produced.content, ask.repeatable) {
             (Ok(answer), Some(content), Some(repeatable)) => Some(KeptAnswer {
@@ -249,6 +291,7 @@ impl Generator {
         let settlement = Settlement {
             usage,
             answer: kept,
+            is_held: held.is_some(),
         };
         let settled = self.settler.settle(settlement).await;
         settled.map_err(|error| match error {

@@ -112,6 +112,15 @@ impl ApiError {
         )
     }
 
+    /// 403: the key is not for this.
+    pub fn missing_scope(scope: &str) -> Self {
+        Self::new(
+            StatusCode::FORBIDDEN,
+            "missing_scope",
+            format!("the key does not have the scope {scope}"),
+        )
+    }
+
     /// 404: there is no such thing, or it is somebody else's.
     pub fn not_found(what: &str) -> Self {
         Self::new(
@@ -262,6 +271,8 @@ impl IntoResponse for ApiError {
 fn kind(status: StatusCode) -> &'static str {
     match status {
         StatusCode::UNAUTHORIZED => "authentication_error",
+        // OpenAI's word for it, though not its status: its clients repeat a 429
+        StatusCode::PAYMENT_REQUIRED => "insufficient_quota",
         StatusCode::FORBIDDEN => "permission_error",
         StatusCode::NOT_FOUND => "not_found_error",
         StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
@@ -299,6 +310,10 @@ impl From<store::Error> for ApiError {
             store::Error::EmailTaken => {
                 Self::new(StatusCode::CONFLICT, "email_taken", error.to_string()).at("email")
             }
+            store::Error::ReferenceTaken => {
+                Self::new(StatusCode::CONFLICT, "reference_taken", error.to_string())
+                    .at("reference")
+            }
             store::Error::Stopping => Self::stopping(),
             store::Error::Database(detail) => {
                 tracing::error!(detail, "the database failed");
@@ -315,14 +330,15 @@ impl From<store::Error> for ApiError {
 
 impl From<keys::Error> for ApiError {
     fn from(error: keys::Error) -> Self {
+        let refused = |status, code| Self::new(status, code, error.to_string());
         match error {
-            keys::Error::Invalid => Self::new(
-                StatusCode::UNAUTHORIZED,
-                "invalid_api_key",
-                error.to_string(),
-            ),
-            keys::Error::Disabled => {
-                Self::new(StatusCode::FORBIDDEN, "key_disabled", error.to_string())
+            keys::Error::Invalid => refused(StatusCode::UNAUTHORIZED, "invalid_api_key"),
+            keys::Error::Expired | keys::Error::Replaced => {
+                refused(StatusCode::UNAUTHORIZED, "key_expired")
+            }
+            keys::Error::Disabled => refused(StatusCode::FORBIDDEN, "key_disabled"),
+            keys::Error::NetworkNotAllowed(_) => {
+                refused(StatusCode::FORBIDDEN, "network_not_allowed")
             }
             keys::Error::WeakAdminKey | keys::Error::Randomness(_) => {
                 tracing::error!(%error, "a key could not be made");
@@ -346,6 +362,7 @@ impl From<generate::Error> for ApiError {
             generate::Error::PromptTooLong { .. } | generate::Error::NoRoom { .. } => {
                 StatusCode::BAD_REQUEST
             }
+            generate::Error::Capped { .. } => StatusCode::PAYMENT_REQUIRED,
             generate::Error::Plugin(error) => of_plugin(error.kind),
             generate::Error::AtWork => StatusCode::CONFLICT,
             generate::Error::KeyReused => StatusCode::UNPROCESSABLE_ENTITY,
@@ -376,7 +393,7 @@ impl From<generate::Error> for ApiError {
                 };
                 this
             }
-            generate::Error::KeyReused => this,
+            generate::Error::Capped { .. } | generate::Error::KeyReused => this,
             generate::Error::AtWork | generate::Error::NotRecorded | generate::Error::Stopping => {
                 this.retry_after(Duration::from_secs(1))
             }

@@ -7,7 +7,10 @@ use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::http::{HeaderValue, header, request::Parts};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer};
 use sha2::{Digest, Sha256};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use super::AppState;
 use super::error::ApiError;
@@ -30,6 +33,21 @@ impl<T: DeserializeOwned> FromRequest<AppState> for Json<T> {
 
     async fn from_request(request: Request, state: &AppState) -> Result<Self, ApiError> {
         parse(&read(request, state).await?).map(Self)
+    }
+}
+
+/// A JSON body that may be left out, which says nothing.
+#[derive(Debug)]
+pub struct OptionalJson<T>(pub T);
+
+impl<T: DeserializeOwned + Default> FromRequest<AppState> for OptionalJson<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &AppState) -> Result<Self, ApiError> {
+        match read(request, state).await? {
+            body if body.is_empty() => Ok(Self(T::default())),
+            body => parse(&body).map(Self),
+        }
     }
 }
 
@@ -92,6 +110,28 @@ async fn read(request: Request, state: &AppState) -> Result<Bytes, ApiError> {
         }
     })?;
     Ok(body.to_bytes())
+}
+
+/// Tells a field that is `null` from one that is not there; for serde's
+/// `deserialize_with`.
+///
+/// # Errors
+/// When it is something else than `null` and `T`.
+pub fn nullable<'de, T, D>(deserializer: D) -> Result<Option<Option<T>>, D::Error>
+where
+    T: Deserialize<'de>,
+    D: Deserializer<'de>,
+{
+    Option::deserialize(deserializer).map(Some)
+}
+
+/// A time as RFC 3339 writes it.
+///
+/// # Errors
+/// 422 for the field `param`.
+pub fn time(param: &str, text: &str) -> Result<OffsetDateTime, ApiError> {
+    OffsetDateTime::parse(text, &Rfc3339)
+        .map_err(|_| ApiError::invalid(param, "must be a time such as 2027-01-31T12:00:00Z"))
 }
 
 fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {

@@ -2,6 +2,7 @@
 
 mod api;
 mod auth;
+mod client;
 mod dashboard;
 mod envelope;
 mod error;
@@ -15,6 +16,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::routing::{get, post};
+use ipnet::IpNet;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::clock::Clock;
@@ -39,6 +41,8 @@ pub struct AppState {
     pub reload: reload::Handle,
     /// What every request must keep to.
     pub requests: Arc<Requests>,
+    /// Networks of proxies that are believed.
+    pub trusted_proxies: Arc<[IpNet]>,
     /// The time.
     pub clock: Clock,
 }
@@ -61,7 +65,9 @@ pub fn router(state: AppState) -> Router {
         )
         .route(
             "/customers/{customer_id}",
-            get(api::customers::read).delete(api::customers::delete),
+            get(api::customers::read)
+                .patch(api::customers::change)
+                .delete(api::customers::delete),
         )
         .route("/api/keys", post(api::keys::create).get(api::keys::list))
         .route(
@@ -71,11 +77,27 @@ pub fn router(state: AppState) -> Router {
                 .delete(api::keys::delete),
         )
         .route("/api/keys/{key_id}/toggle", post(api::keys::toggle))
+        .route("/api/keys/{key_id}/rotate", post(api::keys::rotate))
+        // what they may spend
+        .route("/customers/{customer_id}/credit", post(api::credit::create))
+        .route(
+            "/customers/{customer_id}/transfers",
+            get(api::credit::transfers),
+        )
+        .route(
+            "/customers/{customer_id}/budgets",
+            get(api::budgets::of_customer).put(api::budgets::replace_of_customer),
+        )
+        .route(
+            "/api/keys/{key_id}/budgets",
+            get(api::budgets::of_key).put(api::budgets::replace_of_key),
+        )
         // what was used
         .route("/usage", get(api::usage::totals))
         .route("/usage/requests", get(api::usage::requests))
         // running it
         .route("/admin/reload", post(api::reload::create))
+        .route("/admin/audit", get(api::audit::list))
         .route("/health", get(api::health::alive))
         .route("/ready", get(api::health::ready))
         .merge(dashboard::router(&state))

@@ -4,6 +4,7 @@ use plugin_sdk::{FinishReason, Params};
 use serde::Deserialize;
 
 use super::error::ApiError;
+use crate::store::ledger::Cap;
 
 /// Most stop strings, and most bytes of one.
 const STOPS: (usize, usize) = (16, 256);
@@ -79,6 +80,14 @@ pub fn params(mut params: Params) -> Result<Params, ApiError> {
         return Err(ApiError::invalid("stop", message));
     }
     Ok(params)
+}
+
+/// What made an answer end sooner than was asked for, in one word.
+pub fn limited_by(cap: Cap) -> &'static str {
+    match cap {
+        Cap::Credit => "credit",
+        Cap::Budget { .. } => "budget",
+    }
 }
 
 /// OpenAI's word for why an answer ended.

@@ -1,19 +1,34 @@
 //! Keys: issuing them and telling whose they are. A key is shown once; what is
 //! kept is a hash keyed with a secret that is not in the database.
 
+mod cache;
 mod format;
+pub mod network;
 mod secret;
+mod uses;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
 
 use hmac::{Hmac, KeyInit, Mac};
 use secrecy::{ExposeSecret, SecretString};
 use sha2::Sha256;
 use subtle::ConstantTimeEq;
+use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
-use crate::store::keys::{Key, NewKey};
+use crate::store::audit::Actor;
+use crate::store::keys::{Found, Key, NewKey, Text};
 use crate::store::{self, Store};
 
+use cache::Cache;
+use uses::Uses;
+
 pub use secret::Secret;
+
+/// Between two writings of when keys were used.
+const BETWEEN_USES: Duration = Duration::from_secs(5);
 
 /// Shortest admin key that may be preset, in bytes.
 pub const SHORTEST_ADMIN_KEY: usize = 16;
@@ -27,6 +42,15 @@ pub enum Error {
     /// It was turned off.
     #[error("the key is disabled")]
     Disabled,
+    /// Its time is over.
+    #[error("the key has expired")]
+    Expired,
+    /// Another text took its place, and its grace period is over.
+    #[error("the key was rotated: use the one that replaced it")]
+    Replaced,
+    /// It may not be used from where the client is.
+    #[error("the key may not be used from {0}")]
+    NetworkNotAllowed(IpAddr),
     /// The preset admin key is too easy to guess.
     #[error("an admin key needs at least {SHORTEST_ADMIN_KEY} characters")]
     WeakAdminKey,
@@ -38,20 +62,21 @@ pub enum Error {
     Store(#[from] store::Error),
 }
 
-/// A key to issue.
-#[derive(Clone, Debug)]
-pub struct Order {
-    /// The customer it is for.
-    pub customer_id: i64,
-    /// Name given to it.
-    pub name: String,
-    /// Requests a minute, for each model.
-    pub rate_limit: u32,
-    /// Numbers of the models it may use.
-    pub allowed_models: Vec<i64>,
+impl Error {
+    /// Whether it is the key that is at fault.
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            Self::Invalid
+            | Self::Disabled
+            | Self::Expired
+            | Self::Replaced
+            | Self::NetworkNotAllowed(_) => true,
+            Self::WeakAdminKey | Self::Randomness(_) | Self::Store(_) => false,
+        }
+    }
 }
 
-/// A key just issued, with the only copy of its text.
+/// A key just issued or rotated, with the only copy of its text.
 #[derive(Debug)]
 pub struct Issued {
     /// What is stored of it.
@@ -66,6 +91,8 @@ pub struct Keys {
     store: Store,
     secret: Secret,
     clock: Clock,
+    cache: Arc<Cache>,
+    uses: Arc<Uses>,
 }
 
 impl Keys {
@@ -75,6 +102,8 @@ impl Keys {
             store,
             secret,
             clock,
+            cache: Arc::default(),
+            uses: Arc::default(),
         }
     }
 
@@ -82,41 +111,122 @@ impl Keys {
     ///
     /// # Errors
     /// When the customer does not exist or the database fails.
-    pub async fn issue(&self, order: Order) -> Result<Issued, Error> {
-        let made = format::generate(format::CUSTOMER).map_err(Error::Randomness)?;
-        let new = NewKey {
-            customer_id: order.customer_id,
-            name: order.name,
-            hash: self.hash(made.text.expose_secret()),
-            public_id: made.public_id,
-            rate_limit: order.rate_limit,
-            allowed_models: order.allowed_models,
-        };
-        let key = self.store.create_key(new, self.clock.now()).await?;
-        Ok(Issued {
-            key,
-            text: made.text,
-        })
+    pub async fn issue(&self, new: NewKey, by: &Actor) -> Result<Issued, Error> {
+        let (stored, text) = self.make()?;
+        let created = self.store.create_key(new, stored, by, self.clock.now());
+        let key = created.await?;
+        Ok(Issued { key, text })
     }
 
-    /// Whose key this is.
+    /// Gives a key a new text. The one it has works for `grace` beside it; at
+    /// most two work at any time, since one that an earlier rotation replaced
+    /// stops now.
     ///
     /// # Errors
-    /// [`Error::Invalid`] or [`Error::Disabled`] when it does not open anything.
-    pub async fn authenticate(&self, text: &str) -> Result<Key, Error> {
-        let public_id = format::public_id(format::CUSTOMER, text).ok_or(Error::Invalid)?;
-        let (key, hash) = match self.store.key_by_public_id(public_id).await {
-            Err(store::Error::NotFound) => return Err(Error::Invalid),
-            found => found?,
-        };
-        if !same(&self.hash(text), &hash) {
+    /// When the key does not exist or the database fails.
+    pub async fn rotate(&self, id: i64, grace: Duration, by: &Actor) -> Result<Issued, Error> {
+        let (stored, text) = self.make()?;
+        let now = self.clock.now();
+        let rotated = self.store.rotate_key(id, stored, now + grace, by, now);
+        let key = rotated.await?;
+        Ok(Issued { key, text })
+    }
+
+    /// Whose key this is, which a client at this address wants to use.
+    ///
+    /// # Errors
+    /// When it does not open anything, or not from there or not now.
+    pub async fn authenticate(&self, text: &str, client: IpAddr) -> Result<Arc<Key>, Error> {
+        let public_id = Self::public_id(text).ok_or(Error::Invalid)?;
+        let found = self.find(public_id).await?;
+        if !same(&self.hash(text), &found.hash) {
             return Err(Error::Invalid);
         }
-        if key.is_active {
-            Ok(key)
-        } else {
-            Err(Error::Disabled)
+        self.admit(&found, client)
+    }
+
+    /// Whose key the text with this public part is, for somebody who showed the
+    /// whole text before.
+    ///
+    /// # Errors
+    /// When it does not open anything any more, or not from there.
+    pub async fn recall(&self, public_id: &str, client: IpAddr) -> Result<Arc<Key>, Error> {
+        let found = self.find(public_id).await?;
+        self.admit(&found, client)
+    }
+
+    /// The part of a customer's key that names it; nothing of what is no key.
+    pub fn public_id(text: &str) -> Option<&str> {
+        format::public_id(format::CUSTOMER, text)
+    }
+
+    /// Writes every few seconds when keys were used, until `stop`.
+    pub async fn write_uses_until(self, stop: CancellationToken) {
+        let stopped = stop.cancelled();
+        tokio::pin!(stopped);
+        loop {
+            tokio::select! {
+                () = &mut stopped => return,
+                () = tokio::time::sleep(BETWEEN_USES) => self.write_uses().await,
+            }
         }
+    }
+
+    /// Writes when keys were used since it was last written.
+    pub async fn write_uses(&self) {
+        let uses = self.uses.take();
+        if uses.is_empty() {
+            return;
+        }
+        if let Err(error) = self.store.mark_used(&uses).await {
+            tracing::warn!(%error, keys = uses.len(), "not written: when keys were last used");
+        }
+    }
+
+    async fn find(&self, public_id: &str) -> Result<Arc<Found>, Error> {
+        // before the reading, or a change in between would go unnoticed
+        let changes = self.store.key_changes();
+        if let Some(found) = self.cache.get(public_id, changes) {
+            return found.ok_or(Error::Invalid);
+        }
+        let found = match self.store.key_by_public_id(public_id).await {
+            Ok(found) => Some(Arc::new(found)),
+            Err(store::Error::NotFound) => None,
+            Err(error) => return Err(error.into()),
+        };
+        self.cache.put(public_id, found.clone(), changes);
+        found.ok_or(Error::Invalid)
+    }
+
+    /// The key, if it may be used now and from there.
+    fn admit(&self, found: &Found, client: IpAddr) -> Result<Arc<Key>, Error> {
+        let (key, now) = (&found.key, self.clock.now());
+        if !key.is_active {
+            return Err(Error::Disabled);
+        }
+        if key.expires_at.is_some_and(|end| end <= now) {
+            return Err(Error::Expired);
+        }
+        if found.until.is_some_and(|end| end <= now) {
+            return Err(Error::Replaced);
+        }
+        if let Some(networks) = &key.allowed_networks
+            && !network::contain(networks, client)
+        {
+            return Err(Error::NetworkNotAllowed(client));
+        }
+        self.uses.note(key.id, now);
+        Ok(Arc::clone(key))
+    }
+
+    /// A new text, and what is stored of it.
+    fn make(&self) -> Result<(Text, SecretString), Error> {
+        let made = format::generate(format::CUSTOMER).map_err(Error::Randomness)?;
+        let stored = Text {
+            hash: self.hash(made.text.expose_secret()),
+            public_id: made.public_id,
+        };
+        Ok((stored, made.text))
     }
 
     /// Whether a text looks like a customer's key, whoever's it may be.
@@ -147,13 +257,13 @@ impl Keys {
         let Some(preset) = preset else {
             return match self.store.admin_hash().await? {
                 Some(_) => Ok(None),
-                None => self.reset_admin().await.map(Some),
+                None => self.reset_admin(&Actor::Server).await.map(Some),
             };
         };
         if preset.expose_secret().len() < SHORTEST_ADMIN_KEY {
             return Err(Error::WeakAdminKey);
         }
-        self.set_admin(preset).await?;
+        self.set_admin(preset, &Actor::Server).await?;
         Ok(None)
     }
 
@@ -161,11 +271,11 @@ impl Keys {
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn reset_admin(&self) -> Result<SecretString, Error> {
+    pub async fn reset_admin(&self, by: &Actor) -> Result<SecretString, Error> {
         let text = format::generate(format::ADMIN)
             .map_err(Error::Randomness)?
             .text;
-        self.set_admin(&text).await?;
+        self.set_admin(&text, by).await?;
         Ok(text)
     }
 
@@ -182,8 +292,8 @@ impl Keys {
         Ok(mac.finalize().into_bytes().to_vec())
     }
 
-    async fn set_admin(&self, text: &SecretString) -> Result<(), Error> {
-        let hash = self.hash(text.expose_secret());
+    async fn set_admin(&self, text: &SecretString, by: &Actor) -> Result<(), Error> {
+        let (hash, now) = (self.hash(text.expose_secret()), self.clock.now());
         if self
             .store
             .admin_hash()
@@ -192,7 +302,7 @@ impl Keys {
         {
             return Ok(());
         }
-        Ok(self.store.set_admin_hash(&hash, self.clock.now()).await?)
+        Ok(self.store.set_admin_hash(&hash, by, now).await?)
     }
 
     fn hash(&self, text: &str) -> Vec<u8> {
@@ -212,4 +322,51 @@ impl Keys {
 
 fn same(a: &[u8], b: &[u8]) -> bool {
     a.ct_eq(b).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Outbox;
+    use crate::store::customers::NewCustomer;
+    use crate::store::keys::Scope;
+
+    #[tokio::test]
+    async fn a_key_in_use_and_one_that_nobody_has_are_read_once() {
+        let folder = tempfile::TempDir::new().unwrap();
+        let file = folder.path().join("db");
+        let store = Store::open(&file, Outbox::Off).await.unwrap();
+        let secret = Secret::open(&folder.path().join("secret")).unwrap();
+        let keys = Keys::new(store.clone(), secret, Clock);
+        let customer = NewCustomer {
+            name: "A".to_owned(),
+            email: "a@example.com".to_owned(),
+            company: String::new(),
+            credit_limit: None,
+        };
+        let by = Actor::Server;
+        let customer = store.create_customer(customer, &by, Clock.now()).await;
+        let new = NewKey {
+            customer_id: customer.unwrap().id,
+            name: "K".to_owned(),
+            rate_limit: 1,
+            allowed_models: vec![],
+            scopes: Scope::ALL.to_vec(),
+            allowed_networks: None,
+            expires_at: None,
+        };
+        let issued = keys.issue(new, &by).await.unwrap();
+        let client = "127.0.0.1".parse().unwrap();
+        let known = issued.text.expose_secret();
+        let [unknown, other] = [(); 2].map(|()| format::generate(format::CUSTOMER).unwrap().text);
+        keys.authenticate(known, client).await.unwrap();
+        let ask = async |text: &SecretString| keys.authenticate(text.expose_secret(), client).await;
+        assert!(matches!(ask(&unknown).await, Err(Error::Invalid)));
+
+        // nothing can be read any more
+        store.close().await;
+        keys.authenticate(known, client).await.unwrap();
+        assert!(matches!(ask(&unknown).await, Err(Error::Invalid)));
+        assert!(matches!(ask(&other).await, Err(Error::Store(_))));
+    }
 }

@@ -4,22 +4,24 @@
 //! changes a model under it; a backend ends with the last request that holds it.
 
 pub mod component;
+mod loader;
 pub mod native;
 
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use futures_util::FutureExt;
-use plugin_sdk::{Error, ErrorKind, Event, PluginInfo, Request, Settings, TokenEstimate};
-use secrecy::ExposeSecret;
-use sha2::{Digest, Sha256};
+use plugin_sdk::{Error, ErrorKind, Event, PluginInfo, Request, TokenEstimate};
 use tokio::sync::watch;
 
 use crate::config;
+
+pub use loader::Loader;
+
+use loader::Found;
 
 /// How long a request waits for a model that is loading.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -31,6 +33,15 @@ pub enum Backend {
     Native(native::Native),
     /// Loaded from a file.
     Component(component::Component),
+}
+
+/// A backend at the service of one request.
+#[derive(Debug)]
+pub enum Session<'a> {
+    /// Of a native plugin, which all requests share.
+    Native(&'a native::Native),
+    /// An instance of a component, which is this request's alone.
+    Component(Box<component::Session<'a>>),
 }
 
 /// One answer in the making. Dropping it cancels it.
@@ -76,26 +87,54 @@ impl Backend {
         self.info().models.first()?.max_output_tokens
     }
 
+    /// What one request needs of the backend; the request may take this long from now.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Overloaded`] when there is no place for it, or that the plugin
+    /// failed.
+    pub async fn session(&self, timeout: Duration) -> Result<Session<'_>, Error> {
+        match self {
+            Self::Native(native) => Ok(Session::Native(native)),
+            Self::Component(component) => {
+                let session = component.session(timeout).await?;
+                Ok(Session::Component(Box::new(session)))
+            }
+        }
+    }
+}
+
+impl Backend {
+    /// Starts a completion that no estimate precedes.
+    ///
+    /// # Errors
+    /// Those of [`Self::session`] and [`Session::generate`].
+    pub async fn generate(&self, request: Request) -> Result<Completion, Error> {
+        let timeout = Duration::from_millis(request.deadline_ms.into());
+        self.session(timeout).await?.generate(request).await
+    }
+}
+
+impl Session<'_> {
     /// How many tokens the prompt will be.
     ///
     /// # Errors
     /// The plugin's own, [`ErrorKind::Unsupported`] among them.
-    pub async fn estimate(&self, request: &Request) -> Result<TokenEstimate, Error> {
+    pub async fn estimate(&mut self, request: &Request) -> Result<TokenEstimate, Error> {
         match self {
             Self::Native(native) => native.estimate(request).await,
-            Self::Component(component) => component.estimate(request).await,
+            Self::Component(session) => session.estimate(request).await,
         }
     }
 
-    /// Starts a completion.
+    /// Starts the completion.
     ///
     /// # Errors
     /// The plugin's own, or that it failed.
-    pub async fn generate(&self, request: Request) -> Result<Completion, Error> {
+    pub async fn generate(self, request: Request) -> Result<Completion, Error> {
         match self {
             Self::Native(native) => native.generate(request).await.map(Completion::Native),
-            Self::Component(component) => {
-                let completion = component.generate(request).await?;
+            Self::Component(session) => {
+                let completion = session.generate(request).await?;
                 Ok(Completion::Component(Box::new(completion)))
             }
         }
@@ -128,94 +167,6 @@ pub enum State {
     Unavailable(String),
 }
 
-/// Opens backends.
-#[derive(Clone, Debug)]
-pub struct Loader {
-    /// What runs components.
-    pub runtime: Arc<component::Runtime>,
-}
-
-impl Loader {
-    /// Opens a model's backend.
-    ///
-    /// # Errors
-    /// With the reason to show.
-    async fn open(&self, model: &config::Model) -> Result<Backend, String> {
-        if let Some(reason) = &model.unavailable {
-            return Err(reason.clone());
-        }
-        let settings = settings(model);
-        let opened = if model.is_component() {
-            let spec = component::Spec {
-                model: model.name.clone(),
-                path: PathBuf::from(&model.plugin),
-                settings,
-                upstream: upstream(model)?,
-                limits: component::Limits {
-                    memory_mib: model.limits.memory_mib,
-                    cpu_ms: model.limits.cpu_ms,
-                    ..component::Limits::default()
-                },
-            };
-            component::Component::open(&self.runtime, spec)
-                .await
-                .map(Backend::Component)
-        } else if native::is_known(&model.plugin) {
-            let options = native::Options {
-                parallel: model.limits.parallel,
-                queue: model.limits.queue,
-            };
-            native::Native::open(&model.plugin, &model.name, settings, options)
-                .await
-                .map(Backend::Native)
-        } else {
-            return Err(format!(
-                "unknown plugin {:?}: expected a native plugin's name or a file that ends in .wasm",
-                model.plugin
-            ));
-        };
-        opened.map_err(|error| error.to_string())
-    }
-}
-
-fn upstream(model: &config::Model) -> Result<Option<component::Upstream>, String> {
-    let Some(url) = &model.api_url else {
-        return Ok(None);
-    };
-    let url = reqwest::Url::parse(url).map_err(|error| format!("api_url: {error}"))?;
-    Ok(Some(component::Upstream {
-        url,
-        secret: model.api_key.clone(),
-    }))
-}
-
-/// What the plugin may know of its configuration: no secrets.
-fn settings(model: &config::Model) -> Settings {
-    let named = [
-        ("dtype", model.dtype.clone()),
-        ("api_url", model.api_url.clone()),
-        ("model_name", model.model_name.clone()),
-        (
-            "model_path",
-            model.model_path.as_ref().map(|sources| match sources {
-                config::Sources::One(source) => source.clone(),
-                config::Sources::Several(sources) => serde_json::json!(sources).to_string(),
-            }),
-        ),
-    ];
-    let more = model.settings.iter().map(|(name, value)| {
-        let text = match value {
-            toml::Value::String(text) => text.clone(),
-            other => serde_json::to_string(other).unwrap_or_default(),
-        };
-        (name.clone(), text)
-    });
-    let named = named
-        .into_iter()
-        .filter_map(|(name, value)| Some((name.to_owned(), value?)));
-    more.chain(named).collect()
-}
-
 /// A model of the configuration with its backend.
 #[derive(Clone, Debug)]
 pub struct Model {
@@ -231,19 +182,23 @@ pub struct Model {
 struct Slot {
     state: watch::Sender<State>,
     fingerprint: [u8; 32],
+    /// The component's file as it was when it went into the fingerprint, until it is
+    /// loaded: what is compiled is what was compared.
+    found: Mutex<Found>,
 }
 
 impl Model {
-    /// A model whose backend is not open yet.
+    /// A model whose backend is not open yet; reads the file of a component.
     pub fn new(spec: config::Model) -> Self {
         let state = match &spec.unavailable {
             Some(reason) => State::Unavailable(reason.clone()),
             None => State::OnDemand,
         };
-        let fingerprint = fingerprint(&spec);
+        let found = Found::of(&spec);
         let slot = Arc::new(Slot {
             state: watch::Sender::new(state),
-            fingerprint,
+            fingerprint: found.fingerprint(&spec),
+            found: Mutex::new(found),
         });
         Self {
             spec,
@@ -302,9 +257,17 @@ impl Model {
             return;
         }
         let (model, loader) = (self.clone(), loader.clone());
+        let found = {
+            let mut found = self
+                .slot
+                .found
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            std::mem::take(&mut *found)
+        };
         tokio::spawn(async move {
             // whatever happens, the model must not be loading for ever
-            let opened = AssertUnwindSafe(loader.open(&model.spec)).catch_unwind();
+            let opened = AssertUnwindSafe(loader.open(&model.spec, found)).catch_unwind();
             let opened = opened
                 .await
                 .unwrap_or_else(|_| Err("loading it failed".to_owned()));
@@ -360,33 +323,6 @@ fn unavailable(code: &str, reason: &str) -> Error {
     );
     error.code = Some(code.to_owned());
     error
-}
-
-/// A hash of everything that makes a backend what it is, the component's file
-/// included.
-fn fingerprint(model: &config::Model) -> [u8; 32] {
-    let config::Model {
-        plugin,
-        model_path,
-        dtype,
-        api_url,
-        api_key,
-        model_name,
-        ..
-    } = model;
-    let mut hash = Sha256::new();
-    hash.update(format!(
-        "{plugin:?} {model_path:?} {dtype:?} {api_url:?} {model_name:?} "
-    ));
-    hash.update(format!(
-        "{:?} {} {:?} ",
-        model.limits, model.settings, model.unavailable
-    ));
-    hash.update(api_key.as_ref().map_or("", |key| key.expose_secret()));
-    if model.is_component() {
-        hash.update(std::fs::read(plugin).unwrap_or_default());
-    }
-    hash.finalize().into()
 }
 
 /// The models on offer.

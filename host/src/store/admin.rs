@@ -3,6 +3,7 @@
 use sqlx::Row;
 use time::OffsetDateTime;
 
+use super::audit::{self, Act, Actor, Object};
 use super::{Error, Store, millis};
 
 impl Store {
@@ -21,12 +22,26 @@ impl Store {
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn set_admin_hash(&self, hash: &[u8], now: OffsetDateTime) -> Result<(), Error> {
+    pub async fn set_admin_hash(
+        &self,
+        hash: &[u8],
+        by: &Actor,
+        now: OffsetDateTime,
+    ) -> Result<(), Error> {
+        let mut transaction = self.write.begin_with("BEGIN IMMEDIATE").await?;
         sqlx::query("REPLACE INTO admin_key (id, hash, created_at) VALUES (1, $1, $2)")
             .bind(hash)
             .bind(millis(now))
-            .execute(&self.write)
+            .execute(&mut *transaction)
             .await?;
+        let act = Act {
+            action: "admin_key.reset",
+            object: Object::AdminKey,
+            before: None,
+            after: None,
+        };
+        audit::record(&mut transaction, by, act, now).await?;
+        transaction.commit().await?;
         Ok(())
     }
 }

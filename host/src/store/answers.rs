@@ -79,8 +79,9 @@ impl Store {
 #[cfg(test)]
 mod tests {
     use super::{KEPT, KeptAnswer, insert};
+    use crate::store::audit::Actor;
     use crate::store::customers::NewCustomer;
-    use crate::store::keys::NewKey;
+    use crate::store::keys::{NewKey, Text};
     use crate::store::{Outbox, Store};
     use time::{Duration, OffsetDateTime};
 
@@ -95,17 +96,28 @@ mod tests {
             name: "A".into(),
             email: "a@example.com".into(),
             company: String::new(),
+            credit_limit: None,
         };
-        let customer_id = store.create_customer(customer, now).await.expect("one").id;
+        let customer_id = store
+            .create_customer(customer, &Actor::Server, now)
+            .await
+            .expect("one")
+            .id;
         let key = NewKey {
             customer_id,
             name: "K".into(),
-            public_id: "k".into(),
-            hash: vec![0],
             rate_limit: 1,
             allowed_models: vec![],
+            scopes: vec![],
+            allowed_networks: None,
+            expires_at: None,
         };
-        let api_key_id = store.create_key(key, now).await.expect("one").id;
+        let text = Text {
+            public_id: "k".into(),
+            hash: vec![0],
+        };
+        let created = store.create_key(key, text, &Actor::Server, now).await;
+        let api_key_id = created.expect("one").id;
         let kept = |name: &str, created_at| KeptAnswer {
             api_key_id,
             idempotency_key: name.to_owned(),

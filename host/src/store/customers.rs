@@ -1,10 +1,13 @@
 //! Customers: who owns keys and pays.
 
-use sqlx::Row;
+use serde_json::{Value, json};
 use sqlx::sqlite::SqliteRow;
+use sqlx::{Connection, Row};
 use time::OffsetDateTime;
 
-use super::{Error, Outbox, Store, from_millis, millis, outbox};
+use super::audit::{self, Act, Actor, Object};
+use super::{Error, Outbox, Store, from_millis, keys, millis, outbox};
+use crate::money::NanoDollars;
 
 /// A customer.
 #[derive(Clone, Debug)]
@@ -17,6 +20,13 @@ pub struct Customer {
     pub email: String,
     /// Company.
     pub company: String,
+    /// What it has paid less what it used.
+    pub balance: NanoDollars,
+    /// What its requests at work may yet cost.
+    pub held: NanoDollars,
+    /// How far below 0 requests may take the balance; without one, as far as they
+    /// like.
+    pub credit_limit: Option<NanoDollars>,
     /// When it was created.
     pub created_at: OffsetDateTime,
 }
@@ -30,6 +40,19 @@ pub struct NewCustomer {
     pub email: String,
     /// Company.
     pub company: String,
+    /// How far below 0 requests may take the balance.
+    pub credit_limit: Option<NanoDollars>,
+}
+
+/// What to change of a customer; what is absent stays.
+#[derive(Clone, Debug, Default)]
+pub struct CustomerChange {
+    /// New name.
+    pub name: Option<String>,
+    /// New company.
+    pub company: Option<String>,
+    /// New credit limit, or that there is none.
+    pub credit_limit: Option<Option<NanoDollars>>,
 }
 
 fn customer(row: &SqliteRow) -> Result<Customer, Error> {
@@ -38,7 +61,27 @@ fn customer(row: &SqliteRow) -> Result<Customer, Error> {
         name: row.try_get("name")?,
         email: row.try_get("email")?,
         company: row.try_get("company")?,
+        balance: NanoDollars(row.try_get("posted")?),
+        held: NanoDollars(row.try_get("held")?),
+        credit_limit: row
+            .try_get::<Option<i64>, _>("credit_limit")?
+            .map(NanoDollars),
         created_at: from_millis(row.try_get("created_at")?),
+    })
+}
+
+/// A customer with its account.
+const BY_ID: &str = "SELECT customers.*, posted, held, credit_limit FROM customers \
+     JOIN accounts ON customer_id = customers.id \
+     WHERE customers.id = $1 AND deleted_at IS NULL";
+
+/// What the audit log keeps of a customer.
+fn on_record(customer: &Customer) -> Value {
+    json!({
+        "name": customer.name,
+        "email": customer.email,
+        "company": customer.company,
+        "credit_limit": customer.credit_limit,
     })
 }
 
@@ -50,9 +93,11 @@ impl Store {
     pub async fn create_customer(
         &self,
         new: NewCustomer,
+        by: &Actor,
         now: OffsetDateTime,
     ) -> Result<Customer, Error> {
-        let mut transaction = self.write.begin().await?;
+        let mut connection = self.write.acquire().await?;
+        let mut transaction = connection.begin().await?;
         let id = sqlx::query(
             "INSERT INTO customers (name, email, company, created_at) VALUES ($1, $2, $3, $4)",
         )
@@ -67,23 +112,41 @@ impl Store {
             _ => error.into(),
         })?
         .last_insert_rowid();
+        sqlx::query("INSERT INTO accounts (customer_id, credit_limit) VALUES ($1, $2)")
+            .bind(id)
+            .bind(new.credit_limit.map(|limit| limit.0))
+            .execute(&mut *transaction)
+            .await?;
         if let Outbox::On(_) = self.outbox {
             outbox::announce_customer(&mut transaction, id, now).await?;
         }
-        transaction.commit().await?;
-        self.outbox.wake();
         let NewCustomer {
             name,
             email,
             company,
+            credit_limit,
         } = new;
-        Ok(Customer {
+        let customer = Customer {
             id,
             name,
             email,
             company,
+            balance: NanoDollars(0),
+            held: NanoDollars(0),
+            credit_limit,
             created_at: now,
-        })
+        };
+        let act = Act {
+            action: "customer.created",
+            object: Object::Customer(id),
+            before: None,
+            after: Some(on_record(&customer)),
+        };
+        audit::record(&mut transaction, by, act, now).await?;
+        transaction.commit().await?;
+        self.limited.renew(&mut connection, id).await?;
+        self.outbox.wake();
+        Ok(customer)
     }
 
     /// The customer with this number.
@@ -91,9 +154,7 @@ impl Store {
     /// # Errors
     /// [`Error::NotFound`] when there is none.
     pub async fn customer(&self, id: i64) -> Result<Customer, Error> {
-        let sql = "SELECT id, name, email, company, created_at FROM customers \
-             WHERE id = $1 AND deleted_at IS NULL";
-        customer(&sqlx::query(sql).bind(id).fetch_one(&self.read).await?)
+        customer(&sqlx::query(BY_ID).bind(id).fetch_one(&self.read).await?)
     }
 
     /// The customer with this address, in any case.
@@ -101,7 +162,8 @@ impl Store {
     /// # Errors
     /// [`Error::NotFound`] when there is none.
     pub async fn customer_by_email(&self, email: &str) -> Result<Customer, Error> {
-        let sql = "SELECT id, name, email, company, created_at FROM customers \
+        let sql = "SELECT customers.*, posted, held, credit_limit FROM customers \
+             JOIN accounts ON customer_id = customers.id \
              WHERE lower(email) = lower($1) AND deleted_at IS NULL";
         customer(&sqlx::query(sql).bind(email).fetch_one(&self.read).await?)
     }
@@ -111,8 +173,9 @@ impl Store {
     /// # Errors
     /// When the database fails.
     pub async fn customers(&self, after: i64, limit: u32) -> Result<Vec<Customer>, Error> {
-        let sql = "SELECT id, name, email, company, created_at FROM customers \
-             WHERE id > $1 AND deleted_at IS NULL ORDER BY id LIMIT $2";
+        let sql = "SELECT customers.*, posted, held, credit_limit FROM customers \
+             JOIN accounts ON customer_id = customers.id \
+             WHERE customers.id > $1 AND deleted_at IS NULL ORDER BY customers.id LIMIT $2";
         let rows = sqlx::query(sql)
             .bind(after)
             .bind(limit)
@@ -121,30 +184,86 @@ impl Store {
         rows.iter().map(customer).collect()
     }
 
+    /// Changes a customer. A credit limit holds for requests that begin from now on.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when there is none.
+    pub async fn change_customer(
+        &self,
+        id: i64,
+        change: CustomerChange,
+        by: &Actor,
+        now: OffsetDateTime,
+    ) -> Result<Customer, Error> {
+        let mut connection = self.write.acquire().await?;
+        let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
+        let one = |row: SqliteRow| customer(&row);
+        let before = one(sqlx::query(BY_ID)
+            .bind(id)
+            .fetch_one(&mut *transaction)
+            .await?)?;
+        sqlx::query(
+            "UPDATE customers SET name = coalesce($2, name), company = coalesce($3, company) \
+             WHERE id = $1",
+        )
+        .bind(id)
+        .bind(change.name)
+        .bind(change.company)
+        .execute(&mut *transaction)
+        .await?;
+        if let Some(limit) = change.credit_limit {
+            sqlx::query("UPDATE accounts SET credit_limit = $2 WHERE customer_id = $1")
+                .bind(id)
+                .bind(limit.map(|limit| limit.0))
+                .execute(&mut *transaction)
+                .await?;
+        }
+        let after = one(sqlx::query(BY_ID)
+            .bind(id)
+            .fetch_one(&mut *transaction)
+            .await?)?;
+        let act = Act {
+            action: "customer.changed",
+            object: Object::Customer(id),
+            before: Some(on_record(&before)),
+            after: Some(on_record(&after)),
+        };
+        audit::record(&mut transaction, by, act, now).await?;
+        transaction.commit().await?;
+        self.limited.renew(&mut connection, id).await?;
+        Ok(after)
+    }
+
     /// Deletes a customer and its keys; its usage stays on record.
     ///
     /// # Errors
     /// [`Error::NotFound`] when there is none.
-    pub async fn delete_customer(&self, id: i64, now: OffsetDateTime) -> Result<(), Error> {
-        let mut transaction = self.write.begin().await?;
-        let deleted = sqlx::query(
-            "UPDATE customers SET deleted_at = $1 WHERE id = $2 AND deleted_at IS NULL",
-        )
-        .bind(millis(now))
-        .bind(id)
-        .execute(&mut *transaction)
-        .await?;
-        if deleted.rows_affected() == 0 {
-            return Err(Error::NotFound);
-        }
-        sqlx::query(
-            "UPDATE api_keys SET deleted_at = $1 WHERE customer_id = $2 AND deleted_at IS NULL",
-        )
-        .bind(millis(now))
-        .bind(id)
-        .execute(&mut *transaction)
-        .await?;
+    pub async fn delete_customer(
+        &self,
+        id: i64,
+        by: &Actor,
+        now: OffsetDateTime,
+    ) -> Result<(), Error> {
+        let mut transaction = self.write.begin_with("BEGIN IMMEDIATE").await?;
+        let row = sqlx::query(BY_ID)
+            .bind(id)
+            .fetch_one(&mut *transaction)
+            .await?;
+        sqlx::query("UPDATE customers SET deleted_at = $1 WHERE id = $2")
+            .bind(millis(now))
+            .bind(id)
+            .execute(&mut *transaction)
+            .await?;
+        let act = Act {
+            action: "customer.deleted",
+            object: Object::Customer(id),
+            before: Some(on_record(&customer(&row)?)),
+            after: None,
+        };
+        audit::record(&mut transaction, by, act, now).await?;
+        keys::delete_all(&mut transaction, id, by, now).await?;
         transaction.commit().await?;
+        self.keys_changed();
         Ok(())
     }
 }

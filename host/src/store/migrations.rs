@@ -8,7 +8,7 @@ use sqlx::sqlite::SqlitePool;
 
 use super::Error;
 
-const MIGRATIONS: [(i64, &str, &str); 2] = [
+const MIGRATIONS: [(i64, &str, &str); 4] = [
     (
         1,
         "start",
@@ -19,13 +19,30 @@ const MIGRATIONS: [(i64, &str, &str); 2] = [
         "answers",
         include_str!("../../../migrations/sqlite/0002_answers.sql"),
     ),
+    (
+        3,
+        "ledger",
+        include_str!("../../../migrations/sqlite/0003_ledger.sql"),
+    ),
+    (
+        4,
+        "keys",
+        include_str!("../../../migrations/sqlite/0004_keys.sql"),
+    ),
 ];
 
 /// Runs what the database has not run yet.
 pub async fn run(pool: &SqlitePool) -> Result<(), Error> {
-    let migrations = MIGRATIONS
-        .into_iter()
-        .map(|(version, description, sql)| {
+    apply(pool, &MIGRATIONS).await
+}
+
+async fn apply(
+    pool: &SqlitePool,
+    migrations: &[(i64, &'static str, &'static str)],
+) -> Result<(), Error> {
+    let migrations = migrations
+        .iter()
+        .map(|&(version, description, sql)| {
             Migration::new(
                 version,
                 Cow::Borrowed(description),
@@ -43,4 +60,62 @@ pub async fn run(pool: &SqlitePool) -> Result<(), Error> {
         .run(pool)
         .await
         .map_err(|e| Error::Database(e.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{MIGRATIONS, apply};
+    use crate::money::NanoDollars;
+    use crate::store::keys::Scope;
+    use crate::store::{Outbox, Store};
+    use sqlx::sqlite::{SqliteConnectOptions, SqlitePool};
+    use time::OffsetDateTime;
+
+    /// A database as the first version left it: two customers, one of whom used
+    /// something.
+    const FIRST: &str = "\
+        INSERT INTO customers (name, email, company, created_at) \
+        VALUES ('A', 'a@example.com', '', 1), ('B', 'b@example.com', '', 1); \
+        INSERT INTO api_keys (customer_id, name, public_id, hash, rate_limit, allowed_models, created_at) \
+        VALUES (1, 'K', 'k', x'00', 60, '[1]', 1); \
+        INSERT INTO usage (request_id, customer_id, api_key_id, model_id, model_name, prompt_tokens, \
+        completion_tokens, tokens_estimated, prompt_price, completion_price, cost, status, latency_ms, \
+        created_at) VALUES ('req_1', 1, 1, 1, 'm', 1, 1, 0, 1, 1, 30, 'ok', 1, 5), \
+        ('req_2', 1, 1, 1, 'm', 1, 1, 0, 1, 1, 0, 'failed', 1, 6), \
+        ('req_3', 1, 1, 1, 'm', 1, 1, 0, 1, 1, 12, 'cancelled', 1, 7)";
+
+    #[tokio::test]
+    async fn what_the_first_version_kept_is_taken_over() {
+        let folder = tempfile::TempDir::new().expect("a folder");
+        let file = folder.path().join("db");
+        let options = SqliteConnectOptions::new().filename(&file);
+        let pool = SqlitePool::connect_with(options.create_if_missing(true)).await;
+        let pool = pool.expect("a database");
+        apply(&pool, &MIGRATIONS[..1])
+            .await
+            .expect("the first version");
+        sqlx::raw_sql(FIRST).execute(&pool).await.expect("its data");
+        pool.close().await;
+
+        // what was used is booked in the ledger
+        let store = Store::open(&file, Outbox::Off).await.expect("migrated");
+        let audit = store
+            .audit(OffsetDateTime::UNIX_EPOCH)
+            .await
+            .expect("an audit");
+        assert_eq!((audit.accounts, audit.transfers), (4, 2));
+        assert_eq!(audit.problems, []);
+        for (id, balance) in [(1, -42), (2, 0)] {
+            let customer = store.customer(id).await.expect("a customer");
+            assert_eq!(customer.balance, NanoDollars(balance));
+            assert_eq!(customer.credit_limit, None);
+        }
+        // and a key may do what it could
+        let found = store.key_by_public_id("k").await.expect("a key");
+        assert_eq!((found.hash, found.until), (vec![0], None));
+        let key = found.key;
+        assert_eq!((key.rate_limit, &key.allowed_models[..]), (60, &[1][..]));
+        assert_eq!(key.scopes, Scope::ALL);
+        assert!(key.is_active && key.allowed_networks.is_none() && key.expires_at.is_none());
+    }
 }

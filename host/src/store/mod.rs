@@ -1,18 +1,24 @@
 //! The database: the only place with SQL. One connection writes, several read.
 //!
-//! Usage is settled by [`settle`], a task that commits many rows at once; all
-//! other writes are rare and take the writing connection one after another.
+//! Usage is settled, and room for requests reserved, by [`settle`], a task that
+//! commits many rows at once; all other writes are rare and take the writing
+//! connection one after another.
 
 pub mod admin;
 pub mod answers;
+pub mod audit;
+mod claim;
 pub mod customers;
 pub mod keys;
+pub mod ledger;
 mod migrations;
 pub mod outbox;
 mod settle;
 pub mod usage;
 
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use sqlx::sqlite::{
@@ -20,6 +26,9 @@ use sqlx::sqlite::{
 };
 use time::OffsetDateTime;
 
+use ledger::Limited;
+
+pub use claim::Claim;
 pub use outbox::Outbox;
 pub use settle::{Settlement, Settler};
 
@@ -32,6 +41,9 @@ pub enum Error {
     /// Another customer has this address.
     #[error("a customer with this email exists")]
     EmailTaken,
+    /// The reference is that of another amount or customer.
+    #[error("this reference was used for another amount or customer")]
+    ReferenceTaken,
     /// The task that settles has ended.
     #[error("the server is stopping")]
     Stopping,
@@ -55,6 +67,8 @@ pub struct Store {
     write: SqlitePool,
     read: SqlitePool,
     outbox: Outbox,
+    key_changes: Arc<AtomicU64>,
+    limited: Limited,
 }
 
 impl Store {
@@ -76,6 +90,7 @@ impl Store {
             .connect_with(options.clone())
             .await?;
         migrations::run(&write).await?;
+        let limited = Limited::load(&write).await?;
         let read = SqlitePoolOptions::new()
             .max_connections(4)
             .connect_with(options.read_only(true).create_if_missing(false))
@@ -84,6 +99,8 @@ impl Store {
             write,
             read,
             outbox,
+            key_changes: Arc::default(),
+            limited,
         })
     }
 

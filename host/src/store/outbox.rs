@@ -93,11 +93,12 @@ pub(super) async fn announce_customer(
     Ok(())
 }
 
-/// Adds usage to what is to be reported to Stripe. Returns whether that has now
-/// come to a cent.
+/// Adds usage to what is to be reported to Stripe: the part of it that is owed.
+/// Returns whether that has now come to a cent.
 pub(super) async fn announce_usage(
     connection: &mut SqliteConnection,
     usage: &Usage,
+    owed: NanoDollars,
 ) -> Result<bool, Error> {
     let row = sqlx::query(
         "INSERT INTO outbox (kind, customer_id, amount, created_at) \
@@ -105,12 +106,12 @@ pub(super) async fn announce_usage(
          DO UPDATE SET amount = amount + excluded.amount RETURNING amount",
     )
     .bind(usage.customer_id)
-    .bind(usage.cost.0)
+    .bind(owed.0)
     .bind(millis(usage.created_at))
     .fetch_one(connection)
     .await?;
     let amount: i64 = row.try_get("amount")?;
-    let before = amount - usage.cost.0;
+    let before = amount - owed.0;
     Ok(before < NanoDollars::CENT.0 && amount >= NanoDollars::CENT.0)
 }
 

@@ -1,19 +1,23 @@
-//! Settling: the one writer of usage. Rows that wait together are committed
-//! together, since a commit costs a write to the disk whatever it holds.
+//! The one writer of usage and holds. What waits together is committed together,
+//! since a commit costs a write to the disk whatever it holds.
 
+use sqlx::sqlite::SqliteConnection;
+use sqlx::{Connection, Sqlite, pool::PoolConnection};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use super::answers::{self, KeptAnswer};
+use super::ledger::{self, Reservation, Reserved};
 use super::usage::{self, Usage};
 use super::{Error, Outbox, Store, outbox};
+use crate::money::NanoDollars;
 
-/// Rows that may wait; more wait in their senders.
+/// Jobs that may wait; more wait in their senders.
 const QUEUE: usize = 1024;
-/// Most rows of one commit.
+/// Most jobs of one commit.
 const BATCH: usize = 256;
 
-type Reply = oneshot::Sender<Result<(), Error>>;
+type Reply<T> = oneshot::Sender<Result<T, Error>>;
 
 /// A request at its end.
 #[derive(Debug)]
@@ -22,73 +26,224 @@ pub struct Settlement {
     pub usage: Usage,
     /// Its answer, if it may be repeated.
     pub answer: Option<KeptAnswer>,
+    /// Whether something may be held for it.
+    pub is_held: bool,
 }
 
-/// A handle to the task that settles.
+#[derive(Debug)]
+enum Job {
+    Settle(Box<Settlement>, Reply<()>),
+    Reserve(Box<Reservation>, Reply<Reserved>),
+}
+
+/// A handle to the task that writes.
 #[derive(Clone, Debug)]
 pub struct Settler {
-    jobs: mpsc::Sender<(Settlement, Reply)>,
+    jobs: mpsc::Sender<Job>,
 }
 
 impl Settler {
-    /// Starts the task. It ends, with nothing left unwritten, when the last
-    /// handle is dropped.
-    pub fn start(store: Store) -> (Self, JoinHandle<()>) {
+    /// Starts the task; `process` names this run of the server in holds. It ends,
+    /// with nothing left unwritten, when the last handle is dropped.
+    pub fn start(store: Store, process: String) -> (Self, JoinHandle<()>) {
         let (jobs, queue) = mpsc::channel(QUEUE);
-        (Self { jobs }, tokio::spawn(run(store, queue)))
+        let writer = Writer {
+            store,
+            process,
+            unsettled: Vec::new(),
+        };
+        (Self { jobs }, tokio::spawn(writer.run(queue)))
     }
 
-    /// Returns when it is on the disk. A second one of the same request changes
-    /// nothing.
+    /// Returns when it is on the disk, and what was held for it is free. A second
+    /// one of the same request changes nothing.
     ///
     /// # Errors
     /// When it could not be written.
     pub async fn settle(&self, settlement: Settlement) -> Result<(), Error> {
+        self.send(|reply| Job::Settle(Box::new(settlement), reply))
+            .await
+    }
+
+    /// Holds what a request may come to cost, as far as its caps leave it. What is
+    /// held stays so until the request is settled, even if this is given up.
+    ///
+    /// # Errors
+    /// When it could not be written.
+    pub async fn reserve(&self, reservation: Reservation) -> Result<Reserved, Error> {
+        self.send(|reply| Job::Reserve(Box::new(reservation), reply))
+            .await
+    }
+
+    async fn send<T>(&self, job: impl FnOnce(Reply<T>) -> Job) -> Result<T, Error> {
         let (reply, done) = oneshot::channel();
         self.jobs
-            .send((settlement, reply))
+            .send(job(reply))
             .await
             .map_err(|_| Error::Stopping)?;
         done.await.map_err(|_| Error::Stopping)?
     }
 }
 
-async fn run(store: Store, mut queue: mpsc::Receiver<(Settlement, Reply)>) {
-    let mut batch = Vec::with_capacity(BATCH);
-    while queue.recv_many(&mut batch, BATCH).await > 0 {
-        let outcome = commit(&store, batch.iter().map(|(settlement, _)| settlement)).await;
-        if let Err(error) = &outcome {
-            tracing::error!(%error, rows = batch.len(), "usage could not be written");
+/// Jobs of one commit.
+#[derive(Default)]
+struct Batch {
+    settlements: Vec<(Box<Settlement>, Reply<()>)>,
+    reservations: Vec<(Box<Reservation>, Reply<Reserved>)>,
+}
+
+/// What a commit has changed that others are to be told.
+#[derive(Default)]
+struct Written {
+    reserved: Vec<Reserved>,
+    near: Vec<ledger::budgets::Near>,
+    can_report: bool,
+}
+
+struct Writer {
+    store: Store,
+    process: String,
+    /// Requests that could not be settled; what is held for them is freed by the
+    /// next commit that succeeds.
+    unsettled: Vec<String>,
+}
+
+impl Writer {
+    async fn run(mut self, mut queue: mpsc::Receiver<Job>) {
+        let mut jobs = Vec::with_capacity(BATCH);
+        while queue.recv_many(&mut jobs, BATCH).await > 0 {
+            let mut batch = Batch::default();
+            for job in jobs.drain(..) {
+                match job {
+                    Job::Settle(settlement, reply) => batch.settlements.push((settlement, reply)),
+                    Job::Reserve(reservation, reply) => {
+                        batch.reservations.push((reservation, reply));
+                    }
+                }
+            }
+            // who gave up may have a settlement in this very batch, which goes first
+            // and would not find the hold
+            batch.reservations.retain(|(_, reply)| !reply.is_closed());
+            if !(batch.settlements.is_empty() && batch.reservations.is_empty()) {
+                self.commit(batch).await;
+            }
         }
-        for (_, reply) in batch.drain(..) {
-            let answer = match &outcome {
-                Ok(()) => Ok(()),
-                Err(error) => Err(Error::Database(error.to_string())),
-            };
-            // the asker may be gone; the row is written all the same
-            reply.send(answer).ok();
+    }
+
+    /// Commits a batch and answers those who wait for it.
+    async fn commit(&mut self, batch: Batch) {
+        let outcome = self.write(&batch).await;
+        // an asker may be gone; what is written is written all the same
+        match outcome {
+            Ok(written) => {
+                self.unsettled.clear();
+                for near in &written.near {
+                    near.log();
+                }
+                if written.can_report {
+                    self.store.outbox.wake();
+                }
+                for (_, reply) in batch.settlements {
+                    reply.send(Ok(())).ok();
+                }
+                for ((_, reply), reserved) in batch.reservations.into_iter().zip(written.reserved) {
+                    reply.send(Ok(reserved)).ok();
+                }
+            }
+            Err(error) => {
+                let rows = batch.settlements.len();
+                tracing::error!(%error, rows, "usage could not be written");
+                let failed = || Error::Database(error.to_string());
+                for (settlement, reply) in batch.settlements {
+                    if settlement.is_held {
+                        self.unsettled.push(settlement.usage.request_id);
+                    }
+                    reply.send(Err(failed())).ok();
+                }
+                for (_, reply) in batch.reservations {
+                    reply.send(Err(failed())).ok();
+                }
+            }
         }
+    }
+
+    async fn write(&self, batch: &Batch) -> Result<Written, Error> {
+        let mut connection = self.store.write.acquire().await?;
+        if !batch.settlements.is_empty() {
+            return self.write_on(&mut connection, batch).await;
+        }
+        // a hold that a power failure loses is one that it frees: no flush for it
+        sqlx::query("PRAGMA synchronous = NORMAL")
+            .execute(&mut *connection)
+            .await?;
+        let written = self.write_on(&mut connection, batch).await;
+        restore(connection).await;
+        written
+    }
+
+    async fn write_on(
+        &self,
+        connection: &mut SqliteConnection,
+        batch: &Batch,
+    ) -> Result<Written, Error> {
+        let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
+        let mut written = Written::default();
+        for request_id in &self.unsettled {
+            ledger::void(&mut transaction, request_id).await?;
+        }
+        let mut earned = NanoDollars(0);
+        // before the reservations, for which they free what was held
+        for (settlement, _) in &batch.settlements {
+            if self
+                .settle(&mut transaction, settlement, &mut written)
+                .await?
+            {
+                earned.0 += settlement.usage.cost.0;
+            }
+        }
+        ledger::earn(&mut transaction, earned).await?;
+        for (reservation, _) in &batch.reservations {
+            let reserved = ledger::reserve(&mut transaction, &self.process, reservation).await?;
+            written.reserved.push(reserved);
+        }
+        transaction.commit().await?;
+        Ok(written)
+    }
+
+    /// Writes a settlement; `false` when the request is settled already.
+    async fn settle(
+        &self,
+        connection: &mut SqliteConnection,
+        settlement: &Settlement,
+        written: &mut Written,
+    ) -> Result<bool, Error> {
+        let Settlement {
+            usage: row,
+            answer,
+            is_held,
+        } = settlement;
+        if !usage::insert(connection, row).await? {
+            return Ok(false);
+        }
+        if let Some(answer) = answer {
+            answers::insert(connection, answer).await?;
+        }
+        let is_limited = self.store.is_limited(row.customer_id);
+        let settled = ledger::settle(connection, row, *is_held, is_limited).await?;
+        written.near.extend(settled.near);
+        if settled.owed.0 > 0 && matches!(self.store.outbox, Outbox::On(_)) {
+            written.can_report |= outbox::announce_usage(connection, row, settled.owed).await?;
+        }
+        Ok(true)
     }
 }
 
-async fn commit(
-    store: &Store,
-    settlements: impl Iterator<Item = &Settlement>,
-) -> Result<(), Error> {
-    let mut transaction = store.write.begin().await?;
-    let mut can_report = false;
-    for Settlement { usage: row, answer } in settlements {
-        let is_new = usage::insert(&mut transaction, row).await?;
-        if let (true, Some(answer)) = (is_new, answer) {
-            answers::insert(&mut transaction, answer).await?;
-        }
-        if is_new && row.cost.0 > 0 && matches!(store.outbox, Outbox::On(_)) {
-            can_report |= outbox::announce_usage(&mut transaction, row).await?;
-        }
+/// Has the connection's commits flushed again, or gives it up for a new one.
+async fn restore(mut connection: PoolConnection<Sqlite>) {
+    let restored = sqlx::query("PRAGMA synchronous = FULL")
+        .execute(&mut *connection)
+        .await;
+    if restored.is_err() {
+        connection.close().await.ok();
     }
-    transaction.commit().await?;
-    if can_report {
-        store.outbox.wake();
-    }
-    Ok(())
 }

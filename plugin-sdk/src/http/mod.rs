@@ -1,8 +1,15 @@
-//! HTTP for backends that call an API: a whole request, a whole answer.
+//! HTTP for backends that call an API.
+//!
+//! - [`Post`]: a request; its answer whole ([`Post::send`]) or piece by piece
+//!   ([`Post::open`])
+//! - [`sse`]: an answer of Server-Sent Events, record by record
+//! - [`Retry`]: when to try again
+//! - [`upstream`]: what an error of a model's API means to the caller
+//! - [`Api`]: all of these as an adapter needs them, from the operator's settings
 //!
 //! The host decides what may be reached: the scheme, host and port that the
 //! operator configured for this model, and nothing else. It also adds the
-//! operator's secret; a request that sets `authorization` itself fails.
+//! operator's secret; a request that sets its header, or `authorization`, fails.
 //!
 //! ```no_run
 //! # use std::time::Duration;
@@ -20,19 +27,43 @@
 //! # }
 //! ```
 
+mod api;
+mod failure;
+#[cfg(not(target_family = "wasm"))]
+mod native;
+mod retry;
+pub mod sse;
+pub mod upstream;
+mod url;
 #[cfg(target_family = "wasm")]
 mod wasi;
 
+use std::fmt;
 use std::time::Duration;
 
+use serde_json::value::RawValue;
+
+pub use self::api::{Answer, Api, Decode};
+pub use self::failure::Failure;
+pub use self::retry::Retry;
+
+#[cfg(not(target_family = "wasm"))]
+use self::native as network;
+use self::url::Url;
+#[cfg(target_family = "wasm")]
+use self::wasi as network;
 use crate::{Error, ErrorKind};
+
+/// How long the end of a body may take after the end of the answer in it: many
+/// servers send the two apart, one right after the other.
+const DRAIN_TIMEOUT: Duration = Duration::from_millis(20);
 
 /// A POST with a JSON body.
 #[derive(Clone, Copy, Debug)]
 pub struct Post<'a> {
     /// `https://host/path?query`; the host may grant `http://` as well.
     pub url: &'a str,
-    /// Headers beside `content-type` and `accept`, which are set.
+    /// Headers. `content-type` is set; so is `accept`, to JSON, unless it is here.
     pub headers: &'a [(&'a str, &'a str)],
     /// The body, JSON text.
     pub json: &'a [u8],
@@ -42,74 +73,6 @@ pub struct Post<'a> {
     pub response_limit: usize,
 }
 
-/// A whole answer.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Response {
-    /// HTTP status.
-    pub status: u16,
-    /// Names in lower case, in the order they came.
-    pub headers: Vec<(String, Vec<u8>)>,
-    /// The body.
-    pub body: Vec<u8>,
-}
-
-impl Response {
-    /// The first value of a header that is text; `name` in lower case.
-    pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers
-            .iter()
-            .filter(|(have, _)| have == name)
-            .find_map(|(_, value)| std::str::from_utf8(value).ok())
-    }
-}
-
-/// Why there is no answer.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Failure {
-    /// The URL or a header cannot be sent.
-    Invalid(String),
-    /// The operator has not granted this host to the model.
-    Denied,
-    /// The upstream could not be reached.
-    Unreachable(String),
-    /// The answer did not come within the time allowed.
-    Timeout,
-    /// The answer is longer than allowed.
-    TooLarge,
-    /// The connection broke, or what came is not HTTP.
-    Broken(String),
-}
-
-impl From<Failure> for Error {
-    fn from(failure: Failure) -> Self {
-        let unreachable = "the model's upstream cannot be reached";
-        let broken = "the model's upstream sent no usable answer";
-        match failure {
-            Failure::Invalid(detail) => {
-                Error::new(ErrorKind::Internal, "the model is not configured correctly")
-                    .code("invalid_upstream_request")
-                    .detail(detail)
-            }
-            Failure::Denied => Error::new(ErrorKind::Upstream, unreachable)
-                .code("not_granted")
-                .detail("the plugin asked for a host that is not its model's api_url"),
-            Failure::Unreachable(detail) => Error::new(ErrorKind::Upstream, unreachable)
-                .code("upstream_unreachable")
-                .detail(detail),
-            Failure::Timeout => Error::new(
-                ErrorKind::Timeout,
-                "the model's upstream did not answer in time",
-            ),
-            Failure::TooLarge => Error::new(ErrorKind::Upstream, broken)
-                .code("upstream_answer_too_large")
-                .detail("the answer is longer than allowed"),
-            Failure::Broken(detail) => Error::new(ErrorKind::Upstream, broken)
-                .code("upstream_answer_broken")
-                .detail(detail),
-        }
-    }
-}
-
 impl Post<'_> {
     /// Sends the request and waits for the whole answer, whatever its status.
     ///
@@ -117,77 +80,112 @@ impl Post<'_> {
     /// See [`Failure`]. Outside a component there is no network, so it is
     /// always [`Failure::Denied`].
     pub fn send(&self) -> Result<Response, Failure> {
-        let url = Url::parse(self.url)?;
-        #[cfg(target_family = "wasm")]
-        return wasi::send(self, &url);
-        #[cfg(not(target_family = "wasm"))]
-        {
-            let _ = url;
-            Err(Failure::Denied)
-        }
+        self.open()?.whole()
+    }
+
+    /// Sends the request and waits for the answer's status and headers only.
+    ///
+    /// # Errors
+    /// As [`Post::send`].
+    pub fn open(&self) -> Result<Incoming, Failure> {
+        network::open(self, &Url::parse(self.url)?)
     }
 }
 
-/// An absolute URL in the parts that `wasi:http` wants. The host checks them
-/// again, strictly; this only takes them apart.
-#[derive(Debug, PartialEq, Eq)]
-struct Url<'a> {
-    secure: bool,
-    authority: &'a str,
-    path_and_query: &'a str,
+/// Names in lower case, in the order they came.
+type Headers = Vec<(String, Vec<u8>)>;
+
+/// An answer whose body is still coming in. Dropping it ends the exchange.
+pub struct Incoming {
+    /// HTTP status.
+    pub status: u16,
+    /// Names in lower case, in the order they came.
+    pub headers: Headers,
+    body: network::Body,
 }
 
-impl<'a> Url<'a> {
-    fn parse(url: &'a str) -> Result<Self, Failure> {
-        let invalid = |why| Err(Failure::Invalid(format!("api_url {why}")));
-        let (secure, rest) = if let Some(rest) = url.strip_prefix("https://") {
-            (true, rest)
-        } else if let Some(rest) = url.strip_prefix("http://") {
-            (false, rest)
-        } else {
-            return invalid("starts with neither https:// nor http://");
-        };
-        let rest = rest.split_once('#').map_or(rest, |(before, _)| before);
-        let end = rest.find(['/', '?']).unwrap_or(rest.len());
-        let (authority, path_and_query) = rest.split_at(end);
-        if authority.is_empty() {
-            return invalid("names no host");
+impl Incoming {
+    /// The first value of a header that is text; `name` in lower case.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        header(&self.headers, name)
+    }
+
+    /// Waits for the next piece of the body, as it came from the network; `None`
+    /// at its end.
+    ///
+    /// # Errors
+    /// [`Failure::Timeout`] at the request's `timeout`, [`Failure::TooLarge`] past
+    /// its `response_limit`, [`Failure::Broken`] when the connection ends before
+    /// the body. After an error there is nothing more.
+    pub fn piece(&mut self) -> Result<Option<Vec<u8>>, Failure> {
+        self.body.piece()
+    }
+
+    /// Waits a moment for the end of a body of which nothing more is wanted, so
+    /// that the host can use the connection again. Without its end it is closed.
+    pub fn drain(&mut self) {
+        self.body.drain(DRAIN_TIMEOUT);
+    }
+
+    /// Waits for the rest of the body.
+    ///
+    /// # Errors
+    /// As [`Incoming::piece`].
+    pub fn whole(mut self) -> Result<Response, Failure> {
+        let mut body = Vec::new();
+        while let Some(piece) = self.piece()? {
+            body.extend(piece);
         }
-        if authority.contains('@') {
-            return invalid("must not hold a name or password");
-        }
-        Ok(Self {
-            secure,
-            authority,
-            path_and_query: if path_and_query.is_empty() {
-                "/"
-            } else {
-                path_and_query
-            },
+        Ok(Response {
+            status: self.status,
+            headers: self.headers,
+            body,
         })
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::{Failure, Url};
-
-    #[test]
-    fn urls_are_taken_apart() {
-        let url = Url::parse("https://api.example:8443/v1/completions?v=1#top").unwrap();
-        assert!(url.secure);
-        assert_eq!(url.authority, "api.example:8443");
-        assert_eq!(url.path_and_query, "/v1/completions?v=1");
-        assert_eq!(Url::parse("http://[::1]:80").unwrap().path_and_query, "/");
-        for bad in [
-            "",
-            "api.example/v1",
-            "ftp://a/",
-            "https://",
-            "https:///v1",
-            "https://u:p@a/",
-        ] {
-            assert!(matches!(Url::parse(bad), Err(Failure::Invalid(_))), "{bad}");
-        }
+impl fmt::Debug for Incoming {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Incoming")
+            .field("status", &self.status)
+            .field("headers", &self.headers)
+            .finish_non_exhaustive()
     }
+}
+
+/// A whole answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Response {
+    /// HTTP status.
+    pub status: u16,
+    /// Names in lower case, in the order they came.
+    pub headers: Headers,
+    /// The body.
+    pub body: Vec<u8>,
+}
+
+impl Response {
+    /// The first value of a header that is text; `name` in lower case.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        header(&self.headers, name)
+    }
+}
+
+fn header<'a>(headers: &'a Headers, name: &str) -> Option<&'a str> {
+    headers
+        .iter()
+        .filter(|(have, _)| have == name)
+        .find_map(|(_, value)| std::str::from_utf8(value).ok())
+}
+
+/// JSON text of the caller's that goes on as it is, such as an extension's value or
+/// a tool's parameters.
+///
+/// # Errors
+/// [`ErrorKind::InvalidRequest`] naming `param` when it is no JSON.
+pub fn raw_json<'a>(json: &'a str, param: &str) -> Result<&'a RawValue, Error> {
+    serde_json::from_str(json).map_err(|error| {
+        let message = format!("{param} is not valid JSON: {error}");
+        Error::new(ErrorKind::InvalidRequest, message).param(param)
+    })
 }

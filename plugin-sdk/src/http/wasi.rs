@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Failure, Post, Response, Url};
+use super::{Failure, Incoming, Post, Url};
 use crate::component::wit::wasi::clocks::monotonic_clock::subscribe_duration;
 use crate::component::wit::wasi::http::outgoing_handler;
 use crate::component::wit::wasi::http::types::{
@@ -10,12 +10,12 @@ use crate::component::wit::wasi::http::types::{
     OutgoingRequest, RequestOptions, Scheme, http_error_code,
 };
 use crate::component::wit::wasi::io::poll::{Pollable, poll};
-use crate::component::wit::wasi::io::streams::StreamError;
+use crate::component::wit::wasi::io::streams::{InputStream, StreamError};
 
 /// Bytes to ask for at once when reading an answer.
 const CHUNK: u64 = 64 * 1024;
 
-pub(super) fn send(post: &Post<'_>, url: &Url<'_>) -> Result<Response, Failure> {
+pub(super) fn open(post: &Post<'_>, url: &Url<'_>) -> Result<Incoming, Failure> {
     let deadline = subscribe_duration(nanoseconds(post.timeout));
     let request = outgoing(post, url)?;
     // taken before the request is sent; no second body can be taken
@@ -36,16 +36,77 @@ pub(super) fn send(post: &Post<'_>, url: &Url<'_>) -> Result<Response, Failure> 
         Some(Err(())) | None => return Err(Failure::Broken("no response".to_owned())),
     };
     written?;
-    read(&response, post.response_limit, &deadline)
+    Ok(Incoming {
+        status: response.status(),
+        headers: response.headers().entries(),
+        body: Body::new(response, post.response_limit, deadline)?,
+    })
+}
+
+/// A body on its way. Children of a resource are dropped before it, which the
+/// order of the fields sees to.
+pub(super) struct Body {
+    ready: Pollable,
+    stream: InputStream,
+    _body: IncomingBody,
+    _response: IncomingResponse,
+    left: usize,
+    deadline: Pollable,
+}
+
+impl Body {
+    fn new(response: IncomingResponse, limit: usize, deadline: Pollable) -> Result<Self, Failure> {
+        let none = |()| Failure::Broken("no response body".to_owned());
+        let body = response.consume().map_err(none)?;
+        let stream = body.stream().map_err(none)?;
+        Ok(Self {
+            ready: stream.subscribe(),
+            stream,
+            _body: body,
+            _response: response,
+            left: limit,
+            deadline,
+        })
+    }
+
+    pub(super) fn piece(&mut self) -> Result<Option<Vec<u8>>, Failure> {
+        loop {
+            match self.stream.read(CHUNK) {
+                Ok(piece) if piece.is_empty() => wait(&self.ready, &self.deadline)?,
+                Ok(piece) => {
+                    let left = self.left.checked_sub(piece.len());
+                    self.left = left.ok_or(Failure::TooLarge)?;
+                    return Ok(Some(piece));
+                }
+                Err(StreamError::Closed) => return Ok(None),
+                Err(StreamError::LastOperationFailed(error)) => {
+                    return Err(match http_error_code(&error) {
+                        Some(code) => failure(&code),
+                        None => Failure::Broken(error.to_debug_string()),
+                    });
+                }
+            }
+        }
+    }
+
+    pub(super) fn drain(&mut self, timeout: Duration) {
+        let deadline = subscribe_duration(nanoseconds(timeout));
+        while let Ok(piece) = self.stream.read(CHUNK) {
+            if piece.is_empty() && wait(&self.ready, &deadline).is_err() {
+                return;
+            }
+        }
+    }
 }
 
 fn outgoing(post: &Post<'_>, url: &Url<'_>) -> Result<OutgoingRequest, Failure> {
     let headers = Fields::new();
-    let fixed = [
-        ("content-type", "application/json"),
-        ("accept", "application/json"),
-    ];
-    for &(name, value) in fixed.iter().chain(post.headers) {
+    let accepts = post.headers.iter().any(|(name, _)| *name == "accept");
+    let accept = (!accepts).then_some(("accept", "application/json"));
+    let fixed = [("content-type", "application/json")]
+        .into_iter()
+        .chain(accept);
+    for (name, value) in fixed.chain(post.headers.iter().copied()) {
         headers.append(name, value.as_bytes()).map_err(|error| {
             Failure::Invalid(match error {
                 HeaderError::Forbidden => format!("header {name} is set by the host alone"),
@@ -100,46 +161,6 @@ fn write(body: OutgoingBody, mut bytes: &[u8], deadline: &Pollable) -> Result<()
     drop(ready);
     drop(stream);
     OutgoingBody::finish(body, None).map_err(|code| failure(&code))
-}
-
-fn read(
-    response: &IncomingResponse,
-    limit: usize,
-    deadline: &Pollable,
-) -> Result<Response, Failure> {
-    let status = response.status();
-    let headers = response.headers().entries();
-    let body = response
-        .consume()
-        .map_err(|()| Failure::Broken("no response body".to_owned()))?;
-    let body = read_body(&body, limit, deadline)?;
-    Ok(Response {
-        status,
-        headers,
-        body,
-    })
-}
-
-fn read_body(body: &IncomingBody, limit: usize, deadline: &Pollable) -> Result<Vec<u8>, Failure> {
-    let stream = body
-        .stream()
-        .map_err(|()| Failure::Broken("no response body".to_owned()))?;
-    let ready = stream.subscribe();
-    let mut bytes = Vec::new();
-    loop {
-        match stream.read(CHUNK) {
-            Ok(chunk) if chunk.is_empty() => wait(&ready, deadline)?,
-            Ok(chunk) if bytes.len() + chunk.len() > limit => return Err(Failure::TooLarge),
-            Ok(chunk) => bytes.extend(chunk),
-            Err(StreamError::Closed) => return Ok(bytes),
-            Err(StreamError::LastOperationFailed(error)) => {
-                return Err(match http_error_code(&error) {
-                    Some(code) => failure(&code),
-                    None => Failure::Broken(error.to_debug_string()),
-                });
-            }
-        }
-    }
 }
 
 /// Waits for `event`, or fails when `deadline` comes first.

@@ -162,7 +162,8 @@ impl Gpt2 {
             return Err(Error::new(
                 ErrorKind::Unsupported,
                 "this model continues text; it cannot chat",
-            ));
+            )
+            .param("messages"));
         };
         self.loaded.tokenizer.encode(text).map_err(|error| {
             Error::new(ErrorKind::Internal, "the prompt cannot be tokenized").detail(error)

@@ -1,6 +1,7 @@
-//! A plugin for tests: it misbehaves as its prompt tells it to, and echoes any
-//! other prompt. What the host makes of each is in `host/src/models/component`
-//! and in `tests/it`.
+//! A plugin for tests: it misbehaves as the first line of its prompt tells it to, and
+//! echoes any other prompt. The lines after `fetch` are headers, in which `\\r` and
+//! `\\n` are written out. The setting `trap_at` names a function that shall trap. What
+//! the host makes of each is in `host/src/models/component` and in `tests/it`.
 
 use std::hint::black_box;
 use std::time::Duration;
@@ -8,11 +9,12 @@ use std::time::Duration;
 use plugin_sdk::http::Post;
 use plugin_sdk::{
     Backend, Completion, CountSource, Error, ErrorKind, Event, Finish, FinishReason, ModelInfo,
-    PluginInfo, Prompt, Request, Settings, Usage, log,
+    PluginInfo, Prompt, Request, Settings, TokenEstimate, Usage, log,
 };
 
 struct Misbehave {
     api_url: String,
+    trap_at: String,
 }
 
 /// What `next` does.
@@ -26,11 +28,15 @@ impl Backend for Misbehave {
     type Completion = Answer;
 
     fn open(settings: &Settings) -> Result<Self, Error> {
-        let api_url = settings.get("api_url").unwrap_or_default().to_owned();
-        Ok(Self { api_url })
+        let text = |name| settings.get(name).unwrap_or_default().to_owned();
+        Ok(Self {
+            api_url: text("api_url"),
+            trap_at: text("trap_at"),
+        })
     }
 
     fn describe(&self) -> Result<PluginInfo, Error> {
+        self.may_trap("describe");
         Ok(PluginInfo {
             name: "misbehave".to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -44,10 +50,21 @@ impl Backend for Misbehave {
         })
     }
 
+    fn estimate(&self, _: &Request) -> Result<TokenEstimate, Error> {
+        self.may_trap("estimate");
+        Err(Error::new(ErrorKind::Unsupported, "no estimate"))
+    }
+
     fn generate(&self, request: Request) -> Result<Answer, Error> {
         let Prompt::Text(prompt) = request.prompt else {
             return Err(Error::new(ErrorKind::Unsupported, "text only"));
         };
+        if let Some(fetch) = prompt.strip_prefix("fetch") {
+            return self.fetch(fetch);
+        }
+        if let Some(depth) = prompt.strip_prefix("dive ") {
+            return Ok(Answer::Say(dive(depth.parse().unwrap_or(0)).to_string()));
+        }
         match prompt.as_str() {
             "loop" => loop {
                 black_box(());
@@ -65,9 +82,22 @@ impl Backend for Misbehave {
             "log flood" => (0..100_000).for_each(|line| log::info(format!("line {line}"))),
             "print flood" => (0..100_000).for_each(|line| println!("line {line}")),
             "shout" => return Err(Error::new(ErrorKind::Upstream, "a".repeat(1 << 20))),
-            "forbidden" => return self.post("https://forbidden.example/", &[]),
-            "smuggle" => return self.post(&self.api_url, &[("authorization", "Bearer mine")]),
-            "fetch" => return self.post(&self.api_url, &[]),
+            "flood upstream" => {
+                for _ in 0..9_999 {
+                    // whoever floods does not stop at a refusal
+                    let _ = self.post(&self.api_url, &[], "{}");
+                }
+                return self.post(&self.api_url, &[], "{}");
+            }
+            "huge header" => {
+                let huge = "a".repeat(1 << 20);
+                return self.post(&self.api_url, &[("x-huge", &huge)], "{}");
+            }
+            "many headers" => {
+                let many = vec![("x-one-of-many", "a"); 100_000];
+                return self.post(&self.api_url, &many, "{}");
+            }
+            "huge body" => return self.post(&self.api_url, &[], &"a".repeat(2 << 20)),
             "peek" => return Ok(Answer::Say(peek())),
             _ => {}
         }
@@ -76,11 +106,34 @@ impl Backend for Misbehave {
 }
 
 impl Misbehave {
-    fn post(&self, url: &str, headers: &[(&str, &str)]) -> Result<Answer, Error> {
+    fn may_trap(&self, function: &str) {
+        assert!(self.trap_at != function, "told to trap");
+    }
+
+    /// Asks for ` URL`, or `api_url` without one, with headers in the lines below.
+    fn fetch(&self, what: &str) -> Result<Answer, Error> {
+        let mut lines = what.lines();
+        let url = match lines.next().map_or("", str::trim) {
+            "" => &self.api_url,
+            url => url,
+        };
+        let unescaped = |text: &str| text.replace("\\r", "\r").replace("\\n", "\n");
+        let headers: Vec<_> = lines
+            .filter_map(|line| line.split_once(": "))
+            .map(|(name, value)| (unescaped(name), unescaped(value)))
+            .collect();
+        let headers: Vec<_> = headers
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.as_str()))
+            .collect();
+        self.post(url, &headers, "{}")
+    }
+
+    fn post(&self, url: &str, headers: &[(&str, &str)], body: &str) -> Result<Answer, Error> {
         let response = Post {
             url,
             headers,
-            json: b"{}",
+            json: body.as_bytes(),
             timeout: Duration::from_secs(3600),
             response_limit: usize::MAX,
         }
@@ -127,6 +180,14 @@ impl Completion for Answer {
 fn recurse(depth: u64) -> u64 {
     let frame = black_box([depth; 64]);
     recurse(frame[7] + 1) + black_box(frame[9])
+}
+
+/// Recursion that ends, with little in each frame.
+fn dive(depth: u64) -> u64 {
+    match black_box(depth) {
+        0 => 0,
+        depth => 1 + dive(depth - 1),
+    }
 }
 
 /// What there is to see of the machine; a plugin must see nothing.

@@ -3,6 +3,7 @@
 
 mod browser;
 mod forms;
+mod keys;
 mod session;
 
 use reqwest::Method;
@@ -229,6 +230,7 @@ async fn names_are_shown_as_text() {
         "/dashboard",
         "/dashboard/1",
         "/dashboard/1/keys/1/delete",
+        "/dashboard/1/keys/1/rotate",
         "/dashboard/1/keys/new",
     ] {
         let text = page(host.admin().get(path).await, 200);

@@ -83,6 +83,10 @@ impl Client {
         self.send(Method::PATCH, path, Some(body)).await
     }
 
+    pub async fn put(&self, path: &str, body: Value) -> Reply {
+        self.send(Method::PUT, path, Some(body)).await
+    }
+
     /// Posts a request whose answer is a stream.
     pub async fn stream(&self, path: &str, body: Value) -> Events {
         let response = self.request(Method::POST, path).json(&body);

@@ -2,6 +2,8 @@
 //! and a port of its own, killed when the test ends.
 
 mod client;
+mod purse;
+mod registry;
 mod stripe;
 mod upstream;
 
@@ -16,6 +18,8 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 pub use client::{Client, Reply};
+pub use purse::{Purse, nanos, text};
+pub use registry::Registry;
 pub use stripe::{FakeStripe, LocalStripe, Mood, STRIPE_KEY, free_port};
 pub use upstream::{Act, Upstream};
 
@@ -240,16 +244,20 @@ impl Host {
 
     /// Runs another command of the binary on the same data; returns what it prints.
     pub fn run(&self, arguments: &[&str]) -> String {
-        let output = Self::command(&self.setup, self.dir())
-            .args(arguments)
-            .output()
-            .expect("it runs");
-        assert!(
-            output.status.success(),
-            "{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-        String::from_utf8(output.stdout).expect("text")
+        let (status, said) = self.try_run(arguments);
+        assert!(status.success(), "{said}");
+        said
+    }
+
+    /// The same, whether it succeeds or not; with its errors if it does not.
+    pub fn try_run(&self, arguments: &[&str]) -> (ExitStatus, String) {
+        let mut command = Self::command(&self.setup, self.dir());
+        let output = command.args(arguments).output().expect("it runs");
+        let mut said = String::from_utf8(output.stdout).expect("text");
+        if !output.status.success() {
+            said += &String::from_utf8_lossy(&output.stderr);
+        }
+        (output.status, said)
     }
 
     pub fn url(&self) -> &str {

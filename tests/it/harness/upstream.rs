@@ -1,11 +1,13 @@
-//! An API that a component adapts: OpenAI's `/v1/completions`, by a script.
+//! An API that a component adapts, by a script. What is not given piece by piece
+//! is in the shape of OpenAI's `/v1/completions`.
 
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use axum::Router;
 use axum::body::{Body, Bytes};
-use axum::extract::State;
+use axum::extract::{ConnectInfo, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
@@ -25,6 +27,11 @@ pub enum Act {
     Echo,
     /// Answers once the test says so: [`Upstream::release`].
     Hold(&'static str),
+    /// Answers with a JSON body.
+    Json(&'static str),
+    /// Answers with Server-Sent Events, a write for each piece; each piece after
+    /// the first waits for the test to say so.
+    Stream(&'static [&'static str]),
     /// Never answers.
     Stall,
     /// Cuts the connection in the middle of the body.
@@ -34,6 +41,8 @@ pub enum Act {
 /// A request as it came.
 #[derive(Clone, Debug)]
 pub struct Seen {
+    /// The other end of the connection that it came on.
+    pub peer: SocketAddr,
     pub headers: HeaderMap,
     pub body: Value,
 }
@@ -45,6 +54,7 @@ pub struct Upstream {
     seen: Arc<Mutex<Vec<Seen>>>,
     open: Arc<AtomicUsize>,
     released: Arc<Semaphore>,
+    base: String,
     url: String,
 }
 
@@ -67,23 +77,35 @@ impl Drop for Open {
 impl Upstream {
     /// Starts one that does this with every request.
     pub async fn start(act: Act) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        Self::start_at(Ipv4Addr::LOCALHOST.into(), act).await
+    }
+
+    /// Starts one at another address of this machine.
+    pub async fn start_at(ip: IpAddr, act: Act) -> Self {
+        let listener = TcpListener::bind((ip, 0)).await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let this = Self {
             act: Arc::new(Mutex::new(act)),
             seen: Arc::default(),
             open: Arc::default(),
             released: Arc::new(Semaphore::new(0)),
+            base: format!("http://{address}/v1"),
             url: format!("http://{address}/v1/completions"),
         };
         let router = Router::new().fallback(answer).with_state(this.clone());
-        tokio::spawn(async move { axum::serve(listener, router).await });
+        let service = router.into_make_service_with_connect_info::<SocketAddr>();
+        tokio::spawn(async move { axum::serve(listener, service).await });
         this
     }
 
     /// Address of its completions endpoint.
     pub fn url(&self) -> &str {
         &self.url
+    }
+
+    /// Address of the API as a whole.
+    pub fn base(&self) -> &str {
+        &self.base
     }
 
     /// What it does from now on.
@@ -107,15 +129,36 @@ impl Upstream {
     }
 }
 
-async fn answer(State(upstream): State<Upstream>, headers: HeaderMap, body: Bytes) -> Response {
-    let _open = Open::new(&upstream.open);
+/// The pieces, each after its permit. What is dropped with it is the client's
+/// being there.
+fn stream(upstream: Upstream, open: Open, pieces: &'static [&'static str]) -> Response {
+    let start = (pieces.iter().enumerate(), upstream, open);
+    let body = futures_util::stream::unfold(start, async |(mut pieces, upstream, open)| {
+        let (index, piece) = pieces.next()?;
+        if index > 0 {
+            upstream.released.acquire().await.expect("open").forget();
+        }
+        let piece = Ok::<_, std::io::Error>(Bytes::from_static(piece.as_bytes()));
+        Some((piece, (pieces, upstream, open)))
+    });
+    let headers = [("content-type", "text/event-stream")];
+    (headers, Body::from_stream(body)).into_response()
+}
+
+async fn answer(
+    State(upstream): State<Upstream>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
+    let open = Open::new(&upstream.open);
     let body = serde_json::from_slice(&body).unwrap_or_default();
     let echo = format!("{headers:?}");
-    upstream
-        .seen
-        .lock()
-        .expect("no panic")
-        .push(Seen { headers, body });
+    upstream.seen.lock().expect("no panic").push(Seen {
+        peer,
+        headers,
+        body,
+    });
     let act = upstream.act.lock().expect("no panic").clone();
     match act {
         Act::Answer(text) => completion(text, Some(7)),
@@ -135,6 +178,8 @@ async fn answer(State(upstream): State<Upstream>, headers: HeaderMap, body: Byte
             }
             response
         }
+        Act::Json(body) => ([("content-type", "application/json")], body).into_response(),
+        Act::Stream(pieces) => stream(upstream.clone(), open, pieces),
         Act::Stall => std::future::pending().await,
         Act::Cut => {
             let pieces = [

@@ -3,16 +3,17 @@
 use axum::Json as Body;
 use axum::extract::State;
 use axum::http::StatusCode;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json};
 
-use super::{Page, rfc3339};
+use super::{Page, credit, rfc3339};
 use crate::http::AppState;
-use crate::http::auth::{Admin, Caller};
+use crate::http::auth::{Admin, CustomerReader};
 use crate::http::error::ApiError;
 use crate::http::json::{Id, Json, Query, line, name};
+use crate::money::NanoDollars;
 use crate::store;
-use crate::store::customers::{Customer, NewCustomer};
+use crate::store::customers::{Customer, CustomerChange, NewCustomer};
 
 /// Longest address of mail, by RFC 5321.
 const LONGEST_EMAIL: usize = 254;
@@ -25,6 +26,26 @@ pub struct Create {
     email: String,
     #[serde(default)]
     company: String,
+    credit_limit: Option<NanoDollars>,
+}
+
+/// Body of `PATCH /customers/{customer_id}`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Change {
+    name: Option<String>,
+    company: Option<String>,
+    /// `null` lifts the limit, which is not the same as saying nothing of it.
+    #[serde(default, deserialize_with = "given")]
+    credit_limit: Option<Option<NanoDollars>>,
+}
+
+fn given<'de, T, D>(deserializer: D) -> Result<Option<T>, D::Error>
+where
+    T: Deserialize<'de>,
+    D: Deserializer<'de>,
+{
+    T::deserialize(deserializer).map(Some)
 }
 
 /// A customer as shown.
@@ -34,6 +55,9 @@ pub struct Shown {
     name: String,
     email: String,
     company: String,
+    balance: NanoDollars,
+    held: NanoDollars,
+    credit_limit: Option<NanoDollars>,
     created_at: String,
 }
 
@@ -45,6 +69,9 @@ impl From<Customer> for Shown {
             name: customer.name,
             email: customer.email,
             company: customer.company,
+            balance: customer.balance,
+            held: customer.held,
+            credit_limit: customer.credit_limit,
             created_at: rfc3339(created_at.replace_nanosecond(0).unwrap_or(created_at)),
         }
     }
@@ -52,7 +79,7 @@ impl From<Customer> for Shown {
 
 /// `POST /customers`: creates a customer.
 pub async fn create(
-    _: Admin,
+    Admin(actor): Admin,
     State(AppState { store, clock, .. }): State<AppState>,
     Json(body): Json<Create>,
 ) -> Result<(StatusCode, Body<Shown>), ApiError> {
@@ -60,8 +87,9 @@ pub async fn create(
         name: name("name", &body.name)?,
         email: email(&body.email)?,
         company: line("company", &body.company)?,
+        credit_limit: limit(body.credit_limit)?,
     };
-    let customer = store.create_customer(new, clock.now()).await?;
+    let customer = store.create_customer(new, &actor, clock.now()).await?;
     Ok((StatusCode::CREATED, Body(customer.into())))
 }
 
@@ -78,7 +106,7 @@ pub async fn list(
 
 /// `GET /customers/{customer_id}`
 pub async fn read(
-    caller: Caller,
+    CustomerReader(caller): CustomerReader,
     State(AppState { store, .. }): State<AppState>,
     Id(id): Id,
 ) -> Result<Body<Shown>, ApiError> {
@@ -87,14 +115,36 @@ pub async fn read(
     Ok(Body(customer.into()))
 }
 
+/// `PATCH /customers/{customer_id}`: changes its name, company or credit limit.
+pub async fn change(
+    Admin(actor): Admin,
+    State(AppState { store, clock, .. }): State<AppState>,
+    Id(id): Id,
+    Json(body): Json<Change>,
+) -> Result<Body<Shown>, ApiError> {
+    let change = CustomerChange {
+        name: body.name.map(|text| name("name", &text)).transpose()?,
+        company: body
+            .company
+            .map(|text| line("company", &text))
+            .transpose()?,
+        credit_limit: body.credit_limit.map(limit).transpose()?,
+    };
+    let customer = store
+        .change_customer(id, change, &actor, clock.now())
+        .await
+        .map_err(missing)?;
+    Ok(Body(customer.into()))
+}
+
 /// `DELETE /customers/{customer_id}`: with its keys; its usage stays on record.
 pub async fn delete(
-    _: Admin,
+    Admin(actor): Admin,
     State(AppState { store, clock, .. }): State<AppState>,
     Id(id): Id,
 ) -> Result<StatusCode, ApiError> {
     store
-        .delete_customer(id, clock.now())
+        .delete_customer(id, &actor, clock.now())
         .await
         .map_err(missing)?;
     Ok(StatusCode::NO_CONTENT)
@@ -106,6 +156,12 @@ pub fn missing(error: store::Error) -> ApiError {
         store::Error::NotFound => ApiError::not_found("customer"),
         error => error.into(),
     }
+}
+
+fn limit(dollars: Option<NanoDollars>) -> Result<Option<NanoDollars>, ApiError> {
+    dollars
+        .map(|dollars| credit::amount("credit_limit", dollars))
+        .transpose()
 }
 
 /// An address that mail could be sent to: one `@`, something on both sides.

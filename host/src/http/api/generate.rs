@@ -13,7 +13,7 @@ use crate::http::auth::Customer;
 use crate::http::envelope::RequestId;
 use crate::http::error::ApiError;
 use crate::http::json::RepeatableJson;
-use crate::http::params::{Stop, finish_reason, params, prompt};
+use crate::http::params::{Stop, finish_reason, limited_by, params, prompt};
 use crate::http::respond::{Shape, respond};
 
 /// New tokens where the request says nothing of length.
@@ -83,7 +83,7 @@ struct Generated {
 
 impl Generated {
     fn summary(&self, answer: &Answer) -> Value {
-        json!({
+        let mut body = json!({
             "tokens_used": total(answer),
             "cost": answer.cost,
             "prompt_tokens": answer.usage.prompt_tokens,
@@ -92,7 +92,11 @@ impl Generated {
             "model_id": answer.model_id,
             "model": answer.model_name,
             "request_id": self.request_id,
-        })
+        });
+        if let Some(cap) = answer.limited_by {
+            body["limited_by"] = json!(limited_by(cap));
+        }
+        body
     }
 }
 

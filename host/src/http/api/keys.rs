@@ -1,25 +1,35 @@
 //! `/api/keys`
 
+use std::time::Duration;
+
 use axum::Json as Body;
 use axum::extract::State;
 use axum::http::StatusCode;
+use ipnet::IpNet;
 use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use time::OffsetDateTime;
 
 use super::customers;
 use super::{Page, rfc3339};
 use crate::http::AppState;
-use crate::http::auth::{Admin, Caller};
+use crate::http::auth::{Admin, KeysReader};
 use crate::http::error::ApiError;
-use crate::http::json::{Id, Json, Query, name};
-use crate::keys::Order;
+use crate::http::json::{Id, Json, OptionalJson, Query, name, nullable, time};
+use crate::keys::{self, Issued, network};
 use crate::models::Live;
 use crate::store;
-use crate::store::keys::{Key, KeyChange};
+use crate::store::keys::{Key, KeyChange, NewKey, Scope};
 
 /// Highest rate a key may have.
 pub const HIGHEST_RATE: u32 = 1_000_000;
+/// Most networks a key may be used from.
+const MOST_NETWORKS: usize = 100;
+/// Seconds that a replaced text works, where the request does not say: a day.
+pub const DEFAULT_GRACE: u32 = 24 * 60 * 60;
+/// Most seconds that it may work: 30 days.
+const LONGEST_GRACE: u32 = 30 * DEFAULT_GRACE;
 
 /// Body of `POST /api/keys`.
 #[derive(Debug, Deserialize)]
@@ -30,15 +40,30 @@ pub struct Create {
     name: String,
     allowed_models: Option<Vec<i64>>,
     rate_limit: Option<u32>,
+    scopes: Option<Vec<Scope>>,
+    allowed_networks: Option<Vec<String>>,
+    expires_at: Option<String>,
 }
 
-/// Body of `PATCH /api/keys/{key_id}`.
+/// Body of `PATCH /api/keys/{key_id}`; `null` lifts what it names.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Change {
     name: Option<String>,
     allowed_models: Option<Vec<i64>>,
     rate_limit: Option<u32>,
+    scopes: Option<Vec<Scope>>,
+    #[serde(default, deserialize_with = "nullable")]
+    allowed_networks: Option<Option<Vec<String>>>,
+    #[serde(default, deserialize_with = "nullable")]
+    expires_at: Option<Option<String>>,
+}
+
+/// Body of `POST /api/keys/{key_id}/rotate`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rotate {
+    grace_seconds: Option<u32>,
 }
 
 /// A key as shown; the key itself only when it was just issued.
@@ -52,8 +77,20 @@ pub struct Shown {
     name: String,
     rate_limit: u32,
     allowed_models: Vec<i64>,
+    scopes: Vec<Scope>,
+    allowed_networks: Option<Vec<IpNet>>,
     is_active: bool,
     created_at: String,
+    expires_at: Option<String>,
+    last_used_at: Option<String>,
+    /// What the latest rotation replaced.
+    replaced_key: Option<Replaced>,
+}
+
+#[derive(Debug, Serialize)]
+struct Replaced {
+    key_prefix: String,
+    works_until: String,
 }
 
 impl From<Key> for Shown {
@@ -61,20 +98,41 @@ impl From<Key> for Shown {
         Self {
             id: key.id,
             key: None,
-            key_prefix: format!("mhk_{}", key.public_id),
+            key_prefix: prefix(&key.public_id),
             customer_id: key.customer_id,
             name: key.name,
             rate_limit: key.rate_limit,
             allowed_models: key.allowed_models,
+            scopes: key.scopes,
+            allowed_networks: key.allowed_networks,
             is_active: key.is_active,
             created_at: rfc3339(key.created_at),
+            expires_at: key.expires_at.map(rfc3339),
+            last_used_at: key.last_used_at.map(rfc3339),
+            replaced_key: key.replaced.map(|replaced| Replaced {
+                key_prefix: prefix(&replaced.public_id),
+                works_until: rfc3339(replaced.until),
+            }),
         }
     }
 }
 
+impl From<Issued> for Shown {
+    fn from(issued: Issued) -> Self {
+        Self {
+            key: Some(issued.text.expose_secret().to_owned()),
+            ..Self::from(issued.key)
+        }
+    }
+}
+
+fn prefix(public_id: &str) -> String {
+    format!("mhk_{public_id}")
+}
+
 /// `POST /api/keys`: issues a key and shows it, this once.
 pub async fn create(
-    _: Admin,
+    Admin(actor): Admin,
     State(state): State<AppState>,
     Json(body): Json<Create>,
 ) -> Result<(StatusCode, Body<Shown>), ApiError> {
@@ -87,7 +145,7 @@ pub async fn create(
         }
     };
     let live = state.generator.live().take();
-    let order = Order {
+    let new = NewKey {
         customer_id: customer.map_err(customers::missing)?.id,
         name: name("name", &body.name)?,
         rate_limit: rate(body.rate_limit.unwrap_or(state.requests.per_minute))?,
@@ -95,16 +153,20 @@ pub async fn create(
             Some(models) => known(&live, models)?,
             None => live.models().map(|model| model.spec.id).collect(),
         },
+        scopes: scopes(body.scopes.unwrap_or_else(|| Scope::ALL.to_vec()))?,
+        allowed_networks: body.allowed_networks.map(networks).transpose()?,
+        expires_at: body
+            .expires_at
+            .map(|text| expiry(&text, state.clock.now()))
+            .transpose()?,
     };
-    let issued = state.keys.issue(order).await?;
-    let mut shown = Shown::from(issued.key);
-    shown.key = Some(issued.text.expose_secret().to_owned());
-    Ok((StatusCode::CREATED, Body(shown)))
+    let issued = state.keys.issue(new, &actor).await?;
+    Ok((StatusCode::CREATED, Body(issued.into())))
 }
 
 /// `GET /api/keys`: keys by number.
 pub async fn list(
-    caller: Caller,
+    KeysReader(caller): KeysReader,
     State(AppState { store, .. }): State<AppState>,
     Query(page): Query<Page>,
 ) -> Result<Body<Value>, ApiError> {
@@ -116,7 +178,7 @@ pub async fn list(
 
 /// `GET /api/keys/{key_id}`
 pub async fn read(
-    caller: Caller,
+    KeysReader(caller): KeysReader,
     State(AppState { store, .. }): State<AppState>,
     Id(id): Id,
 ) -> Result<Body<Shown>, ApiError> {
@@ -128,16 +190,19 @@ pub async fn read(
     }
 }
 
-/// `PATCH /api/keys/{key_id}`: changes its name, models or rate.
+/// `PATCH /api/keys/{key_id}`: changes what the operator says of it.
 pub async fn change(
-    _: Admin,
+    Admin(actor): Admin,
     State(AppState {
-        store, generator, ..
+        store,
+        generator,
+        clock,
+        ..
     }): State<AppState>,
     Id(id): Id,
     Json(body): Json<Change>,
 ) -> Result<Body<Shown>, ApiError> {
-    let live = generator.live().take();
+    let (live, now) = (generator.live().take(), clock.now());
     let change = KeyChange {
         name: body.name.map(|text| name("name", &text)).transpose()?,
         rate_limit: body.rate_limit.map(rate).transpose()?,
@@ -145,28 +210,50 @@ pub async fn change(
             .allowed_models
             .map(|models| known(&live, models))
             .transpose()?,
+        scopes: body.scopes.map(scopes).transpose()?,
+        allowed_networks: match body.allowed_networks {
+            Some(texts) => Some(texts.map(networks).transpose()?),
+            None => None,
+        },
+        expires_at: match body.expires_at {
+            Some(text) => Some(text.map(|text| expiry(&text, now)).transpose()?),
+            None => None,
+        },
     };
-    Ok(Body(
-        store.change_key(id, change).await.map_err(missing)?.into(),
-    ))
+    let changed = store.change_key(id, change, &actor, now).await;
+    Ok(Body(changed.map_err(missing)?.into()))
+}
+
+/// `POST /api/keys/{key_id}/rotate`: gives it a new text and shows it, this once.
+pub async fn rotate(
+    Admin(actor): Admin,
+    State(AppState { keys, .. }): State<AppState>,
+    Id(id): Id,
+    OptionalJson(body): OptionalJson<Rotate>,
+) -> Result<Body<Shown>, ApiError> {
+    let grace = grace(body.grace_seconds.unwrap_or(DEFAULT_GRACE))?;
+    let issued = keys.rotate(id, grace, &actor).await;
+    Ok(Body(issued.map_err(not_rotated)?.into()))
 }
 
 /// `POST /api/keys/{key_id}/toggle`: turns it off, or on again.
 pub async fn toggle(
-    _: Admin,
-    State(AppState { store, .. }): State<AppState>,
+    Admin(actor): Admin,
+    State(AppState { store, clock, .. }): State<AppState>,
     Id(id): Id,
 ) -> Result<Body<Shown>, ApiError> {
-    Ok(Body(store.toggle_key(id).await.map_err(missing)?.into()))
+    let toggled = store.toggle_key(id, &actor, clock.now()).await;
+    Ok(Body(toggled.map_err(missing)?.into()))
 }
 
 /// `DELETE /api/keys/{key_id}`: for good; its usage stays on record.
 pub async fn delete(
-    _: Admin,
+    Admin(actor): Admin,
     State(AppState { store, clock, .. }): State<AppState>,
     Id(id): Id,
 ) -> Result<StatusCode, ApiError> {
-    store.delete_key(id, clock.now()).await.map_err(missing)?;
+    let deleted = store.delete_key(id, &actor, clock.now()).await;
+    deleted.map_err(missing)?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -174,6 +261,14 @@ pub async fn delete(
 pub fn missing(error: store::Error) -> ApiError {
     match error {
         store::Error::NotFound => ApiError::not_found("key"),
+        error => error.into(),
+    }
+}
+
+/// Why a key was not rotated.
+pub fn not_rotated(error: keys::Error) -> ApiError {
+    match error {
+        keys::Error::Store(error) => missing(error),
         error => error.into(),
     }
 }
@@ -205,5 +300,56 @@ pub fn known(live: &Live, mut models: Vec<i64>) -> Result<Vec<i64>, ApiError> {
             format!("there is no model {id}"),
         )),
         None => Ok(models),
+    }
+}
+
+/// Scopes that a key may have, each once and in order.
+fn scopes(mut scopes: Vec<Scope>) -> Result<Vec<Scope>, ApiError> {
+    if scopes.is_empty() {
+        let message = "must name at least one; leave it out for all";
+        return Err(ApiError::invalid("scopes", message));
+    }
+    scopes.sort_unstable();
+    scopes.dedup();
+    Ok(scopes)
+}
+
+/// Networks that a key may be used from.
+fn networks(texts: Vec<String>) -> Result<Vec<IpNet>, ApiError> {
+    let invalid = |message| ApiError::invalid("allowed_networks", message);
+    if texts.is_empty() || texts.len() > MOST_NETWORKS {
+        let message = format!("must name 1 to {MOST_NETWORKS} networks, or be null for any");
+        return Err(invalid(message));
+    }
+    let network = |text: &String| {
+        network::parse(text).ok_or_else(|| {
+            let message = format!("{text:?} is no network such as 203.0.113.0/24 or 2001:db8::/32");
+            invalid(message)
+        })
+    };
+    texts.iter().map(network).collect()
+}
+
+/// The time when a key ends, which is yet to come.
+fn expiry(text: &str, now: OffsetDateTime) -> Result<OffsetDateTime, ApiError> {
+    let end = time("expires_at", text)?;
+    if end <= now {
+        let message = "must be in the future; to end a key now, turn it off or delete it";
+        return Err(ApiError::invalid("expires_at", message));
+    }
+    Ok(end)
+}
+
+/// How long a replaced text may work on.
+///
+/// # Errors
+/// 422 when that is too long.
+pub fn grace(seconds: u32) -> Result<Duration, ApiError> {
+    match seconds {
+        0..=LONGEST_GRACE => Ok(Duration::from_secs(seconds.into())),
+        _ => Err(ApiError::invalid(
+            "grace_seconds",
+            format!("must be from 0 to {LONGEST_GRACE}"),
+        )),
     }
 }

@@ -1,5 +1,8 @@
 //! The service's own endpoints.
 
+pub mod audit;
+pub mod budgets;
+pub mod credit;
 pub mod customers;
 pub mod generate;
 pub mod health;
@@ -9,10 +12,10 @@ pub mod reload;
 pub mod usage;
 
 use serde::Deserialize;
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 
 use super::error::ApiError;
+
+pub use crate::clock::rfc3339;
 
 /// Rows of a page, where the request does not say.
 const PAGE: u32 = 100;
@@ -34,17 +37,17 @@ pub struct Page {
 impl Page {
     /// Most rows to return.
     fn limit(&self) -> Result<u32, ApiError> {
-        match self.limit.unwrap_or(PAGE) {
-            limit @ 1..=LARGEST_PAGE => Ok(limit),
-            _ => Err(ApiError::invalid(
-                "limit",
-                format!("must be from 1 to {LARGEST_PAGE}"),
-            )),
-        }
+        limit(self.limit)
     }
 }
 
-/// A time as RFC 3339 writes it.
-pub fn rfc3339(time: OffsetDateTime) -> String {
-    time.format(&Rfc3339).unwrap_or_default()
+/// Most rows to return, where so many are asked for.
+fn limit(asked: Option<u32>) -> Result<u32, ApiError> {
+    match asked.unwrap_or(PAGE) {
+        limit @ 1..=LARGEST_PAGE => Ok(limit),
+        _ => Err(ApiError::invalid(
+            "limit",
+            format!("must be from 1 to {LARGEST_PAGE}"),
+        )),
+    }
 }

@@ -5,7 +5,7 @@ use axum::extract::State;
 use serde::Serialize;
 
 use crate::http::AppState;
-use crate::http::auth::Caller;
+use crate::http::auth::{Caller, ModelsReader};
 use crate::models::{Model, State as ModelState};
 use crate::money::Price;
 
@@ -83,22 +83,21 @@ impl From<&Model> for Shown {
 
 /// `GET /models`: all for the operator, those it may use for a customer.
 pub async fn list(
-    caller: Caller,
+    ModelsReader(caller): ModelsReader,
     State(AppState {
         generator, reload, ..
     }): State<AppState>,
 ) -> Json<List> {
     let live = generator.live().take();
-    let (allowed, configuration_error) = match caller {
+    let (key, configuration_error) = match caller {
         Caller::Admin => (None, reload.error()),
-        Caller::Customer(key) => (Some(key.allowed_models), None),
+        Caller::Customer(key) => (Some(key), None),
     };
     let models = live
         .models()
         .filter(|model| {
-            allowed
-                .as_ref()
-                .is_none_or(|allowed| allowed.contains(&model.spec.id))
+            key.as_ref()
+                .is_none_or(|key| key.allowed_models.contains(&model.spec.id))
         })
         .map(|model| Shown::from(&**model))
         .collect();

@@ -2,7 +2,7 @@
 
 use axum::Json;
 use axum::extract::State;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::http::AppState;
 use crate::http::auth::Admin;
@@ -10,25 +10,12 @@ use crate::http::error::ApiError;
 
 /// `POST /admin/reload`: reads the configuration again and says what came of it.
 pub async fn create(
-    _: Admin,
+    Admin(actor): Admin,
     State(AppState { reload, .. }): State<AppState>,
 ) -> Result<Json<Value>, ApiError> {
-    match reload.reload().await {
+    match reload.reload(actor).await {
         None => Err(ApiError::stopping()),
         Some(Err(error)) => Err(ApiError::configuration(error.to_string())),
-        Some(Ok(report)) => {
-            let failed: Vec<_> = report
-                .failed
-                .iter()
-                .map(|(model, reason)| json!({ "model": model, "reason": reason }))
-                .collect();
-            Ok(Json(json!({
-                "added": report.added,
-                "changed": report.changed,
-                "removed": report.removed,
-                "failed": failed,
-                "needs_restart": report.needs_restart,
-            })))
-        }
+        Some(Ok(report)) => Ok(Json(report.to_json())),
     }
 }

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::{Page, rfc3339};
 use crate::http::AppState;
-use crate::http::auth::Caller;
+use crate::http::auth::UsageReader;
 use crate::http::error::ApiError;
 use crate::http::json::Query;
 use crate::money::NanoDollars;
@@ -85,7 +85,7 @@ impl From<UsageRow> for Row {
 
 /// `GET /usage`: sums, of one customer or for the operator of all.
 pub async fn totals(
-    caller: Caller,
+    UsageReader(caller): UsageReader,
     State(AppState { store, .. }): State<AppState>,
     Query(page): Query<Page>,
 ) -> Result<Json<Value>, ApiError> {
@@ -108,7 +108,7 @@ pub async fn totals(
 
 /// `GET /usage/requests`: rows, oldest first; go on with `after` the last `id`.
 pub async fn requests(
-    caller: Caller,
+    UsageReader(caller): UsageReader,
     State(AppState { store, .. }): State<AppState>,
     Query(page): Query<Page>,
 ) -> Result<Json<Value>, ApiError> {

@@ -8,7 +8,7 @@ use time::OffsetDateTime;
 use super::chart::{self, Range};
 use super::figures::time;
 use super::session::Viewer;
-use super::{keys, layout, usage};
+use super::{keys, layout, money, usage};
 use crate::http::AppState;
 use crate::http::api::customers::missing;
 use crate::http::error::ApiError;
@@ -18,6 +18,8 @@ use crate::store::usage::PeriodTotals;
 
 /// Requests that are listed.
 const LATEST: u32 = 20;
+/// Keys whose budgets are shown with their names.
+const MOST_KEYS: u32 = 1000;
 
 /// What to show, and whether it stays as it is.
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
@@ -55,6 +57,8 @@ pub async fn show(
         .usage_over_time(id, range.since(now), period_ms)
         .await?;
     let latest = store.latest_usage(id, LATEST).await?;
+    let budgets = store.all_budgets(id, now).await?;
+    let named = store.keys(Some(id), 0, MOST_KEYS).await?;
     let content = html! {
         h1 { (customer.name) }
         (about(&customer))
@@ -68,6 +72,8 @@ pub async fn show(
             }
             "."
         }
+        (money::balance(&customer))
+        (money::budgets(&budgets, &named))
         (usage::totals(&by_model))
         (requests_over_time(id, view, now, &over_time))
         (usage::by_model(&by_model))

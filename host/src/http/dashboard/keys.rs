@@ -1,5 +1,5 @@
 //! `/dashboard/{customer_id}/keys`: a customer's keys, and for the operator
-//! the forms to create, switch and delete them.
+//! the forms to create, switch and delete them. Rotating is in `rotate.rs`.
 
 use axum::extract::{FromRequestParts, Path, State};
 use axum::http::{StatusCode, request::Parts};
@@ -7,7 +7,9 @@ use axum::response::{IntoResponse, Redirect, Response};
 use maud::{Markup, html};
 use secrecy::ExposeSecret;
 use serde::Deserialize;
+use time::OffsetDateTime;
 
+use super::figures::time;
 use super::form::Form;
 use super::layout;
 use super::session::AdminViewer;
@@ -16,10 +18,10 @@ use crate::http::api::{customers, keys as api};
 use crate::http::auth::Caller;
 use crate::http::error::ApiError;
 use crate::http::json::{Id, name};
-use crate::keys::{Issued, Order};
+use crate::keys::Issued;
 use crate::models::Live;
 use crate::store::customers::Customer;
-use crate::store::keys::Key;
+use crate::store::keys::{Key, NewKey, Scope};
 
 /// Most keys that are listed.
 const MOST: u32 = 1000;
@@ -42,7 +44,7 @@ pub struct Active {
 
 /// The key in the path, if it is the customer's in the path.
 #[derive(Debug)]
-pub struct OfCustomer(Key);
+pub struct OfCustomer(pub Key);
 
 impl FromRequestParts<AppState> for OfCustomer {
     type Rejection = ApiError;
@@ -70,7 +72,7 @@ pub async fn table(
     customer_id: i64,
 ) -> Result<Markup, ApiError> {
     let keys = state.store.keys(Some(customer_id), 0, MOST).await?;
-    let live = state.generator.live().take();
+    let (live, now) = (state.generator.live().take(), state.clock.now());
     let is_admin = matches!(caller, Caller::Admin);
     Ok(html! {
         section #keys {
@@ -84,10 +86,13 @@ pub async fn table(
                         th { "Key" }
                         th .figure { "Requests a minute" }
                         th { "Models" }
+                        th { "Scopes" }
+                        th { "Last used" }
+                        th { "Expires" }
                         th { "State" }
                         @if is_admin { th {} }
                     } }
-                    tbody { @for key in &keys { (row(key, &live, is_admin)) } }
+                    tbody { @for key in &keys { (row(key, &live, now, is_admin)) } }
                 } }
             }
             @if keys.len() >= MOST as usize {
@@ -100,16 +105,38 @@ pub async fn table(
     })
 }
 
-fn row(key: &Key, live: &Live, is_admin: bool) -> Markup {
-    let path = format!("/dashboard/{}/keys/{}", key.customer_id, key.id);
-    let (state, change) = match key.is_active {
-        true => ("active", "Turn off"),
-        false => ("off", "Turn on"),
+fn row(key: &Key, live: &Live, now: OffsetDateTime, is_admin: bool) -> Markup {
+    let path = path(key);
+    let change = if key.is_active { "Turn off" } else { "Turn on" };
+    let state = match key.is_active {
+        true if key.expires_at.is_some_and(|end| end <= now) => "expired",
+        true => "active",
+        false => "off",
     };
+    let replaced = key
+        .replaced
+        .as_ref()
+        .filter(|replaced| replaced.until > now);
     html! {
         tr {
             td { (key.name) }
-            td { code { "mhk_" (key.public_id) "_…" } }
+            td {
+                code { "mhk_" (key.public_id) "_…" }
+                @if let Some(replaced) = replaced {
+                    p .note {
+                        code { "mhk_" (replaced.public_id) "_…" } " works until " (time(replaced.until))
+                    }
+                }
+                @if let Some(networks) = &key.allowed_networks {
+                    p .note {
+                        "from "
+                        @for (place, network) in networks.iter().enumerate() {
+                            @if place > 0 { ", " }
+                            (network)
+                        }
+                    }
+                }
+            }
             td .figure { (key.rate_limit) }
             td {
                 @for (place, id) in key.allowed_models.iter().enumerate() {
@@ -120,6 +147,9 @@ fn row(key: &Key, live: &Live, is_admin: bool) -> Markup {
                     }
                 }
             }
+            td { (scopes(key)) }
+            td .time { @match key.last_used_at { Some(at) => (time(at)), None => "never" } }
+            td .time { @match key.expires_at { Some(at) => (time(at)), None => "never" } }
             td { span class={ "status " (state) } { (state) } }
             @if is_admin {
                 td .actions {
@@ -127,11 +157,25 @@ fn row(key: &Key, live: &Live, is_admin: bool) -> Markup {
                         input type="hidden" name="active" value=(!key.is_active);
                         button .quiet aria-label={ (change) " " (key.name) } { (change) }
                     }
+                    a href={ (path) "/rotate" } aria-label={ "Rotate " (key.name) } { "Rotate" }
                     a href={ (path) "/delete" } aria-label={ "Delete " (key.name) } { "Delete" }
                 }
             }
         }
     }
+}
+
+fn scopes(key: &Key) -> String {
+    if Scope::ALL.iter().all(|scope| key.scopes.contains(scope)) {
+        return "all".to_owned();
+    }
+    let names: Vec<_> = key.scopes.iter().map(|scope| scope.as_str()).collect();
+    names.join(", ")
+}
+
+/// The path that a key's pages begin with.
+pub fn path(key: &Key) -> String {
+    format!("/dashboard/{}/keys/{}", key.customer_id, key.id)
 }
 
 /// `GET /dashboard/{customer_id}/keys/new`
@@ -152,42 +196,49 @@ pub async fn new(
 
 /// `POST /dashboard/{customer_id}/keys`: issues a key and shows it, this once.
 pub async fn create(
-    _: AdminViewer,
+    AdminViewer(actor): AdminViewer,
     State(state): State<AppState>,
     Id(customer_id): Id,
     Form(form): Form<New>,
 ) -> Result<Response, ApiError> {
     let customer = customer(&state, customer_id).await?;
     let live = state.generator.live().take();
-    let order = match order(&customer, &live, &form) {
-        Ok(order) => order,
+    let new = match new_key(&customer, &live, &form) {
+        Ok(new) => new,
         Err(error) => {
             let page = new_page(&customer, &live, &form, Some(&error));
             return Ok((error.status(), page).into_response());
         }
     };
-    let issued = state.keys.issue(order).await?;
-    Ok((StatusCode::CREATED, created_page(&customer, &issued)).into_response())
+    let issued = state.keys.issue(new, &actor).await?;
+    let title = format!("Key {} for {}", issued.key.name, customer.name);
+    let page = text_page("Key created", &title, &issued);
+    Ok((StatusCode::CREATED, page).into_response())
 }
 
-fn order(customer: &Customer, live: &Live, form: &New) -> Result<Order, ApiError> {
-    Ok(Order {
+/// The form has no more than most keys need; the API has the rest.
+fn new_key(customer: &Customer, live: &Live, form: &New) -> Result<NewKey, ApiError> {
+    Ok(NewKey {
         customer_id: customer.id,
         name: name("name", &form.name)?,
         rate_limit: api::rate(form.rate_limit)?,
         allowed_models: api::known(live, form.allowed_models.clone())?,
+        scopes: Scope::ALL.to_vec(),
+        allowed_networks: None,
+        expires_at: None,
     })
 }
 
 /// `POST /dashboard/{customer_id}/keys/{key_id}/active`: turns it on or off.
 pub async fn set_active(
-    _: AdminViewer,
-    State(AppState { store, .. }): State<AppState>,
+    AdminViewer(actor): AdminViewer,
+    State(AppState { store, clock, .. }): State<AppState>,
     OfCustomer(key): OfCustomer,
     Form(form): Form<Active>,
 ) -> Result<Redirect, ApiError> {
     if key.is_active != form.active {
-        store.toggle_key(key.id).await.map_err(api::missing)?;
+        let toggled = store.toggle_key(key.id, &actor, clock.now()).await;
+        toggled.map_err(api::missing)?;
     }
     Ok(back(key.customer_id))
 }
@@ -208,14 +259,12 @@ pub async fn confirm_delete(_: AdminViewer, OfCustomer(key): OfCustomer) -> Mark
 
 /// `POST /dashboard/{customer_id}/keys/{key_id}/delete`
 pub async fn delete(
-    _: AdminViewer,
+    AdminViewer(actor): AdminViewer,
     State(AppState { store, clock, .. }): State<AppState>,
     OfCustomer(key): OfCustomer,
 ) -> Result<Redirect, ApiError> {
-    store
-        .delete_key(key.id, clock.now())
-        .await
-        .map_err(api::missing)?;
+    let deleted = store.delete_key(key.id, &actor, clock.now()).await;
+    deleted.map_err(api::missing)?;
     Ok(back(key.customer_id))
 }
 
@@ -262,14 +311,15 @@ fn new_page(customer: &Customer, live: &Live, form: &New, error: Option<&ApiErro
     layout::page("Create a key", Some(&Caller::Admin), content)
 }
 
-fn created_page(customer: &Customer, issued: &Issued) -> Markup {
+/// The page that shows a key's text, this once.
+pub fn text_page(title: &str, heading: &str, issued: &Issued) -> Markup {
     let content = html! {
-        h1 { "Key " (issued.key.name) " for " (customer.name) }
+        h1 { (heading) }
         div .box {
             p { "Keep it now: it is not shown again." }
             pre .key { code #new-key { (issued.text.expose_secret()) } }
-            p { a .button href={ "/dashboard/" (customer.id) } { "Done" } }
+            p { a .button href={ "/dashboard/" (issued.key.customer_id) } { "Done" } }
         }
     };
-    layout::page("Key created", Some(&Caller::Admin), content)
+    layout::page(title, Some(&Caller::Admin), content)
 }

@@ -40,6 +40,7 @@ fn frame(title: &str, caller: Option<&Caller>, refresh: Option<u32>, content: Ma
                 header {
                     a .brand href="/dashboard" { "model-host" }
                     @if let Some(caller) = caller {
+                        @if let Caller::Admin = caller { a href="/dashboard/audit" { "Audit log" } }
                         span .who { (who(caller)) }
                         form method="post" action="/logout" { button .quiet { "Sign out" } }
                     }

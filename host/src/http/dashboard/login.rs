@@ -1,6 +1,9 @@
 //! `/login` and `/logout`. A key is all there is to sign in with; its 190 bits
 //! need no lock-out.
 
+use std::net::IpAddr;
+
+use axum::Extension;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::response::{IntoResponse, Redirect, Response};
@@ -9,12 +12,15 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
 use super::form::Form;
+use super::session::Who;
 use super::{layout, session};
 use crate::http::AppState;
-use crate::http::auth::Caller;
+use crate::http::client::ClientAddress;
+use crate::http::envelope::RequestId;
 use crate::http::error::ApiError;
 use crate::http::json::Query;
 use crate::keys::{self, Keys};
+use crate::store::audit::{Act, Actor, Object};
 
 /// Query of `GET /login`.
 #[derive(Debug, Default, Deserialize)]
@@ -50,20 +56,32 @@ pub async fn show(Query(back): Query<Back>) -> Markup {
 /// `POST /login`: takes the admin key or a customer's.
 pub async fn sign_in(
     State(state): State<AppState>,
+    Extension(RequestId(request_id)): Extension<RequestId>,
+    ClientAddress(client): ClientAddress,
     headers: HeaderMap,
     Form(form): Form<SignIn>,
 ) -> Result<Response, ApiError> {
-    match caller(&state.keys, form.key.expose_secret().trim()).await {
-        Ok(caller) => {
-            let jar = session::begin(&state, &headers, &caller).await?;
-            Ok((jar, Redirect::to(local(&form.next))).into_response())
-        }
-        Err(error @ (keys::Error::Invalid | keys::Error::Disabled)) => {
+    let key = form.key.expose_secret().trim();
+    let who = match authenticate(&state.keys, key, client).await {
+        Ok(who) => who,
+        Err(error) if error.is_refusal() => {
             let page = page(&form.next, Some(&error.to_string()));
-            Ok((StatusCode::UNAUTHORIZED, page).into_response())
+            return Ok((StatusCode::UNAUTHORIZED, page).into_response());
         }
-        Err(error) => Err(error.into()),
+        Err(error) => return Err(error.into()),
+    };
+    if who == Who::Admin {
+        let actor = Actor::AdminKey { request_id, client };
+        let act = Act {
+            action: "dashboard.signed_in",
+            object: Object::Dashboard,
+            before: None,
+            after: None,
+        };
+        state.store.record(&actor, act, state.clock.now()).await?;
     }
+    let jar = session::begin(&state, &headers, who).await?;
+    Ok((jar, Redirect::to(local(&form.next))).into_response())
 }
 
 /// `POST /logout`
@@ -75,12 +93,14 @@ pub async fn sign_out(
     Ok((jar, Redirect::to("/login")).into_response())
 }
 
-async fn caller(keys: &Keys, key: &str) -> Result<Caller, keys::Error> {
+async fn authenticate(keys: &Keys, key: &str, client: IpAddr) -> Result<Who, keys::Error> {
     if Keys::is_customers(key) {
-        keys.authenticate(key).await.map(Caller::Customer)
+        keys.authenticate(key, client).await?;
+        let public_id = Keys::public_id(key).unwrap_or_default();
+        Ok(Who::Key(public_id.to_owned()))
     } else {
         keys.authenticate_admin(key).await?;
-        Ok(Caller::Admin)
+        Ok(Who::Admin)
     }
 }
 

@@ -2,6 +2,7 @@
 //! from elsewhere, no state beside a signed cookie. A page is a file.
 
 mod around;
+mod audit;
 mod chart;
 mod customer;
 mod figures;
@@ -9,8 +10,10 @@ mod form;
 mod keys;
 mod layout;
 mod login;
+mod money;
 mod origin;
 mod overview;
+mod rotate;
 mod session;
 mod usage;
 
@@ -31,12 +34,17 @@ pub fn router(state: &AppState) -> Router<AppState> {
         .route("/logout", post(login::sign_out))
         .route("/dashboard", get(overview::show))
         .route("/dashboard/style.css", get(style))
+        .route("/dashboard/audit", get(audit::show))
         .route("/dashboard/{customer_id}", get(customer::show))
         .route("/dashboard/{customer_id}/keys", post(keys::create))
         .route("/dashboard/{customer_id}/keys/new", get(keys::new))
         .route(
             "/dashboard/{customer_id}/keys/{key_id}/active",
             post(keys::set_active),
+        )
+        .route(
+            "/dashboard/{customer_id}/keys/{key_id}/rotate",
+            get(rotate::ask).post(rotate::create),
         )
         .route(
             "/dashboard/{customer_id}/keys/{key_id}/delete",

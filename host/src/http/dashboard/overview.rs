@@ -97,12 +97,14 @@ fn customers(rows: &[Customer], used: &HashMap<i64, Totals>) -> Markup {
                         th .figure { "Tokens in" }
                         th .figure { "Tokens out" }
                         th .figure { "Cost" }
+                        th .figure { "Balance" }
                     } }
                     tbody { @for customer in rows { tr {
                         td .figure { (customer.id) }
                         td { a href={ "/dashboard/" (customer.id) } { (customer.name) } }
                         td { (customer.email) }
                         (usage::sums(used.get(&customer.id).unwrap_or(&nothing)))
+                        td .figure { (customer.balance) }
                     } } }
                 } }
             }

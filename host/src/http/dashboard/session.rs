@@ -2,7 +2,8 @@
 //!
 //! The cookie says who and until when, signed with a key that a new admin key
 //! replaces. Nothing is kept here: signing out deletes the cookie, and what
-//! ends sessions for certain is turning the key off.
+//! ends sessions for certain is turning the key off, or rotating it: a session
+//! lasts no longer than the very text that it began with.
 
 use std::fmt;
 use std::str::FromStr;
@@ -16,22 +17,27 @@ use time::{Duration, OffsetDateTime};
 use super::login;
 use crate::http::AppState;
 use crate::http::auth::{self, Caller};
+use crate::http::client::ClientAddress;
 use crate::http::error::ApiError;
-use crate::store;
+use crate::store::audit::Actor;
+use crate::store::keys::Scope;
 
 const COOKIE: &str = "model-host-session";
 const LENGTH: Duration = Duration::hours(12);
+/// What the pages of a customer show.
+const SHOWN: [Scope; 3] = [Scope::CustomerRead, Scope::UsageRead, Scope::KeysRead];
 
 /// Whom a session is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Who {
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Who {
+    /// The operator.
     Admin,
-    /// Whoever signed in with the key of this number.
-    Key(i64),
+    /// Whoever signed in with the key that has this public part.
+    Key(String),
 }
 
 /// What the cookie says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Session {
     who: Who,
     /// Seconds since 1970.
@@ -40,9 +46,9 @@ struct Session {
 
 impl fmt::Display for Session {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.who {
+        match &self.who {
             Who::Admin => write!(f, "{}.admin", self.expires),
-            Who::Key(id) => write!(f, "{}.key.{id}", self.expires),
+            Who::Key(public_id) => write!(f, "{}.key.{public_id}", self.expires),
         }
     }
 }
@@ -54,7 +60,7 @@ impl FromStr for Session {
         let (expires, who) = text.split_once('.').ok_or(())?;
         let who = match who.split_once('.') {
             None if who == "admin" => Who::Admin,
-            Some(("key", id)) => Who::Key(id.parse().map_err(|_| ())?),
+            Some(("key", public_id)) if !public_id.is_empty() => Who::Key(public_id.to_owned()),
             _ => return Err(()),
         };
         let expires = expires.parse().map_err(|_| ())?;
@@ -62,19 +68,15 @@ impl FromStr for Session {
     }
 }
 
-/// The cookies of a request, with a session for the caller added.
+/// The cookies of a request, with a session added.
 ///
 /// # Errors
 /// When the database fails.
 pub async fn begin(
     state: &AppState,
     headers: &HeaderMap,
-    caller: &Caller,
+    who: Who,
 ) -> Result<SignedCookieJar, ApiError> {
-    let who = match caller {
-        Caller::Admin => Who::Admin,
-        Caller::Customer(key) => Who::Key(key.id),
-    };
     let expires = (state.clock.now() + LENGTH).unix_timestamp();
     let cookie = Cookie::build((COOKIE, Session { who, expires }.to_string()))
         .path("/")
@@ -110,8 +112,8 @@ fn came_by_https(headers: &HeaderMap) -> bool {
 }
 
 /// The caller that the request's cookie stands for, if it still may.
-async fn resume(state: &AppState, headers: &HeaderMap) -> Result<Option<Caller>, ApiError> {
-    let Some(cookie) = jar(state, headers).await?.get(COOKIE) else {
+async fn resume(parts: &mut Parts, state: &AppState) -> Result<Option<Caller>, ApiError> {
+    let Some(cookie) = jar(state, &parts.headers).await?.get(COOKIE) else {
         return Ok(None);
     };
     let Some(who) = whose(cookie.value(), state.clock.now()) else {
@@ -119,11 +121,14 @@ async fn resume(state: &AppState, headers: &HeaderMap) -> Result<Option<Caller>,
     };
     match who {
         Who::Admin => Ok(Some(Caller::Admin)),
-        Who::Key(id) => match state.store.key(id).await {
-            Ok(key) => Ok(key.is_active.then_some(Caller::Customer(key))),
-            Err(store::Error::NotFound) => Ok(None),
-            Err(error) => Err(error.into()),
-        },
+        Who::Key(public_id) => {
+            let Ok(ClientAddress(client)) = ClientAddress::from_request_parts(parts, state).await;
+            match state.keys.recall(&public_id, client).await {
+                Ok(key) => Ok(Some(Caller::Customer(key))),
+                Err(error) if error.is_refusal() => Ok(None),
+                Err(error) => Err(error.into()),
+            }
+        }
     }
 }
 
@@ -137,9 +142,9 @@ fn whose(cookie: &str, now: OffsetDateTime) -> Option<Who> {
 #[derive(Debug)]
 pub struct Viewer(pub Caller);
 
-/// The operator looks at the page.
+/// The operator looks at the page; as the audit log names them.
 #[derive(Debug)]
-pub struct AdminViewer;
+pub struct AdminViewer(pub Actor);
 
 /// Why nobody looks at the page.
 #[derive(Debug)]
@@ -169,16 +174,20 @@ impl FromRequestParts<AppState> for Viewer {
     type Rejection = Rejection;
 
     async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, Rejection> {
-        if auth::has_key(&parts.headers) {
-            return Ok(Self(Caller::from_request_parts(parts, state).await?));
-        }
-        match resume(state, &parts.headers).await? {
-            Some(caller) => Ok(Self(caller)),
+        let caller = if auth::has_key(&parts.headers) {
+            auth::caller(parts, state).await?
+        } else {
+            let resumed = resume(parts, state).await?;
             // a form that was sent too late is not sent again
-            None => Err(Rejection::SignIn(
-                (parts.method == Method::GET).then(|| parts.uri.to_string()),
-            )),
+            resumed.ok_or_else(|| {
+                let is_page = parts.method == Method::GET;
+                Rejection::SignIn(is_page.then(|| parts.uri.to_string()))
+            })?
+        };
+        for scope in SHOWN {
+            caller.must_have(scope)?;
         }
+        Ok(Self(caller))
     }
 }
 
@@ -187,7 +196,7 @@ impl FromRequestParts<AppState> for AdminViewer {
 
     async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, Rejection> {
         match Viewer::from_request_parts(parts, state).await?.0 {
-            Caller::Admin => Ok(Self),
+            Caller::Admin => Ok(Self(auth::actor(parts, state).await)),
             Caller::Customer(_) => Err(ApiError::wrong_kind_of_key("the admin key").into()),
         }
     }
@@ -202,10 +211,14 @@ mod tests {
     #[test]
     fn a_session_reads_back_until_it_expires() {
         let now = datetime!(2026-01-01 12:00 UTC);
-        for who in [Who::Admin, Who::Key(7)] {
+        for who in [Who::Admin, Who::Key("a1B2c3D4".to_owned())] {
             let expires = (now + LENGTH).unix_timestamp();
-            let cookie = Session { who, expires }.to_string();
-            assert_eq!(whose(&cookie, now), Some(who));
+            let session = Session {
+                who: who.clone(),
+                expires,
+            };
+            let cookie = session.to_string();
+            assert_eq!(whose(&cookie, now), Some(who.clone()));
             assert_eq!(whose(&cookie, now + LENGTH - Duration::SECOND), Some(who));
             assert_eq!(whose(&cookie, now + LENGTH), None);
         }

@@ -7,7 +7,7 @@ use plugin_sdk::Params;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::shape::{Heading, Options, usage};
+use super::shape::{Heading, Options, usage, with_limit};
 use crate::generate::{Answer, Ask, Content, ModelRef, Piece};
 use crate::http::AppState;
 use crate::http::auth::Customer;
@@ -152,7 +152,7 @@ impl Shape for Completion {
     fn whole(&self, content: Content, answer: &Answer) -> Value {
         let mut body = self.body(&content.text, Some(finish_reason(answer.finish_reason)));
         body["usage"] = usage(answer);
-        body
+        with_limit(body, answer)
     }
 
     fn piece(&mut self, piece: Piece) -> Vec<Value> {
@@ -166,6 +166,7 @@ impl Shape for Completion {
     fn end(&mut self, answer: &Answer) -> Vec<Value> {
         let last = self.body("", Some(finish_reason(answer.finish_reason)));
         let usage = self.has_usage.then(|| self.heading.with_usage(answer));
+        let last = with_limit(last, answer);
         [last].into_iter().chain(usage).collect()
     }
 }

@@ -6,7 +6,7 @@ use axum::extract::{Path, State};
 use serde_json::{Value, json};
 
 use crate::http::AppState;
-use crate::http::auth::Caller;
+use crate::http::auth::{Caller, ModelsReader};
 use crate::http::error::ApiError;
 use crate::models::Model;
 
@@ -23,7 +23,7 @@ fn shown(model: &Model) -> Value {
 
 /// `GET /v1/models`: the models the caller may use.
 pub async fn list(
-    caller: Caller,
+    ModelsReader(caller): ModelsReader,
     State(AppState { generator, .. }): State<AppState>,
 ) -> Json<Value> {
     let live = generator.live().take();
@@ -37,7 +37,7 @@ pub async fn list(
 
 /// `GET /v1/models/{model}`
 pub async fn read(
-    caller: Caller,
+    ModelsReader(caller): ModelsReader,
     State(AppState { generator, .. }): State<AppState>,
     name: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Value>, ApiError> {

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use crate::generate::Answer;
 use crate::http::error::ApiError;
+use crate::http::params::limited_by;
 
 /// `stream_options` of a request.
 #[derive(Debug, Deserialize)]
@@ -62,6 +63,15 @@ impl Heading {
             "choices": choices,
         })
     }
+}
+
+/// Adds what made the answer end sooner than was asked for, for which OpenAI has
+/// no word.
+pub fn with_limit(mut body: Value, answer: &Answer) -> Value {
+    if let Some(cap) = answer.limited_by {
+        body["limited_by"] = json!(limited_by(cap));
+    }
+    body
 }
 
 /// OpenAI's `usage` object.

@@ -12,12 +12,20 @@ const NAME_LIMIT: usize = 64;
 /// The most characters for the log.
 const DETAIL_LIMIT: usize = 1_000;
 
+/// The code of a plugin that broke the contract.
+const PLUGIN_FAILED: &str = "plugin_failed";
+
 /// The plugin broke the contract. Whose fault it is cannot be the caller's, so it
 /// becomes a 502.
 pub(super) fn plugin_failed(detail: impl Into<String>) -> Error {
     Error::new(ErrorKind::Upstream, "the model's plugin failed")
-        .code("plugin_failed")
+        .code(PLUGIN_FAILED)
         .detail(detail.into())
+}
+
+/// Whether an error is of a plugin that broke the contract.
+pub(super) fn is_plugins(error: &Error) -> bool {
+    error.code.as_deref() == Some(PLUGIN_FAILED)
 }
 
 /// The plugin trapped or overran a limit. The reason comes first: the guest's stack

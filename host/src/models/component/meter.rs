@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use plugin_sdk::{Error, ErrorKind};
 use rustix::time::{ClockId, clock_gettime};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use wasmtime::{Store, UpdateDeadline};
 
 use super::{failure, runtime};
@@ -22,6 +23,9 @@ struct Overrun;
 pub(super) struct Meter {
     clock: Arc<Mutex<Clock>>,
     deadline: Instant,
+    /// Guests that compute for long take turns at these, so that they never have
+    /// all threads: what others need is short.
+    turns: Arc<Semaphore>,
 }
 
 #[derive(Default)]
@@ -29,18 +33,21 @@ struct Clock {
     spent: Duration,
     /// CPU time of the thread when the poll began that is under way on it.
     since: Option<Duration>,
+    /// Held while the guest computes on, never while it waits.
+    turn: Option<OwnedSemaphorePermit>,
 }
 
 impl Meter {
-    pub(super) fn new(deadline: Instant) -> Self {
+    pub(super) fn new(deadline: Instant, turns: Arc<Semaphore>) -> Self {
         Self {
             clock: Arc::default(),
             deadline,
+            turns,
         }
     }
 
-    /// Makes the guest give way at every tick of the engine's clock, and stop once
-    /// it has computed for `budget`.
+    /// Makes the guest wait for its turn at every tick of the engine's clock, and
+    /// stop once it has computed for `budget`.
     pub(super) fn limit<T>(&self, store: &mut Store<T>, budget: Duration) {
         let meter = self.clone();
         store.set_epoch_deadline(1);
@@ -48,8 +55,17 @@ impl Meter {
             if meter.with(|clock| clock.spent + clock.running()) > budget {
                 return Err(Overrun.into());
             }
-            Ok(UpdateDeadline::Yield(1))
+            let turn = meter.clone().take_turn();
+            Ok(UpdateDeadline::YieldCustom(1, Box::pin(turn)))
         });
+    }
+
+    async fn take_turn(self) {
+        self.with(|clock| clock.turn = None);
+        // a turn that is free at once would not let anybody else on this thread
+        tokio::task::yield_now().await;
+        let turn = Arc::clone(&self.turns).acquire_owned().await;
+        self.with(|clock| clock.turn = turn.ok());
     }
 
     /// Runs a call into the guest.
@@ -61,6 +77,24 @@ impl Meter {
         &self,
         call: impl Future<Output = wasmtime::Result<T>>,
     ) -> Result<T, Error> {
+        self.run_until(self.deadline, call).await
+    }
+
+    /// The same for a call that may not take longer than this, whatever time is left.
+    pub(super) async fn run_within<T>(
+        &self,
+        timeout: Duration,
+        call: impl Future<Output = wasmtime::Result<T>>,
+    ) -> Result<T, Error> {
+        self.run_until(self.deadline.min(Instant::now() + timeout), call)
+            .await
+    }
+
+    async fn run_until<T>(
+        &self,
+        deadline: Instant,
+        call: impl Future<Output = wasmtime::Result<T>>,
+    ) -> Result<T, Error> {
         let mut call = pin!(call);
         let metered = poll_fn(|context| {
             self.with(|clock| clock.since = Some(thread_cpu_time()));
@@ -68,10 +102,11 @@ impl Meter {
             self.with(|clock| {
                 clock.spent += clock.running();
                 clock.since = None;
+                clock.turn = None;
             });
             poll
         });
-        match tokio::time::timeout_at(self.deadline.into(), metered).await {
+        match tokio::time::timeout_at(deadline.into(), metered).await {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(error)) if error.is::<wasmtime::PoolConcurrencyLimitError>() => {
                 Err(runtime::overloaded().detail(error))

@@ -4,18 +4,24 @@
 //! its own, which holds that request's data, limits and pending upstream request,
 //! and ends with it: no request sees another's, and one that traps hurts no other.
 //!
+//! - `artifact`, `registry`: where a component comes from
 //! - `runtime`: the engine that all components share
+//! - `link`: from bytes to what can be instantiated
 //! - `state`: what an instance sees of this machine
 //! - `network`: the way to its model's upstream
-//! - `meter`, `journal`, `limits`: how long, how much, and what is written
+//! - `meter`, `journal`: how long, and what is written
 //! - `v0_1`: the plugin contract, one folder for each version
 
+#[cfg(test)]
+mod adapters;
+mod artifact;
 mod completion;
 mod failure;
 mod journal;
-mod limits;
+mod link;
 mod meter;
 mod network;
+mod registry;
 mod runtime;
 mod state;
 #[cfg(test)]
@@ -23,28 +29,31 @@ mod tests;
 mod v0_1;
 
 use std::fmt;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use plugin_sdk::{Error, ErrorKind, PluginInfo, Request, Settings, TokenEstimate};
-use sha2::{Digest, Sha256};
+use plugin_sdk::{
+    Error, ErrorKind, Event, Params, PluginInfo, Prompt, Request, Settings, TokenEstimate,
+};
 use tokio::sync::OwnedSemaphorePermit;
 use wasmtime::Store;
 
+pub use crate::config::ModelLimits as Limits;
+
+pub use self::artifact::Artifact;
 pub use self::completion::Completion;
-pub use self::limits::Limits;
 pub use self::network::Upstream;
+pub use self::registry::Pulled;
 pub use self::runtime::Runtime;
 
 use self::journal::Journal;
 use self::meter::Meter;
 use self::network::{Gate, Network};
 use self::state::State;
-use self::v0_1::Plugin;
+use self::v0_1::{Instance, Plugin};
 
-/// How long a component may take to say what it is.
-const DESCRIBE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a component may take to say what it is, and for its rehearsal.
+const PROOF_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long it may take to estimate a prompt, however long the request may take.
 const ESTIMATE_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -53,8 +62,8 @@ const ESTIMATE_TIMEOUT: Duration = Duration::from_secs(1);
 pub struct Spec {
     /// Name of the model, for the log.
     pub model: String,
-    /// The `.wasm` file.
-    pub path: PathBuf,
+    /// Its bytes.
+    pub artifact: Artifact,
     /// What the component may read of its configuration.
     pub settings: Settings,
     /// What it may reach; without it, it has no network.
@@ -71,62 +80,78 @@ pub struct Component {
     settings: Arc<Settings>,
     upstream: Option<Arc<Upstream>>,
     gate: Option<Arc<Gate>>,
-    limits: Limits,
+    limits: Arc<Limits>,
     info: PluginInfo,
     digest: String,
 }
 
-/// An instance's store for one request. Dropping it stops whatever it does.
-struct Session {
+/// An instance for one request, which has not begun to generate. Dropping it stops
+/// whatever it does.
+pub struct Session<'a> {
+    component: &'a Component,
+    running: Running,
+}
+
+/// A live instance, with all that is the request's.
+struct Running {
     store: Store<State>,
     meter: Meter,
+    instance: Instance,
     _place: OwnedSemaphorePermit,
 }
 
 impl Component {
-    /// Compiles a component, or takes it from the cache, checks what it imports
-    /// and exports, and has it describe itself.
+    /// Compiles a component, or takes it from the cache, and proves it: checks what
+    /// it imports and exports, has it describe itself, and rehearses a request.
     ///
     /// # Errors
     /// With the reason why the model is unavailable, for the operator.
     pub async fn open(runtime: &Arc<Runtime>, spec: Spec) -> Result<Self, Error> {
-        let name = spec.path.display().to_string();
+        let name = spec.artifact.name().to_owned();
         let unusable = |why: String| Error::new(ErrorKind::Internal, format!("{name}: {why}"));
 
-        if !(1..=Limits::MEMORY_CEILING_MIB).contains(&spec.limits.memory_mib) {
-            let most = Limits::MEMORY_CEILING_MIB;
-            return Err(unusable(format!("memory_mib must be from 1 to {most}")));
-        }
         let model: Arc<str> = spec.model.into();
+        let limits = Arc::new(spec.limits);
         let upstream = spec.upstream.map(Arc::new);
-        let gate = match upstream.clone() {
-            Some(upstream) => Some(Gate::new(Arc::clone(&model), upstream, spec.limits.clone())),
-            None => None,
-        };
+        let gate = upstream
+            .clone()
+            .map(|upstream| Gate::new(Arc::clone(&model), upstream, Arc::clone(&limits)));
         let gate = gate.transpose().map_err(unusable)?.map(Arc::new);
 
         // compiling takes all cores for a while, so it stays off the async threads
-        let compiling = {
+        let digest = spec.artifact.digest().to_owned();
+        let linking = {
             let (runtime, has_upstream) = (Arc::clone(runtime), upstream.is_some());
-            tokio::task::spawn_blocking(move || compile(&runtime, &spec.path, has_upstream))
+            tokio::task::spawn_blocking(move || link::link(&runtime, &spec.artifact, has_upstream))
         };
-        let (plugin, digest) = compiling
+        let linked = linking
             .await
             .map_err(|error| unusable(error.to_string()))?
             .map_err(unusable)?;
+        let (milliseconds, is_cached) = (linked.took.as_secs_f64() * 1e3, linked.is_cached);
+        tracing::info!(
+            model = &*model,
+            digest,
+            is_cached,
+            milliseconds,
+            "component compiled"
+        );
 
         let mut component = Self {
             runtime: Arc::clone(runtime),
-            plugin,
+            plugin: linked.plugin,
             model,
             settings: Arc::new(spec.settings),
             upstream,
             gate,
-            limits: spec.limits,
+            limits,
             info: PluginInfo::default(),
             digest,
         };
-        component.info = component.describe().await?;
+        let failed = |what| move |error: Error| unproven(what, error);
+        component.info = component.describe().await.map_err(failed("describe"))?;
+        let rehearsal = component.rehearse(linked.has_network).await;
+        rehearsal.map_err(failed("a short request"))?;
         Ok(component)
     }
 
@@ -140,50 +165,80 @@ impl Component {
         &self.digest
     }
 
-    /// How many tokens the prompt will be.
+    /// An instance for a request that may take this long from now on.
     ///
     /// # Errors
-    /// The plugin's own, [`ErrorKind::Unsupported`] among them, or that it failed.
-    pub async fn estimate(&self, request: &Request) -> Result<TokenEstimate, Error> {
-        let mut session = self.session(deadline_of(request).min(ESTIMATE_TIMEOUT), true)?;
-        let Session { store, meter, .. } = &mut session;
-        let instance = meter.run(self.plugin.instantiate(store)).await?;
-        let estimated = meter.run(instance.estimate(store, request.clone())).await?;
-        estimated.map_err(|error| self.by_plugin(error))
+    /// [`ErrorKind::Overloaded`] when too many instances run, or that the plugin
+    /// failed: [`ErrorKind::Upstream`] with the code `plugin_failed`.
+    pub async fn session(&self, timeout: Duration) -> Result<Session<'_>, Error> {
+        self.session_at(self.runtime.place()?, timeout).await
     }
 
-    /// Starts a completion. The request's `deadline_ms` counts from now, for the
-    /// completion as a whole.
+    /// Starts a completion in a session of its own, which ends at the request's deadline.
     ///
     /// # Errors
-    /// The plugin's own, [`ErrorKind::Overloaded`] when too many instances run,
-    /// [`ErrorKind::Timeout`], or that the plugin failed: [`ErrorKind::Upstream`]
-    /// with the code `plugin_failed`.
-    pub async fn generate(&self, request: Request) -> Result<Completion, Error> {
-        let mut session = self.session(deadline_of(&request), false)?;
-        let Session { store, meter, .. } = &mut session;
-        let instance = meter.run(self.plugin.instantiate(store)).await?;
-        let accepted = meter.run(instance.generate(store, request)).await?;
-        let resource = accepted.map_err(|error| self.by_plugin(error))?;
-        let upstream = self.upstream.clone();
-        let most = self.limits.response_bytes;
-        Ok(Completion::new(session, instance, resource, upstream, most))
+    /// Those of [`Self::session`] and [`Session::generate`].
+    #[cfg(test)]
+    async fn generate(&self, request: Request) -> Result<Completion, Error> {
+        let timeout = Duration::from_millis(request.deadline_ms.into());
+        self.session(timeout).await?.generate(request).await
     }
 
     async fn describe(&self) -> Result<PluginInfo, Error> {
-        let mut session = self.session(DESCRIBE_TIMEOUT, true)?;
-        let Session { store, meter, .. } = &mut session;
-        let instance = meter.run(self.plugin.instantiate(store)).await?;
-        let described = meter.run(instance.describe(store)).await?;
+        let place = self.runtime.next_place().await?;
+        let mut running = self.session_at(place, PROOF_TIMEOUT).await?.running;
+        let described = running.instance.describe(&mut running.store);
+        let described = running.meter.run(described).await?;
         described.map_err(|error| self.by_plugin(error))
     }
 
-    /// A store for one request; an `offline` one reaches nothing.
-    fn session(&self, timeout: Duration, offline: bool) -> Result<Session, Error> {
-        let place = self.runtime.place()?;
+    /// Runs a short request as far as it goes without the network. A plugin may refuse
+    /// it; it must not trap.
+    async fn rehearse(&self, has_network: bool) -> Result<(), Error> {
+        let request = Request {
+            request_id: "rehearsal".to_owned(),
+            model: self
+                .settings
+                .get("model_name")
+                .unwrap_or(&self.model)
+                .to_owned(),
+            prompt: Prompt::Text("Hello".to_owned()),
+            params: Params {
+                max_tokens: Some(1),
+                ..Params::default()
+            },
+            tools: Vec::new(),
+            deadline_ms: u32::try_from(PROOF_TIMEOUT.as_millis()).unwrap_or(u32::MAX),
+            ext: Vec::new(),
+        };
+        let is_refusal =
+            |error: &Error| !failure::is_plugins(error) && error.kind != ErrorKind::Timeout;
+        let place = self.runtime.next_place().await?;
+        let mut session = self.session_at(place, PROOF_TIMEOUT).await?;
+        match session.estimate_within(PROOF_TIMEOUT, &request).await {
+            Err(error) if !is_refusal(&error) => return Err(error),
+            _ if has_network => return Ok(()),
+            _ => {}
+        }
+        let mut completion = match session.generate(request).await {
+            Ok(completion) => completion,
+            // made for chats, say
+            Err(error) if is_refusal(&error) => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        while !matches!(completion.next().await?.last(), Some(Event::Finish(_))) {}
+        Ok(())
+    }
+
+    /// An instance that reaches nothing yet.
+    async fn session_at(
+        &self,
+        place: OwnedSemaphorePermit,
+        timeout: Duration,
+    ) -> Result<Session<'_>, Error> {
         let deadline = Instant::now() + timeout;
         let network = Network {
-            gate: self.gate.clone().filter(|_| !offline),
+            gate: None,
             requests_left: self.limits.upstream_requests,
             deadline,
         };
@@ -192,17 +247,74 @@ impl Component {
         let state = State::new(Arc::clone(&self.settings), journal, network, &self.limits);
         let mut store = Store::new(&self.runtime.engine, state);
         store.limiter(|state| &mut state.memory);
-        let meter = Meter::new(deadline);
-        meter.limit(&mut store, self.limits.cpu());
+        let meter = Meter::new(deadline, Arc::clone(&self.runtime.turns));
+        let budget = Duration::from_millis(self.limits.cpu_ms.into());
+        meter.limit(&mut store, budget);
+        let instance = meter.run(self.plugin.instantiate(&mut store)).await?;
         Ok(Session {
-            store,
-            meter,
-            _place: place,
+            component: self,
+            running: Running {
+                store,
+                meter,
+                instance,
+                _place: place,
+            },
         })
     }
 
     fn by_plugin(&self, error: Error) -> Error {
         failure::by_plugin(self.upstream.as_deref(), error)
+    }
+}
+
+impl Session<'_> {
+    /// How many tokens the prompt will be. The instance has no network for it.
+    ///
+    /// # Errors
+    /// The plugin's own, [`ErrorKind::Unsupported`] among them, or that it failed;
+    /// then the instance is of no more use.
+    pub async fn estimate(&mut self, request: &Request) -> Result<TokenEstimate, Error> {
+        self.estimate_within(ESTIMATE_TIMEOUT, request).await
+    }
+
+    async fn estimate_within(
+        &mut self,
+        timeout: Duration,
+        request: &Request,
+    ) -> Result<TokenEstimate, Error> {
+        let running = &mut self.running;
+        let estimated = running
+            .instance
+            .estimate(&mut running.store, request.clone());
+        let estimated = running.meter.run_within(timeout, estimated).await?;
+        estimated.map_err(|error| self.component.by_plugin(error))
+    }
+
+    /// Starts the completion, which has what is left of the session's time.
+    ///
+    /// # Errors
+    /// The plugin's own, [`ErrorKind::Timeout`], or that the plugin failed:
+    /// [`ErrorKind::Upstream`] with the code `plugin_failed`.
+    pub async fn generate(self, request: Request) -> Result<Completion, Error> {
+        let Self {
+            component,
+            mut running,
+        } = self;
+        running.store.data_mut().network.gate = component.gate.clone();
+        let accepted = running.instance.generate(&mut running.store, request);
+        let accepted = running.meter.run(accepted).await?;
+        let resource = accepted.map_err(|error| component.by_plugin(error))?;
+        let upstream = component.upstream.clone();
+        let most = component.limits.response_bytes;
+        Ok(Completion::new(running, resource, upstream, most))
+    }
+}
+
+impl fmt::Debug for Session<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session")
+            .field("component", self.component)
+            .finish_non_exhaustive()
     }
 }
 
@@ -216,53 +328,12 @@ impl fmt::Debug for Component {
     }
 }
 
-fn deadline_of(request: &Request) -> Duration {
-    Duration::from_millis(request.deadline_ms.into())
-}
-
-fn compile(runtime: &Runtime, path: &Path, has_upstream: bool) -> Result<(Plugin, String), String> {
-    let bytes = std::fs::read(path).map_err(|error| format!("cannot read it: {error}"))?;
-    let digest = Sha256::digest(&bytes)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
-    let engine = &runtime.engine;
-    let component = wasmtime::component::Component::new(engine, &bytes)
-        .map_err(|error| format!("not a WebAssembly component that can run here: {error:#}"))?;
-
-    let shape = component.component_type();
-    for (import, _) in shape.imports(engine) {
-        state::check_import(import, has_upstream)?;
-    }
-    let exports: Vec<&str> = shape.exports(engine).map(|(name, _)| name).collect();
-    check_exports(&exports)?;
-
-    let link = || {
-        let mut linker = state::linker(engine, has_upstream)?;
-        Plugin::link(&mut linker)?;
-        Plugin::new(linker.instantiate_pre(&component)?)
+/// Why a component does not go live, for the operator.
+fn unproven(what: &str, error: Error) -> Error {
+    let is_plugins = failure::is_plugins(&error);
+    let why = match error.detail {
+        Some(detail) if is_plugins => detail,
+        _ => error.message,
     };
-    let plugin = link().map_err(|error| format!("it does not fit this version: {error:#}"))?;
-    Ok((plugin, digest))
-}
-
-/// Whether a known version of the contract is among the exports; a component may
-/// have others beside it.
-fn check_exports(exports: &[&str]) -> Result<(), String> {
-    let mut versions = exports
-        .iter()
-        .filter_map(|export| export.strip_prefix("model:plugin/backend@"));
-    match versions
-        .clone()
-        .find(|version| version.starts_with(v0_1::VERSION))
-    {
-        Some(_) => Ok(()),
-        None => Err(match versions.next() {
-            Some(version) => format!(
-                "it is made for model:plugin@{version}, and this version of model-host runs {}x",
-                v0_1::VERSION
-            ),
-            None => "it exports no model:plugin/backend, so it is no plugin".to_owned(),
-        }),
-    }
+    Error::new(error.kind, format!("it failed at {what}: {why}"))
 }

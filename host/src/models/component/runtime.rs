@@ -1,27 +1,32 @@
 //! The engine that all components share.
 
 use std::fmt;
-use std::path::Path;
-use std::sync::Arc;
+use std::fs::DirBuilder;
+use std::num::NonZero;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use plugin_sdk::{Error, ErrorKind};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use wasmtime::component::Component;
 use wasmtime::{
     Cache, CacheConfig, Config, Engine, InstanceAllocationStrategy, OptLevel,
     PoolingAllocationConfig,
 };
 
-use super::limits::Limits;
+use crate::config::Components;
 
-/// Instances alive at once, one a request. Each takes some KiB of real memory,
-/// what its plugin uses, and 4 GiB of address space, of which there is plenty.
-const INSTANCES: u32 = 1000;
+use super::Limits;
+
+/// Stack for the host's own functions, beyond what a plugin's calls may take.
+const HOST_STACK: usize = 1536 << 10;
 
 /// How often a computing guest gives way to other tasks, and its CPU time is
 /// looked at.
-const TICK: Duration = Duration::from_millis(10);
+const TICK: Duration = Duration::from_millis(2);
 
 /// What a request is told to wait when all instances are taken.
 const RETRY_AFTER_MS: u32 = 1_000;
@@ -30,6 +35,8 @@ const RETRY_AFTER_MS: u32 = 1_000;
 /// Built once; its thread ends when the last component that uses it is gone.
 pub struct Runtime {
     pub(super) engine: Engine,
+    compiling: Mutex<Cache>,
+    pub(super) turns: Arc<Semaphore>,
     places: Arc<Semaphore>,
 }
 
@@ -39,6 +46,31 @@ pub enum RuntimeError {
     /// The folder for compiled components cannot be used.
     #[error("cannot use the cache folder: {0}")]
     Folder(#[source] std::io::Error),
+    /// The pool of instances does not fit.
+    #[error(
+        "cannot reserve the address space of {instances} component instances, 8 GiB each: \
+         lower components.instances, or raise the limit that `ulimit -v` shows: {reason:#}"
+    )]
+    AddressSpace {
+        /// How many were asked for.
+        instances: u32,
+        /// What the system says.
+        reason: wasmtime::Error,
+    },
+    /// Others could put machine code into the cache folder.
+    #[error(
+        "{} holds machine code and must be this user's alone: it belongs to user {owner} and has \
+         mode {mode:o}; chmod 700 it, or remove it",
+        folder.display()
+    )]
+    Exposed {
+        /// The folder.
+        folder: PathBuf,
+        /// Its owner.
+        owner: u32,
+        /// Its permissions.
+        mode: u32,
+    },
     /// The engine cannot be made.
     #[error("cannot make the WebAssembly engine: {0:#}")]
     Engine(wasmtime::Error),
@@ -49,32 +81,52 @@ pub enum RuntimeError {
 
 impl Runtime {
     /// Makes the engine. Compiled components are kept in `cache_dir`, which is
-    /// made if it is missing: machine code that is trusted when it is found again,
-    /// so nobody but this server may write there.
+    /// made if it is missing.
     ///
     /// # Errors
     /// When the folder cannot be used, or this machine cannot run WebAssembly.
-    pub fn new(cache_dir: &Path) -> Result<Self, RuntimeError> {
-        std::fs::create_dir_all(cache_dir).map_err(RuntimeError::Folder)?;
-        let cache_dir = cache_dir.canonicalize().map_err(RuntimeError::Folder)?;
+    pub fn new(cache_dir: &Path, shared: &Components) -> Result<Self, RuntimeError> {
+        let cache_dir = private_folder(cache_dir)?;
         let mut cache = CacheConfig::new();
         cache.with_directory(cache_dir);
         let cache = Cache::new(cache).map_err(RuntimeError::Engine)?;
-        let engine = Engine::new(&config(cache)).map_err(RuntimeError::Engine)?;
+        let engine = engine(cache.clone(), shared)?;
         start_clock(&engine).map_err(RuntimeError::Clock)?;
         // The client for upstreams brings no TLS provider; where the program has
         // chosen one already, that one stays.
         let _ = rustls::crypto::ring::default_provider().install_default();
         Ok(Self {
             engine,
-            places: Arc::new(Semaphore::new(INSTANCES as usize)),
+            compiling: Mutex::new(cache),
+            turns: Arc::new(Semaphore::new(long_turns())),
+            places: Arc::new(Semaphore::new(shared.instances as usize)),
         })
+    }
+
+    /// Compiles a component, or takes its machine code from the cache; says whether it
+    /// was there, and how long that took. One at a time: it takes all cores, and so the
+    /// cache's count tells.
+    pub(super) fn compile(&self, bytes: &[u8]) -> wasmtime::Result<(Component, bool, Duration)> {
+        let cache = self
+            .compiling
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let (hits, started) = (cache.cache_hits(), Instant::now());
+        let component = Component::new(&self.engine, bytes)?;
+        let is_cached = cache.cache_hits() > hits;
+        Ok((component, is_cached, started.elapsed()))
     }
 
     /// A place for one instance; without it the pool would fail to instantiate.
     pub(super) fn place(&self) -> Result<OwnedSemaphorePermit, Error> {
         let places = Arc::clone(&self.places);
         places.try_acquire_owned().map_err(|_| overloaded())
+    }
+
+    /// The next place that is free, for what can wait.
+    pub(super) async fn next_place(&self) -> Result<OwnedSemaphorePermit, Error> {
+        let places = Arc::clone(&self.places);
+        places.acquire_owned().await.map_err(|_| overloaded())
     }
 }
 
@@ -93,29 +145,68 @@ pub(super) fn overloaded() -> Error {
     error
 }
 
-fn config(cache: Cache) -> Config {
+/// Makes the folder, if need be, for this user alone, and makes sure that it is:
+/// machine code that is found in it is run.
+fn private_folder(folder: &Path) -> Result<PathBuf, RuntimeError> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(folder)
+        .map_err(RuntimeError::Folder)?;
+    let folder = folder.canonicalize().map_err(RuntimeError::Folder)?;
+    let found = folder.metadata().map_err(RuntimeError::Folder)?;
+    let (owner, mode) = (found.uid(), found.mode() & 0o777);
+    if owner != rustix::process::geteuid().as_raw() || mode & 0o022 != 0 {
+        return Err(RuntimeError::Exposed {
+            folder,
+            owner,
+            mode,
+        });
+    }
+    Ok(folder)
+}
+
+fn engine(cache: Cache, shared: &Components) -> Result<Engine, RuntimeError> {
+    let instances = shared.instances;
     let mut pool = PoolingAllocationConfig::default();
-    pool.total_component_instances(INSTANCES)
-        // a component is several modules: the plugin itself and its adapters
-        .total_core_instances(4 * INSTANCES)
-        .total_memories(INSTANCES)
-        .total_tables(4 * INSTANCES)
-        .total_stacks(INSTANCES)
+    pool.total_component_instances(instances)
+        // a component is several modules: the plugin itself and its adapters; a number
+        // only, nothing is set aside for it
+        .total_core_instances(32 * instances)
+        .total_memories(Limits::MEMORIES * instances)
+        .total_tables(4 * instances)
+        .total_stacks(instances)
+        .total_gc_heaps(0)
         .max_memory_size(Limits::MEMORY_CEILING_MIB << 20)
-        .table_elements(20_000)
+        .table_elements(Limits::TABLE_CEILING)
         // so much of a used place is cleared by hand rather than by the kernel
         .linear_memory_keep_resident(256 << 10)
         .table_keep_resident(64 << 10)
         .max_unused_warm_slots(100);
+    let stack = shared.stack_kib << 10;
     let mut config = Config::new();
     config
         .epoch_interruption(true)
         // no use for it before model:plugin@0.2, and much machinery
         .concurrency_support(false)
+        .max_wasm_stack(stack)
+        .async_stack_size(stack + HOST_STACK)
         .cranelift_opt_level(OptLevel::Speed)
         .allocation_strategy(InstanceAllocationStrategy::Pooling(pool))
         .cache(Some(cache));
-    config
+    Engine::new(&config).map_err(|reason| {
+        if reason.is::<rustix::io::Errno>() {
+            RuntimeError::AddressSpace { instances, reason }
+        } else {
+            RuntimeError::Engine(reason)
+        }
+    })
+}
+
+/// Guests that may compute for long at once: as many as there are threads, but one.
+fn long_turns() -> usize {
+    let threads = thread::available_parallelism().map_or(1, NonZero::get);
+    threads.saturating_sub(1).max(1)
 }
 
 /// A thread, not a task: a guest that keeps all workers busy must not stop it.

@@ -14,16 +14,24 @@ use wasmtime_wasi::random::WasiRandom;
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
+use super::Limits;
 use super::journal::{Journal, Print};
-use super::limits::Limits;
 use super::network::Network;
+
+/// Things of the host that an instance may hold at once, such as requests and their
+/// headers: they take the host's memory, not the instance's.
+const RESOURCES: usize = 1_000;
+
+/// Memory that headers take, to their bytes as they are sent: their limit there is
+/// held by the network, this one is of what an instance may pile up.
+const FIELD_OVERHEAD: usize = 4;
 
 /// The state of one request.
 pub(super) struct State {
     pub(super) settings: Arc<Settings>,
     pub(super) journal: Journal,
     pub(super) memory: StoreLimits,
-    network: Network,
+    pub(super) network: Network,
     wasi: WasiCtx,
     http: WasiHttpCtx,
     table: ResourceTable,
@@ -47,20 +55,24 @@ impl State {
             .allow_udp(false)
             .build();
         let memory = StoreLimitsBuilder::new()
-            .memory_size(limits.memory_bytes())
-            .memories(1)
-            .table_elements(20_000)
+            .memory_size(limits.memory_mib << 20)
+            .memories(Limits::MEMORIES as usize)
+            .table_elements(limits.table_elements)
             // so that the log says what happened, rather than the guest's allocator
             .trap_on_grow_failure(true)
             .build();
+        let mut http = WasiHttpCtx::new();
+        http.set_field_size_limit(FIELD_OVERHEAD * limits.header_bytes);
+        let mut table = ResourceTable::new();
+        table.set_max_capacity(RESOURCES);
         Self {
             settings,
             journal,
             memory,
             network,
             wasi,
-            http: WasiHttpCtx::new(),
-            table: ResourceTable::new(),
+            http,
+            table,
         }
     }
 }

@@ -12,7 +12,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 
-use super::{Component, Limits, Runtime, Spec, Upstream};
+use crate::config::Components;
+
+use super::{Artifact, Component, Limits, Runtime, Spec, Upstream};
 
 const SECRET: &str = "sk-very-secret";
 
@@ -66,16 +68,19 @@ async fn serve(mut stream: TcpStream, response: Option<String>, requests: mpsc::
     let _ = requests.send("gone".to_owned()).await;
 }
 
-fn runtime() -> Arc<Runtime> {
+pub(super) fn runtime() -> Arc<Runtime> {
     static RUNTIME: OnceLock<(Arc<Runtime>, tempfile::TempDir)> = OnceLock::new();
     let (runtime, _) = RUNTIME.get_or_init(|| {
         let folder = tempfile::tempdir().unwrap();
-        (Arc::new(Runtime::new(folder.path()).unwrap()), folder)
+        (
+            Arc::new(Runtime::new(folder.path(), &Components::default()).unwrap()),
+            folder,
+        )
     });
     Arc::clone(runtime)
 }
 
-fn spec(plugin: &str, api_url: Option<&str>) -> Spec {
+pub(super) fn spec(plugin: &str, api_url: Option<&str>) -> Spec {
     let plugins = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../plugins"));
     let settings = [("model_name", Some("thinker")), ("api_url", api_url)];
     let settings = settings
@@ -83,13 +88,14 @@ fn spec(plugin: &str, api_url: Option<&str>) -> Spec {
         .filter_map(|(key, value)| Some((key, value?)));
     Spec {
         model: format!("test-{plugin}"),
-        path: plugins.join(plugin).join(plugin).with_extension("wasm"),
+        artifact: Artifact::read(&plugins.join(plugin).join(plugin).with_extension("wasm"))
+            .unwrap(),
         settings: settings
             .map(|(key, value)| (key.to_owned(), value.to_owned()))
             .collect(),
         upstream: api_url.map(|url| Upstream {
-            url: url.parse().unwrap(),
             secret: Some(SECRET.into()),
+            ..Upstream::new(url.parse().unwrap())
         }),
         limits: Limits {
             cpu_ms: 1_500,
@@ -148,7 +154,8 @@ async fn an_api_answers_through_the_adapter() {
     assert_eq!(component.info().name, "lawgent-thinking");
     assert_eq!(component.info().models[0].id, "thinker");
     assert_eq!(component.digest().len(), 64);
-    let estimate = component.estimate(&request("how are")).await.unwrap();
+    let mut session = component.session(Duration::from_secs(10)).await.unwrap();
+    let estimate = session.estimate(&request("how are")).await.unwrap();
     assert_eq!(estimate.prompt_tokens, 2);
 
     let usage = Usage {
@@ -334,9 +341,13 @@ async fn a_plugin_reaches_its_upstream_and_nothing_else() {
     assert_eq!(seen, r#"200 ["content-length", "x-more"] hello"#);
     assert!(api.requests.recv().await.unwrap().contains(SECRET));
 
-    let error = said(&component, "forbidden").await.unwrap_err();
+    let error = said(&component, "fetch https://forbidden.example/")
+        .await
+        .unwrap_err();
     assert_eq!(error.code.as_deref(), Some("not_granted"), "{error:?}");
-    let error = said(&component, "smuggle").await.unwrap_err();
+    let error = said(&component, "fetch\nauthorization: Bearer mine")
+        .await
+        .unwrap_err();
     assert_eq!(
         error.code.as_deref(),
         Some("invalid_upstream_request"),
@@ -377,16 +388,20 @@ async fn a_file_that_is_no_plugin_says_why() {
             .to_string()
     };
 
-    let missing = Spec {
-        path: "no/such.wasm".into(),
-        ..spec("misbehave", None)
-    };
-    assert!(reason(missing).await.contains("cannot read it"));
     let text = Spec {
-        path: "Cargo.toml".into(),
+        artifact: Artifact::new("notes.wasm", b"not a component".to_vec()),
         ..spec("misbehave", None)
     };
-    assert!(reason(text).await.contains("not a WebAssembly component"));
+    let text = reason(text).await;
+    assert!(
+        text.contains("notes.wasm: not a WebAssembly component"),
+        "{text}"
+    );
+    let missing = Artifact::read("no/such.wasm".as_ref()).unwrap_err();
+    assert!(
+        missing.contains("no/such.wasm: cannot read it"),
+        "{missing}"
+    );
     let offline = reason(spec("lawgent-thinking", None)).await;
     assert!(
         offline.contains("wasi:http") && offline.contains("no api_url"),
@@ -398,8 +413,8 @@ async fn a_file_that_is_no_plugin_says_why() {
     };
     assert!(reason(unset).await.contains("setting api_url is missing"));
 
-    let exports = |exports: &[&str]| super::check_exports(exports).unwrap_err();
+    let exports = |exports: &[&str]| super::link::check_exports(exports).unwrap_err();
     assert!(exports(&["wasi:http/incoming-handler@0.2.0"]).contains("no model:plugin/backend"));
     assert!(exports(&["model:plugin/backend@0.2.0"]).contains("made for model:plugin@0.2.0"));
-    assert!(super::check_exports(&["exports", "model:plugin/backend@0.1.7"]).is_ok());
+    assert!(super::link::check_exports(&["exports", "model:plugin/backend@0.1.7"]).is_ok());
 }

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::tools::Call;
 use crate::generate::{Answer, Content, Piece};
 use crate::http::error::ApiError;
-use crate::http::openai::shape::{Heading, usage};
+use crate::http::openai::shape::{Heading, usage, with_limit};
 use crate::http::params::finish_reason;
 use crate::http::respond::Shape;
 
@@ -66,7 +66,7 @@ impl Shape for Chat {
             "finish_reason": finish_reason(answer.finish_reason),
         }));
         body["usage"] = usage(answer);
-        body
+        with_limit(body, answer)
     }
 
     fn piece(&mut self, piece: Piece) -> Vec<Value> {
@@ -87,6 +87,7 @@ impl Shape for Chat {
     fn end(&mut self, answer: &Answer) -> Vec<Value> {
         let first = self.first();
         let last = self.chunk(json!({}), Some(finish_reason(answer.finish_reason)));
+        let last = with_limit(last, answer);
         let usage = self.has_usage.then(|| self.heading.with_usage(answer));
         first.into_iter().chain([last]).chain(usage).collect()
     }

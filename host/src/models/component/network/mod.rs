@@ -4,6 +4,8 @@
 
 mod addresses;
 mod body;
+#[cfg(test)]
+mod tests;
 
 use std::borrow::Cow;
 use std::error::Error as _;
@@ -23,7 +25,7 @@ use wasmtime_wasi_http::{
 };
 
 use self::addresses::{Prohibited, PublicAddresses};
-use super::limits::Limits;
+use super::Limits;
 
 /// How long a connection may take to be made, TLS included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -32,21 +34,38 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(50);
 /// Unused connections kept for a component.
 const IDLE_CONNECTIONS: usize = 32;
 
-/// Headers that a component may neither set nor read, besides those of the
-/// connection itself.
+/// Headers that a component may neither set nor read, besides the secret's own and
+/// those of the connection itself.
 const SECRET_HEADERS: [HeaderName; 3] = [header::AUTHORIZATION, header::COOKIE, header::SET_COOKIE];
 
-/// The API behind a model.
+/// The API behind a model, and what else the component may reach.
 #[derive(Debug)]
 pub struct Upstream {
-    /// Its scheme, host and port are what the component may reach, and nothing
-    /// else.
+    /// The component may reach its scheme, host and port.
     pub url: Url,
-    /// Sent as `Authorization: Bearer`. The component never sees it.
+    /// Sent to `url`'s scheme, host and port alone. The component never sees it.
     pub secret: Option<SecretString>,
+    /// The header that the secret is sent in: `authorization` gets `Bearer `
+    /// before it, any other the secret as it is.
+    pub secret_header: HeaderName,
+    /// More whose scheme, host and port the component may reach.
+    pub grants: Vec<Url>,
+    /// Whether names may lead to private addresses; `localhost` always may.
+    pub allow_private_addresses: bool,
 }
 
 impl Upstream {
+    /// The API at `url`, without a secret and with nothing else to reach.
+    pub fn new(url: Url) -> Self {
+        Self {
+            url,
+            secret: None,
+            secret_header: header::AUTHORIZATION,
+            grants: Vec::new(),
+            allow_private_addresses: false,
+        }
+    }
+
     /// `text` without the secret.
     pub(super) fn redact<'a>(&self, text: &'a str) -> Cow<'a, str> {
         match &self.secret {
@@ -57,14 +76,34 @@ impl Upstream {
         }
     }
 
-    fn authorization(&self) -> Result<Option<HeaderValue>, header::InvalidHeaderValue> {
+    /// The value of the secret's header.
+    fn secret_value(&self) -> Result<Option<HeaderValue>, header::InvalidHeaderValue> {
         let Some(secret) = &self.secret else {
             return Ok(None);
         };
-        let mut value = HeaderValue::try_from(format!("Bearer {}", secret.expose_secret()))?;
+        let secret = secret.expose_secret();
+        let mut value = if self.secret_header == header::AUTHORIZATION {
+            HeaderValue::try_from(format!("Bearer {secret}"))?
+        } else {
+            HeaderValue::try_from(secret)?
+        };
         value.set_sensitive(true);
         Ok(Some(value))
     }
+
+    /// Whether the component may reach `url`.
+    fn grants(&self, url: &Url) -> bool {
+        let mut granted = std::iter::once(&self.url).chain(&self.grants);
+        granted.any(|granted| is_same_origin(granted, url))
+            && url.username().is_empty()
+            && url.password().is_none()
+    }
+}
+
+fn is_same_origin(one: &Url, other: &Url) -> bool {
+    one.scheme() == other.scheme()
+        && one.host() == other.host()
+        && one.port_or_known_default() == other.port_or_known_default()
 }
 
 /// The way to one upstream, with its connections. Each component has its own, so
@@ -72,9 +111,10 @@ impl Upstream {
 pub(super) struct Gate {
     model: Arc<str>,
     upstream: Arc<Upstream>,
-    authorization: Option<HeaderValue>,
+    secret_value: Option<HeaderValue>,
+    forbidden: ForbiddenHeaderFilter,
     client: reqwest::Client,
-    limits: Limits,
+    limits: Arc<Limits>,
 }
 
 impl Gate {
@@ -83,16 +123,16 @@ impl Gate {
     pub(super) fn new(
         model: Arc<str>,
         upstream: Arc<Upstream>,
-        limits: Limits,
+        limits: Arc<Limits>,
     ) -> Result<Self, String> {
-        let authorization = upstream
-            .authorization()
+        let secret_value = upstream
+            .secret_value()
             .map_err(|_| "api_key cannot be sent as a header".to_owned())?;
-        // An operator who names this machine means it. So does one who gives an
-        // address instead of a name; those never come to a resolver.
-        let exempt = (upstream.url.host_str() == Some("localhost")).then_some("localhost");
+        let resolver = PublicAddresses {
+            allow_private: upstream.allow_private_addresses,
+        };
         let client = reqwest::Client::builder()
-            .dns_resolver(Arc::new(PublicAddresses { exempt }))
+            .dns_resolver(Arc::new(resolver))
             // the environment's proxy, or an upstream's redirect, would lead past the grant
             .no_proxy()
             .redirect(Policy::none())
@@ -102,10 +142,12 @@ impl Gate {
             .user_agent(concat!("model-host/", env!("CARGO_PKG_VERSION")))
             .build()
             .map_err(|error| format!("no HTTP client: {error}"))?;
+        let secret_header = upstream.secret_header.clone();
         Ok(Self {
             model,
             upstream,
-            authorization,
+            secret_value,
+            forbidden: Arc::new(move |name| is_forbidden(name) || *name == secret_header),
             client,
             limits,
         })
@@ -120,11 +162,22 @@ impl Gate {
         let (parts, body) = request.into_parts();
         let url = self.granted(&parts.uri)?;
         let mut headers = parts.headers;
-        for name in DEFAULT_FORBIDDEN_HEADERS.iter().chain(&SECRET_HEADERS) {
+        let forbidden: Vec<HeaderName> = headers
+            .keys()
+            .filter(|name| (self.forbidden)(name))
+            .cloned()
+            .collect();
+        for name in forbidden {
             headers.remove(name);
         }
-        if let Some(authorization) = &self.authorization {
-            headers.insert(header::AUTHORIZATION, authorization.clone());
+        if size(&headers) > self.limits.header_bytes {
+            let limit = u32::try_from(self.limits.header_bytes).ok();
+            return Err(Error::HttpRequestHeaderSectionSize(limit));
+        }
+        if let Some(secret) = &self.secret_value
+            && is_same_origin(&self.upstream.url, &url)
+        {
+            headers.insert(self.upstream.secret_header.clone(), secret.clone());
         }
         let body = Limited::new(body, self.limits.request_bytes)
             .collect()
@@ -145,6 +198,10 @@ impl Gate {
             .map_err(|_| Error::HttpResponseTimeout)?
             .map_err(|error| self.failure(error))?;
 
+        if size(response.headers()) > self.limits.header_bytes {
+            let limit = u32::try_from(self.limits.header_bytes).ok();
+            return Err(Error::HttpResponseHeaderSectionSize(limit));
+        }
         let mut answer = http::Response::new(());
         *answer.status_mut() = response.status();
         *answer.headers_mut() = self.readable(response.headers());
@@ -157,13 +214,7 @@ impl Gate {
 
     fn granted(&self, uri: &http::Uri) -> Result<Url, Error> {
         let url = Url::parse(&uri.to_string()).map_err(|_| Error::HttpRequestUriInvalid)?;
-        let granted = &self.upstream.url;
-        let same = url.scheme() == granted.scheme()
-            && url.host() == granted.host()
-            && url.port_or_known_default() == granted.port_or_known_default()
-            && url.username().is_empty()
-            && url.password().is_none();
-        if same {
+        if self.upstream.grants(&url) {
             return Ok(url);
         }
         let host = url.host_str();
@@ -216,6 +267,19 @@ impl Gate {
     }
 }
 
+/// Whether no component sets or reads the header, whatever its upstream.
+fn is_forbidden(name: &HeaderName) -> bool {
+    DEFAULT_FORBIDDEN_HEADERS.contains(name) || SECRET_HEADERS.contains(name)
+}
+
+/// Bytes of all names and values.
+fn size(headers: &HeaderMap) -> usize {
+    let sizes = headers
+        .iter()
+        .map(|(name, value)| name.as_str().len() + value.len());
+    sizes.sum()
+}
+
 /// The shorter of what the component waits and what is left of the request.
 fn shorter(wanted: Option<Duration>, deadline: Instant) -> Duration {
     let left = deadline.saturating_duration_since(Instant::now());
@@ -260,7 +324,10 @@ impl WasiHttpHooks for Network {
     }
 
     fn forbidden_header_filter(&mut self) -> ForbiddenHeaderFilter {
-        Arc::new(|name| DEFAULT_FORBIDDEN_HEADERS.contains(name) || SECRET_HEADERS.contains(name))
+        match &self.gate {
+            Some(gate) => Arc::clone(&gate.forbidden),
+            None => Arc::new(is_forbidden),
+        }
     }
 
     fn set_host_header(&mut self) -> bool {

@@ -1,0 +1,133 @@
+//! `model-host plugin run`
+
+use std::io::Write;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow, bail};
+use clap::Args;
+use plugin_sdk::{Event, Extension, Message, Params, Part, Prompt, Request, Role, Usage};
+use tokio::runtime::Builder;
+
+use super::model;
+use crate::models::{Backend, Loader, Model, State};
+use crate::{config, telemetry};
+
+#[derive(Debug, Args)]
+pub struct Options {
+    #[command(flatten)]
+    model: model::Options,
+    /// What to ask
+    #[arg(long, value_name = "TEXT")]
+    prompt: String,
+    /// Send the prompt as a user's message rather than as text to continue
+    #[arg(long)]
+    chat: bool,
+    /// The upstream's address
+    #[arg(long, value_name = "URL")]
+    api_url: Option<String>,
+    /// The environment variable that holds the upstream's key
+    #[arg(long, value_name = "NAME")]
+    api_key_env: Option<String>,
+    /// Most new tokens
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    max_tokens: u32,
+}
+
+/// Asks the plugin. The answer goes to standard output as it comes, its usage and
+/// the plugin's log to standard error.
+///
+/// # Errors
+/// When the plugin cannot be opened, or the request fails.
+pub fn run(options: &Options) -> anyhow::Result<()> {
+    let (spec, loader) = (options.spec()?, options.model.loader()?);
+    let runtime = Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let telemetry = telemetry::start()?;
+        let timeout = Duration::from_millis(spec.limits.timeout_ms.into());
+        let asked = tokio::time::timeout(timeout, options.ask(spec, &loader)).await;
+        telemetry.end();
+        asked.context("the model took too long")?
+    })
+}
+
+impl Options {
+    fn spec(&self) -> anyhow::Result<config::Model> {
+        let mut spec = self.model.model()?;
+        if let Some(url) = &self.api_url {
+            spec.api_url = Some(url.clone());
+        }
+        if let Some(name) = &self.api_key_env {
+            #[expect(clippy::disallowed_methods, reason = "the variable is an argument's")]
+            let key = std::env::var(name).with_context(|| format!("--api-key-env {name}"))?;
+            spec.api_key = Some(key.into());
+        }
+        Ok(spec)
+    }
+
+    async fn ask(&self, spec: config::Model, loader: &Loader) -> anyhow::Result<()> {
+        let request = self.request(&spec);
+        let model = Model::new(spec);
+        model.load(loader).await;
+        let backend = match model.state() {
+            State::Ready(backend) => backend,
+            State::Unavailable(reason) => bail!(reason),
+            State::Loading | State::OnDemand => bail!("it does not load"),
+        };
+        let usage = print(&backend, request)
+            .await
+            .map_err(|error| anyhow!("{:?}: {error}", error.kind))?;
+        println!();
+        eprintln!(
+            "{} prompt tokens, {} new tokens ({:?})",
+            usage.prompt_tokens, usage.completion_tokens, usage.source
+        );
+        Ok(())
+    }
+
+    fn request(&self, spec: &config::Model) -> Request {
+        let prompt = if self.chat {
+            Prompt::Chat(vec![Message {
+                role: Role::User,
+                content: vec![Part::Text(self.prompt.clone())],
+                tool_calls: Vec::new(),
+                tool_call_id: None,
+                ext: Vec::new(),
+            }])
+        } else {
+            Prompt::Text(self.prompt.clone())
+        };
+        Request {
+            request_id: "run".to_owned(),
+            model: spec.model_name.clone().unwrap_or_else(|| spec.name.clone()),
+            prompt,
+            params: Params {
+                max_tokens: Some(self.max_tokens),
+                ..Params::default()
+            },
+            tools: Vec::new(),
+            deadline_ms: spec.limits.timeout_ms,
+            ext: vec![Extension {
+                name: "stream".to_owned(),
+                value: "true".to_owned(),
+            }],
+        }
+    }
+}
+
+/// Prints the text of an answer; its final usage.
+async fn print(backend: &Backend, request: Request) -> Result<Usage, plugin_sdk::Error> {
+    let mut completion = backend.generate(request).await?;
+    let mut out = std::io::stdout();
+    loop {
+        for event in completion.next().await? {
+            match event {
+                Event::Text(text) => {
+                    // nobody reads on: the answer is of no use
+                    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+                }
+                Event::Finish(finish) => return Ok(finish.usage),
+                _ => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! {{name}}: an adapter to an API in the format of OpenAI's chat completions.
+//!
+//! Settings: `api_url`, the base of the API, and `model_name`, the model's name
+//! there. The key is added by the host; no plugin ever sees one.
+
+use std::time::Duration;
+
+use plugin_sdk::http::{Post, Response};
+use plugin_sdk::{
+    Backend, Completion, CountSource, Error, ErrorKind, Event, Finish, FinishReason, Message,
+    ModelInfo, Part, PluginInfo, Prompt, Request, Role, Settings, Usage,
+};
+use serde_json::{Value, json};
+
+struct Adapter {
+    url: String,
+    model: String,
+}
+
+/// The answer came whole, so it is reported at once.
+struct Answer(Vec<Event>);
+
+impl Backend for Adapter {
+    type Completion = Answer;
+
+    fn open(settings: &Settings) -> Result<Self, Error> {
+        let required = |key: &str| {
+            let missing = || {
+                Error::new(
+                    ErrorKind::InvalidRequest,
+                    format!("setting {key} is missing"),
+                )
+            };
+            settings.get(key).ok_or_else(missing)
+        };
+        Ok(Self {
+            url: format!(
+                "{}/chat/completions",
+                required("api_url")?.trim_end_matches('/')
+            ),
+            model: required("model_name")?.to_owned(),
+        })
+    }
+
+    fn describe(&self) -> Result<PluginInfo, Error> {
+        let model = ModelInfo {
+            id: self.model.clone(),
+            description: "a model behind an OpenAI-style chat API".to_owned(),
+            features: vec!["chat".to_owned()],
+            ..ModelInfo::default()
+        };
+        Ok(PluginInfo {
+            name: "{{name}}".to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            models: vec![model],
+            ext: vec![],
+        })
+    }
+
+    fn generate(&self, request: Request) -> Result<Answer, Error> {
+        let Prompt::Chat(messages) = &request.prompt else {
+            return Err(unsupported(
+                "this model chats; it does not continue text",
+                "prompt",
+            ));
+        };
+        if !request.tools.is_empty() {
+            return Err(unsupported("this model cannot call tools", "tools"));
+        }
+        let messages = messages
+            .iter()
+            .map(message)
+            .collect::<Result<Vec<_>, _>>()?;
+        let response = Post {
+            url: &self.url,
+            headers: &[("x-request-id", &request.request_id)],
+            json: body(&self.model, &messages, &request)
+                .to_string()
+                .as_bytes(),
+            timeout: Duration::from_millis(request.deadline_ms.into()),
+            response_limit: 4 << 20,
+        }
+        .send()?;
+        match response.status {
+            200 => answer(&response.body, &Value::from(messages)),
+            _ => Err(refusal(&response)),
+        }
+    }
+}
+
+impl Completion for Answer {
+    fn next(&mut self) -> Result<Vec<Event>, Error> {
+        Ok(std::mem::take(&mut self.0))
+    }
+}
+
+/// A message as the API wants it.
+fn message(message: &Message) -> Result<Value, Error> {
+    let role = match message.role {
+        Role::System => "system",
+        Role::User => "user",
+        Role::Assistant => "assistant",
+        Role::Tool => return Err(unsupported("this model cannot call tools", "messages")),
+    };
+    let mut text = String::new();
+    for part in &message.content {
+        match part {
+            Part::Text(piece) => text.push_str(piece),
+            Part::Blob(_) | Part::Other(_) => {
+                return Err(unsupported("this model reads text only", "messages"));
+            }
+        }
+    }
+    Ok(json!({ "role": role, "content": text }))
+}
+
+/// The request's body. What the caller left out is left out here.
+fn body(model: &str, messages: &[Value], request: &Request) -> Value {
+    let params = &request.params;
+    let mut body = json!({ "model": model, "messages": messages });
+    let fields = [
+        ("max_tokens", params.max_tokens.map(Value::from)),
+        ("temperature", params.temperature.map(Value::from)),
+        ("top_p", params.top_p.map(Value::from)),
+        ("seed", params.seed.map(Value::from)),
+        (
+            "frequency_penalty",
+            params.frequency_penalty.map(Value::from),
+        ),
+        ("presence_penalty", params.presence_penalty.map(Value::from)),
+        (
+            "stop",
+            Some(&params.stop)
+                .filter(|stop| !stop.is_empty())
+                .map(|stop| json!(stop)),
+        ),
+    ];
+    for (name, value) in fields {
+        if let Some(value) = value {
+            body[name] = value;
+        }
+    }
+    body
+}
+
+fn answer(body: &[u8], messages: &Value) -> Result<Answer, Error> {
+    let json: Value = serde_json::from_slice(body).map_err(unusable)?;
+    let choice = &json["choices"][0];
+    let text = choice["message"]["content"]
+        .as_str()
+        .ok_or_else(|| unusable("no content"))?;
+    let reason = match choice["finish_reason"].as_str() {
+        Some("stop") => FinishReason::Stop,
+        Some("length") => FinishReason::Length,
+        Some("content_filter") => FinishReason::ContentFilter,
+        _ => FinishReason::Other,
+    };
+    let estimated = Usage {
+        // some four bytes a token
+        prompt_tokens: tokens(messages.to_string().len() / 4 + 1),
+        completion_tokens: tokens(text.len() / 4 + 1),
+        source: CountSource::Estimated,
+        ..Usage::default()
+    };
+    let finish = Event::Finish(Finish {
+        reason,
+        usage: counted(&json["usage"]).unwrap_or(estimated),
+        ext: vec![],
+    });
+    Ok(Answer(vec![Event::Text(text.to_owned()), finish]))
+}
+
+/// What the API counted, if it did.
+fn counted(usage: &Value) -> Option<Usage> {
+    let count = |path: &str| {
+        usage
+            .pointer(path)?
+            .as_u64()
+            .map(|count| tokens(count as usize))
+    };
+    Some(Usage {
+        prompt_tokens: count("/prompt_tokens")?,
+        completion_tokens: count("/completion_tokens")?,
+        cached_prompt_tokens: count("/prompt_tokens_details/cached_tokens").unwrap_or(0),
+        reasoning_tokens: count("/completion_tokens_details/reasoning_tokens").unwrap_or(0),
+        source: CountSource::Exact,
+    })
+}
+
+fn tokens(count: usize) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
+}
+
+/// What a status other than 200 means. What the API says of a refused key or of
+/// its own failure is nothing for the caller.
+fn refusal(response: &Response) -> Error {
+    let (kind, message) = match response.status {
+        400 | 413 | 422 => (
+            ErrorKind::InvalidRequest,
+            "the model's upstream refused the request",
+        ),
+        401..=403 => (
+            ErrorKind::UpstreamAuth,
+            "the model's upstream did not accept this server",
+        ),
+        429 => (
+            ErrorKind::RateLimited,
+            "the model's upstream has too many requests",
+        ),
+        503 => (ErrorKind::Overloaded, "the model's upstream is overloaded"),
+        _ => (ErrorKind::Upstream, "the model's upstream failed"),
+    };
+    let seconds = response
+        .header("retry-after")
+        .and_then(|value| value.parse::<u32>().ok());
+    let waits = matches!(kind, ErrorKind::RateLimited | ErrorKind::Overloaded);
+    let mut error = Error::new(kind, message).detail(String::from_utf8_lossy(&response.body));
+    error.upstream_status = Some(response.status);
+    error.retry_after_ms = seconds
+        .filter(|_| waits)
+        .map(|seconds| seconds.saturating_mul(1000));
+    error
+}
+
+fn unsupported(message: &str, param: &str) -> Error {
+    Error::new(ErrorKind::Unsupported, message).param(param)
+}
+
+fn unusable(why: impl std::fmt::Display) -> Error {
+    Error::new(
+        ErrorKind::Upstream,
+        "the model's upstream sent no usable answer",
+    )
+    .detail(why)
+}
+
+plugin_sdk::export!(Adapter);

@@ -1,0 +1,23 @@
+//! When keys were last used: noted in memory, written for many keys at once.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+
+use time::OffsetDateTime;
+
+/// What is not written yet, by the keys' numbers.
+#[derive(Debug, Default)]
+pub struct Uses(Mutex<HashMap<i64, OffsetDateTime>>);
+
+impl Uses {
+    /// Notes that a key is used.
+    pub fn note(&self, key_id: i64, now: OffsetDateTime) {
+        let mut uses = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        uses.insert(key_id, now);
+    }
+
+    /// Takes out what is to be written.
+    pub fn take(&self) -> HashMap<i64, OffsetDateTime> {
+        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}

@@ -1,0 +1,83 @@
+//! What is granted, by the spelling of the address.
+
+use super::Upstream;
+
+fn upstream(url: &str) -> Upstream {
+    let grants = ["https://files.example", "http://[::1]:8080"];
+    Upstream {
+        grants: grants.map(|grant| grant.parse().unwrap()).to_vec(),
+        ..Upstream::new(url.parse().unwrap())
+    }
+}
+
+/// Whether `asked` may be reached where `api_url` and the grants above are given.
+fn is_granted(api_url: &str, asked: &str) -> bool {
+    asked
+        .parse()
+        .is_ok_and(|asked| upstream(api_url).grants(&asked))
+}
+
+#[test]
+fn an_origin_is_granted_and_nothing_beside_it() {
+    let api = "https://api.example/v1/completions";
+    for granted in [
+        "https://api.example/v1/completions",
+        "https://api.example/other?q=1",
+        "https://api.example:443/",
+        "https://API.example/",
+        "https://files.example/a/b",
+        "http://[::1]:8080/",
+        "http://[0:0::1]:8080/",
+    ] {
+        assert!(is_granted(api, granted), "{granted}");
+    }
+    for refused in [
+        "http://api.example/",
+        "https://api.example:8443/",
+        "https://api.example./",
+        "https://api.example.evil/",
+        "https://evil-api.example/",
+        "https://user@api.example/",
+        "https://user:password@api.example/",
+        "https://:password@api.example/",
+        "https://api.example@evil.example/",
+        "https://api.example%2eevil.example/",
+        "https://files.example:8443/",
+        "http://files.example/",
+        "http://[::1]/",
+        "http://[::1%25lo]:8080/",
+        "http://localhost/",
+        "ftp://api.example/",
+        "file:///etc/passwd",
+        "",
+    ] {
+        assert!(!is_granted(api, refused), "{refused}");
+    }
+}
+
+#[test]
+fn an_address_is_the_same_however_it_is_spelled_and_no_other() {
+    let api = "http://127.0.0.1:9000/";
+    // these are that very address, so there is nothing to refuse
+    for same in [
+        "http://127.1:9000/",
+        "http://2130706433:9000/",
+        "http://0x7f000001:9000/",
+        "http://0177.0.0.1:9000/",
+        "http://127.0.0.1.:9000/",
+    ] {
+        assert!(is_granted(api, same), "{same}");
+        assert!(!is_granted("https://api.example/", same), "{same}");
+    }
+    for other in [
+        "http://127.0.0.2:9000/",
+        "http://[::ffff:127.0.0.1]:9000/",
+        "http://[::ffff:7f00:1]:9000/",
+        "http://[::127.0.0.1]:9000/",
+        "http://[fe80::1%25eth0]:9000/",
+        "http://0:9000/",
+        "http://localhost:9000/",
+    ] {
+        assert!(!is_granted(api, other), "{other}");
+    }
+}

@@ -1,0 +1,195 @@
+//! The audit log: what was done with the operator's authority. An act and its
+//! row are one transaction. Rows are only added: triggers refuse all else.
+
+use std::net::IpAddr;
+
+use serde_json::Value;
+use sqlx::sqlite::SqliteRow;
+use sqlx::{QueryBuilder, Row, Sqlite, SqliteConnection};
+use time::OffsetDateTime;
+
+use super::{Error, Store, from_millis, millis};
+
+/// By whose authority something is done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Actor {
+    /// Whoever has the admin key.
+    AdminKey {
+        /// Id of the request that it came with.
+        request_id: String,
+        /// Where the request came from.
+        client: IpAddr,
+    },
+    /// Whoever may run commands on the server's machine.
+    CommandLine,
+    /// The server by itself: at its start, or because its files changed.
+    Server,
+}
+
+impl Actor {
+    fn as_str(&self) -> &'static str {
+        match self {
+            Self::AdminKey { .. } => "admin_key",
+            Self::CommandLine => "command_line",
+            Self::Server => "server",
+        }
+    }
+}
+
+/// What something was done to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Object {
+    /// The customer of this number.
+    Customer(i64),
+    /// The API key of this number.
+    Key(i64),
+    /// The admin key.
+    AdminKey,
+    /// The configuration.
+    Configuration,
+    /// The dashboard.
+    Dashboard,
+}
+
+impl std::fmt::Display for Object {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Customer(id) => write!(f, "customer/{id}"),
+            Self::Key(id) => write!(f, "key/{id}"),
+            Self::AdminKey => f.write_str("admin_key"),
+            Self::Configuration => f.write_str("configuration"),
+            Self::Dashboard => f.write_str("dashboard"),
+        }
+    }
+}
+
+/// Something that is done.
+#[derive(Clone, Debug)]
+pub struct Act {
+    /// What, such as `key.rotated`.
+    pub action: &'static str,
+    /// To what.
+    pub object: Object,
+    /// The object as it was, without secrets; `None` when it was not there.
+    pub before: Option<Value>,
+    /// The object as it is now, without secrets; `None` when it is gone.
+    pub after: Option<Value>,
+}
+
+/// A row of the log.
+#[derive(Clone, Debug)]
+pub struct Recorded {
+    /// Its number; later acts have higher ones.
+    pub id: i64,
+    /// When it was done.
+    pub at: OffsetDateTime,
+    /// By whose authority: `admin_key`, `command_line` or `server`.
+    pub actor: String,
+    /// What was done.
+    pub action: String,
+    /// To what.
+    pub object: String,
+    /// The object as it was.
+    pub before: Option<Value>,
+    /// The object as it was then.
+    pub after: Option<Value>,
+    /// Id of the request that asked for it.
+    pub request_id: Option<String>,
+    /// Where that came from.
+    pub client: Option<String>,
+}
+
+/// Writes the act down, in the transaction that does it.
+pub(super) async fn record(
+    transaction: &mut SqliteConnection,
+    by: &Actor,
+    act: Act,
+    at: OffsetDateTime,
+) -> Result<(), Error> {
+    let (request_id, client) = match by {
+        Actor::AdminKey { request_id, client } => (Some(request_id), Some(client.to_string())),
+        Actor::CommandLine | Actor::Server => (None, None),
+    };
+    sqlx::query(
+        "INSERT INTO audit (at, actor, action, object, before, after, request_id, client) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
+    )
+    .bind(millis(at))
+    .bind(by.as_str())
+    .bind(act.action)
+    .bind(act.object.to_string())
+    .bind(act.before.map(|value| value.to_string()))
+    .bind(act.after.map(|value| value.to_string()))
+    .bind(request_id)
+    .bind(client)
+    .execute(transaction)
+    .await?;
+    Ok(())
+}
+
+fn recorded(row: &SqliteRow) -> Result<Recorded, Error> {
+    let json = |column: &str| -> Result<Option<Value>, Error> {
+        let text: Option<String> = row.try_get(column)?;
+        text.map(|text| serde_json::from_str(&text))
+            .transpose()
+            .map_err(|error| Error::Database(error.to_string()))
+    };
+    Ok(Recorded {
+        id: row.try_get("id")?,
+        at: from_millis(row.try_get("at")?),
+        actor: row.try_get("actor")?,
+        action: row.try_get("action")?,
+        object: row.try_get("object")?,
+        before: json("before")?,
+        after: json("after")?,
+        request_id: row.try_get("request_id")?,
+        client: row.try_get("client")?,
+    })
+}
+
+impl Store {
+    /// Writes down an act that changes nothing in the database.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn record(&self, by: &Actor, act: Act, at: OffsetDateTime) -> Result<(), Error> {
+        let mut connection = self.write.acquire().await?;
+        record(&mut connection, by, act, at).await
+    }
+
+    /// At most `limit` acts with numbers above `after`, in order; of one object
+    /// (`key/7`) or of all, since a time or from the beginning.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn acts(
+        &self,
+        object: Option<&str>,
+        since: Option<OffsetDateTime>,
+        after: i64,
+        limit: u32,
+    ) -> Result<Vec<Recorded>, Error> {
+        let mut query = QueryBuilder::<Sqlite>::new("SELECT * FROM audit WHERE id > ");
+        query.push_bind(after);
+        if let Some(object) = object {
+            query.push(" AND object = ").push_bind(object);
+        }
+        if let Some(since) = since {
+            query.push(" AND at >= ").push_bind(millis(since));
+        }
+        query.push(" ORDER BY id LIMIT ").push_bind(limit);
+        let rows = query.build().fetch_all(&self.read).await?;
+        rows.iter().map(recorded).collect()
+    }
+
+    /// At most `limit` acts, the latest first; those with numbers below `before`.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn latest_acts(&self, before: i64, limit: u32) -> Result<Vec<Recorded>, Error> {
+        let sql = "SELECT * FROM audit WHERE id < $1 ORDER BY id DESC LIMIT $2";
+        let query = sqlx::query(sql).bind(before).bind(limit);
+        let rows = query.fetch_all(&self.read).await?;
+        rows.iter().map(recorded).collect()
+    }
+}

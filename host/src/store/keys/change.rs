@@ -1,0 +1,291 @@
+//! How keys change. Each change is on record, both or neither, and is counted,
+//! for whoever keeps keys in memory.
+
+use std::sync::atomic::Ordering;
+
+use ipnet::IpNet;
+use serde_json::{Value, json};
+use sqlx::SqliteConnection;
+use sqlx::query::Query;
+use sqlx::sqlite::{Sqlite, SqliteArguments};
+use time::OffsetDateTime;
+
+use super::{Key, Scope, key};
+use crate::clock::rfc3339;
+use crate::store::audit::{self, Act, Actor, Object};
+use crate::store::{Error, Store, millis};
+
+/// What the operator says of a key to be.
+#[derive(Clone, Debug)]
+pub struct NewKey {
+    /// The customer it is for.
+    pub customer_id: i64,
+    /// Name given to it.
+    pub name: String,
+    /// Requests a minute, for each model.
+    pub rate_limit: u32,
+    /// Numbers of the models it may use.
+    pub allowed_models: Vec<i64>,
+    /// What it may be used for.
+    pub scopes: Vec<Scope>,
+    /// Networks that it may be used from; without, from anywhere.
+    pub allowed_networks: Option<Vec<IpNet>>,
+    /// When it ends, if it does.
+    pub expires_at: Option<OffsetDateTime>,
+}
+
+/// What is stored of a key's text.
+#[derive(Clone, Debug)]
+pub struct Text {
+    /// The part that names the key.
+    pub public_id: String,
+    /// Keyed hash of the whole.
+    pub hash: Vec<u8>,
+}
+
+/// What to change of a key; what is absent stays.
+#[derive(Clone, Debug, Default)]
+pub struct KeyChange {
+    /// New name.
+    pub name: Option<String>,
+    /// New rate.
+    pub rate_limit: Option<u32>,
+    /// New list of models.
+    pub allowed_models: Option<Vec<i64>>,
+    /// New list of scopes.
+    pub scopes: Option<Vec<Scope>>,
+    /// New list of networks, or none.
+    pub allowed_networks: Option<Option<Vec<IpNet>>>,
+    /// New end, or none.
+    pub expires_at: Option<Option<OffsetDateTime>>,
+}
+
+/// What the audit log keeps of a key.
+fn on_record(key: &Key) -> Value {
+    let replaced = key.replaced.as_ref().map(
+        |replaced| json!({ "public_id": replaced.public_id, "until": rfc3339(replaced.until) }),
+    );
+    json!({
+        "customer_id": key.customer_id,
+        "name": key.name,
+        "public_id": key.public_id,
+        "rate_limit": key.rate_limit,
+        "allowed_models": key.allowed_models,
+        "scopes": key.scopes,
+        "allowed_networks": key.allowed_networks,
+        "is_active": key.is_active,
+        "expires_at": key.expires_at.map(rfc3339),
+        "replaced": replaced,
+    })
+}
+
+/// What was done to a key, for the audit log.
+fn act(action: &'static str, id: i64, before: Option<&Key>, after: Option<&Key>) -> Act {
+    Act {
+        action,
+        object: Object::Key(id),
+        before: before.map(on_record),
+        after: after.map(on_record),
+    }
+}
+
+/// Deletes all keys of a customer who is being deleted.
+pub async fn delete_all(
+    transaction: &mut SqliteConnection,
+    customer_id: i64,
+    by: &Actor,
+    now: OffsetDateTime,
+) -> Result<(), Error> {
+    let rows = sqlx::query(
+        "UPDATE api_keys SET deleted_at = $1 \
+         WHERE customer_id = $2 AND deleted_at IS NULL RETURNING *",
+    )
+    .bind(millis(now))
+    .bind(customer_id)
+    .fetch_all(&mut *transaction)
+    .await?;
+    for row in &rows {
+        let key = key(row)?;
+        let act = act("key.deleted", key.id, Some(&key), None);
+        audit::record(transaction, by, act, now).await?;
+    }
+    Ok(())
+}
+
+impl Store {
+    /// How often keys have changed. What was read of them at another count may
+    /// be out of date.
+    pub fn key_changes(&self) -> u64 {
+        self.key_changes.load(Ordering::Acquire)
+    }
+
+    /// Every change of a key ends here, once it is on the disk: whoever keeps
+    /// keys in memory looks at the count. Other replicas are to be told here.
+    pub(in crate::store) fn keys_changed(&self) {
+        self.key_changes.fetch_add(1, Ordering::Release);
+    }
+
+    /// Stores a new key.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when the customer does not exist.
+    pub async fn create_key(
+        &self,
+        new: NewKey,
+        text: Text,
+        by: &Actor,
+        now: OffsetDateTime,
+    ) -> Result<Key, Error> {
+        let mut transaction = self.write.begin_with("BEGIN IMMEDIATE").await?;
+        let row = sqlx::query(
+            "INSERT INTO api_keys (customer_id, name, public_id, hash, rate_limit, \
+             allowed_models, scopes, allowed_networks, expires_at, created_at) \
+             SELECT id, $2, $3, $4, $5, $6, $7, $8, $9, $10 FROM customers \
+             WHERE id = $1 AND deleted_at IS NULL RETURNING *",
+        )
+        .bind(new.customer_id)
+        .bind(new.name)
+        .bind(text.public_id)
+        .bind(text.hash)
+        .bind(new.rate_limit)
+        .bind(json!(new.allowed_models).to_string())
+        .bind(json!(new.scopes).to_string())
+        .bind(
+            new.allowed_networks
+                .map(|networks| json!(networks).to_string()),
+        )
+        .bind(new.expires_at.map(millis))
+        .bind(millis(now))
+        .fetch_one(&mut *transaction)
+        .await?;
+        let key = key(&row)?;
+        let act = act("key.created", key.id, None, Some(&key));
+        audit::record(&mut transaction, by, act, now).await?;
+        transaction.commit().await?;
+        self.keys_changed();
+        Ok(key)
+    }
+
+    /// Turns an active key off and an inactive one on.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when there is none.
+    pub async fn toggle_key(&self, id: i64, by: &Actor, now: OffsetDateTime) -> Result<Key, Error> {
+        let sql = "UPDATE api_keys SET is_active = 1 - is_active \
+                   WHERE id = $1 AND deleted_at IS NULL RETURNING *";
+        let update = sqlx::query(sql).bind(id);
+        self.update_key(id, "key.toggled", update, by, now).await
+    }
+
+    /// Changes a key.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when there is none.
+    pub async fn change_key(
+        &self,
+        id: i64,
+        change: KeyChange,
+        by: &Actor,
+        now: OffsetDateTime,
+    ) -> Result<Key, Error> {
+        let networks = change.allowed_networks.as_ref();
+        let update = sqlx::query(
+            "UPDATE api_keys SET name = coalesce($2, name), \
+             rate_limit = coalesce($3, rate_limit), \
+             allowed_models = coalesce($4, allowed_models), \
+             scopes = coalesce($5, scopes), \
+             allowed_networks = CASE WHEN $6 THEN $7 ELSE allowed_networks END, \
+             expires_at = CASE WHEN $8 THEN $9 ELSE expires_at END \
+             WHERE id = $1 AND deleted_at IS NULL RETURNING *",
+        )
+        .bind(id)
+        .bind(change.name)
+        .bind(change.rate_limit)
+        .bind(
+            change
+                .allowed_models
+                .map(|models| json!(models).to_string()),
+        )
+        .bind(change.scopes.map(|scopes| json!(scopes).to_string()))
+        .bind(networks.is_some())
+        .bind(
+            networks
+                .and_then(Option::as_ref)
+                .map(|networks| json!(networks).to_string()),
+        )
+        .bind(change.expires_at.is_some())
+        .bind(change.expires_at.flatten().map(millis));
+        self.update_key(id, "key.changed", update, by, now).await
+    }
+
+    /// Gives a key another text. The one it has works until `until`; one that
+    /// an earlier rotation replaced stops now.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when there is none.
+    pub async fn rotate_key(
+        &self,
+        id: i64,
+        text: Text,
+        until: OffsetDateTime,
+        by: &Actor,
+        now: OffsetDateTime,
+    ) -> Result<Key, Error> {
+        let update = sqlx::query(
+            "UPDATE api_keys SET replaced_public_id = public_id, replaced_hash = hash, \
+             replaced_until = $2, public_id = $3, hash = $4 \
+             WHERE id = $1 AND deleted_at IS NULL RETURNING *",
+        )
+        .bind(id)
+        .bind(millis(until))
+        .bind(text.public_id)
+        .bind(text.hash);
+        self.update_key(id, "key.rotated", update, by, now).await
+    }
+
+    /// Deletes a key; its usage stays on record.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when there is none.
+    pub async fn delete_key(&self, id: i64, by: &Actor, now: OffsetDateTime) -> Result<(), Error> {
+        let mut transaction = self.write.begin_with("BEGIN IMMEDIATE").await?;
+        let row = sqlx::query(
+            "UPDATE api_keys SET deleted_at = $1 WHERE id = $2 AND deleted_at IS NULL RETURNING *",
+        )
+        .bind(millis(now))
+        .bind(id)
+        .fetch_one(&mut *transaction)
+        .await?;
+        let before = key(&row)?;
+        let act = act("key.deleted", id, Some(&before), None);
+        audit::record(&mut transaction, by, act, now).await?;
+        transaction.commit().await?;
+        self.keys_changed();
+        Ok(())
+    }
+
+    /// Runs an update of one key that returns it, and puts it on record.
+    async fn update_key(
+        &self,
+        id: i64,
+        action: &'static str,
+        update: Query<'_, Sqlite, SqliteArguments>,
+        by: &Actor,
+        now: OffsetDateTime,
+    ) -> Result<Key, Error> {
+        // the lock first: between the reading and the writing nobody else writes
+        let mut transaction = self.write.begin_with("BEGIN IMMEDIATE").await?;
+        let sql = "SELECT * FROM api_keys WHERE id = $1 AND deleted_at IS NULL";
+        let before = sqlx::query(sql)
+            .bind(id)
+            .fetch_one(&mut *transaction)
+            .await?;
+        let before = key(&before)?;
+        let after = key(&update.fetch_one(&mut *transaction).await?)?;
+        let act = act(action, id, Some(&before), Some(&after));
+        audit::record(&mut transaction, by, act, now).await?;
+        transaction.commit().await?;
+        self.keys_changed();
+        Ok(after)
+    }
+}

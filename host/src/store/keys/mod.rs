@@ -1,0 +1,172 @@
+//! API keys. What is stored of a key is its public part and a keyed hash.
+
+mod change;
+mod scope;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use sqlx::Row;
+use sqlx::sqlite::SqliteRow;
+use time::OffsetDateTime;
+
+use super::{Error, Store, from_millis, millis};
+
+pub use change::{KeyChange, NewKey, Text};
+pub use scope::Scope;
+
+pub(super) use change::delete_all;
+
+/// An API key, without its secret.
+#[derive(Clone, Debug)]
+pub struct Key {
+    /// Its number.
+    pub id: i64,
+    /// The customer it belongs to.
+    pub customer_id: i64,
+    /// Name given to it.
+    pub name: String,
+    /// The part of the key's text that names it.
+    pub public_id: String,
+    /// Requests a minute, for each model.
+    pub rate_limit: u32,
+    /// Numbers of the models it may use.
+    pub allowed_models: Vec<i64>,
+    /// What it may be used for.
+    pub scopes: Vec<Scope>,
+    /// Networks that it may be used from; without, from anywhere.
+    pub allowed_networks: Option<Vec<IpNet>>,
+    /// Whether it may be used now.
+    pub is_active: bool,
+    /// When it was created.
+    pub created_at: OffsetDateTime,
+    /// When it ends, if it does.
+    pub expires_at: Option<OffsetDateTime>,
+    /// When it was last used; some seconds late.
+    pub last_used_at: Option<OffsetDateTime>,
+    /// The text that the latest rotation replaced.
+    pub replaced: Option<Replaced>,
+}
+
+/// The text that a key had before it was rotated.
+#[derive(Clone, Debug)]
+pub struct Replaced {
+    /// The part of it that named the key.
+    pub public_id: String,
+    /// When it stops working.
+    pub until: OffsetDateTime,
+}
+
+/// What the public part of a text leads to.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// The key.
+    pub key: Arc<Key>,
+    /// Keyed hash of the whole text.
+    pub hash: Vec<u8>,
+    /// When this text stops working, where a rotation replaced it.
+    pub until: Option<OffsetDateTime>,
+}
+
+fn key(row: &SqliteRow) -> Result<Key, Error> {
+    let time = |column| -> Result<Option<OffsetDateTime>, Error> {
+        Ok(row.try_get::<Option<i64>, _>(column)?.map(from_millis))
+    };
+    let replaced: Option<String> = row.try_get("replaced_public_id")?;
+    let networks: Option<String> = row.try_get("allowed_networks")?;
+    Ok(Key {
+        id: row.try_get("id")?,
+        customer_id: row.try_get("customer_id")?,
+        name: row.try_get("name")?,
+        public_id: row.try_get("public_id")?,
+        rate_limit: row.try_get("rate_limit")?,
+        allowed_models: parsed(row.try_get("allowed_models")?)?,
+        scopes: parsed(row.try_get("scopes")?)?,
+        allowed_networks: networks.as_deref().map(parsed).transpose()?,
+        is_active: row.try_get("is_active")?,
+        created_at: from_millis(row.try_get("created_at")?),
+        expires_at: time("expires_at")?,
+        last_used_at: time("last_used_at")?,
+        replaced: replaced
+            .zip(time("replaced_until")?)
+            .map(|(public_id, until)| Replaced { public_id, until }),
+    })
+}
+
+fn parsed<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, Error> {
+    serde_json::from_str(text).map_err(|error| Error::Database(error.to_string()))
+}
+
+impl Store {
+    /// The key with this number.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when there is none.
+    pub async fn key(&self, id: i64) -> Result<Key, Error> {
+        let sql = "SELECT * FROM api_keys WHERE id = $1 AND deleted_at IS NULL";
+        key(&sqlx::query(sql).bind(id).fetch_one(&self.read).await?)
+    }
+
+    /// The key that has a text with this public part, or had it before it was
+    /// rotated.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when there is none.
+    pub async fn key_by_public_id(&self, public_id: &str) -> Result<Found, Error> {
+        let row = sqlx::query(
+            "SELECT * FROM api_keys WHERE (public_id = $1 OR replaced_public_id = $1) \
+             AND deleted_at IS NULL",
+        )
+        .bind(public_id)
+        .fetch_one(&self.read)
+        .await?;
+        let key = Arc::new(key(&row)?);
+        let (hash, until) = match &key.replaced {
+            Some(replaced) if replaced.public_id == public_id => {
+                (row.try_get("replaced_hash")?, Some(replaced.until))
+            }
+            _ => (row.try_get("hash")?, None),
+        };
+        Ok(Found { key, hash, until })
+    }
+
+    /// At most `limit` keys with numbers above `after`, of one customer or of all.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn keys(
+        &self,
+        customer_id: Option<i64>,
+        after: i64,
+        limit: u32,
+    ) -> Result<Vec<Key>, Error> {
+        let rows = sqlx::query(
+            "SELECT * FROM api_keys WHERE id > $1 AND ($2 IS NULL OR customer_id = $2) \
+             AND deleted_at IS NULL ORDER BY id LIMIT $3",
+        )
+        .bind(after)
+        .bind(customer_id)
+        .bind(limit)
+        .fetch_all(&self.read)
+        .await?;
+        rows.iter().map(key).collect()
+    }
+
+    /// Writes when keys were last used, by their numbers.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn mark_used(&self, used: &HashMap<i64, OffsetDateTime>) -> Result<(), Error> {
+        let mut transaction = self.write.begin_with("BEGIN IMMEDIATE").await?;
+        for (id, at) in used {
+            sqlx::query("UPDATE api_keys SET last_used_at = $1 WHERE id = $2")
+                .bind(millis(*at))
+                .bind(id)
+                .execute(&mut *transaction)
+                .await?;
+        }
+        transaction.commit().await?;
+        Ok(())
+    }
+}

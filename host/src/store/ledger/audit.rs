@@ -1,0 +1,240 @@
+//! The audit: every sum that the ledger keeps, made again from what it is of.
+
+use std::fmt;
+
+use sqlx::{Row, SqliteConnection};
+use time::OffsetDateTime;
+
+use super::Period;
+use crate::money::NanoDollars;
+use crate::store::{Error, Store, from_millis, millis};
+
+/// What an audit has looked at, and what is wrong.
+#[derive(Clone, Debug, Default)]
+pub struct Audit {
+    /// Accounts, the house's included.
+    pub accounts: i64,
+    /// Transfers.
+    pub transfers: i64,
+    /// Requests at work that something is held for.
+    pub holds: i64,
+    /// What does not agree; nothing if all is well.
+    pub problems: Vec<Problem>,
+}
+
+/// Something that does not agree.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Problem {
+    /// All balances together are not 0 but this.
+    Unbalanced(NanoDollars),
+    /// An account's balance is not the sum of its transfers.
+    Posted {
+        /// Number of the account.
+        account: i64,
+        /// As kept.
+        kept: NanoDollars,
+        /// As summed up.
+        summed: NanoDollars,
+    },
+    /// What an account holds is not the sum of the holds.
+    Held {
+        /// Number of the account.
+        account: i64,
+        /// As kept.
+        kept: NanoDollars,
+        /// As summed up.
+        summed: NanoDollars,
+    },
+    /// A usage row and its transfer are not the same.
+    Usage {
+        /// The request's id.
+        request_id: String,
+    },
+    /// What was spent or is held of a budget is not what its requests come to.
+    Budget {
+        /// Number of the budget.
+        budget: i64,
+        /// When the period began, in milliseconds since 1970.
+        start: i64,
+    },
+    /// A hold whose request must be over.
+    Expired {
+        /// The request's id.
+        request_id: String,
+    },
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unbalanced(sum) => write!(f, "all balances together are {sum}, not 0"),
+            Self::Posted {
+                account,
+                kept,
+                summed,
+            } => write!(
+                f,
+                "account {account}: the balance is {kept}, its transfers come to {summed}"
+            ),
+            Self::Held {
+                account,
+                kept,
+                summed,
+            } => {
+                write!(
+                    f,
+                    "account {account}: {kept} is held, its holds come to {summed}"
+                )
+            }
+            Self::Usage { request_id } => {
+                write!(
+                    f,
+                    "request {request_id}: its usage and its transfer do not agree"
+                )
+            }
+            Self::Budget { budget, start } => write!(
+                f,
+                "budget {budget}, period from {start}: it is not what its requests come to"
+            ),
+            Self::Expired { request_id } => {
+                write!(f, "request {request_id}: it is over, and its hold is not")
+            }
+        }
+    }
+}
+
+impl Store {
+    /// Makes all sums again, at one moment of the database.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn audit(&self, now: OffsetDateTime) -> Result<Audit, Error> {
+        let mut moment = self.read.begin().await?;
+        let row = sqlx::query(
+            "SELECT (SELECT count(*) FROM accounts) AS accounts, \
+             (SELECT count(*) FROM transfers) AS transfers, \
+             (SELECT count(*) FROM holds) AS holds, (SELECT sum(posted) FROM accounts) AS posted",
+        )
+        .fetch_one(&mut *moment)
+        .await?;
+        let mut audit = Audit {
+            accounts: row.try_get("accounts")?,
+            transfers: row.try_get("transfers")?,
+            holds: row.try_get("holds")?,
+            problems: Vec::new(),
+        };
+        let sum: i64 = row.try_get("posted")?;
+        if sum != 0 {
+            audit.problems.push(Problem::Unbalanced(NanoDollars(sum)));
+        }
+        audit.problems.extend(accounts(&mut moment).await?);
+        audit.problems.extend(usage(&mut moment).await?);
+        audit.problems.extend(budgets(&mut moment).await?);
+        audit.problems.extend(expired(&mut moment, now).await?);
+        Ok(audit)
+    }
+}
+
+async fn accounts(moment: &mut SqliteConnection) -> Result<Vec<Problem>, Error> {
+    let rows = sqlx::query(
+        "WITH sides AS (SELECT credit AS account, amount FROM transfers \
+         UNION ALL SELECT debit, -amount FROM transfers), \
+         sums AS (SELECT account, sum(amount) AS posted FROM sides GROUP BY account), \
+         holding AS (SELECT customer_id, sum(amount) AS held FROM holds GROUP BY customer_id) \
+         SELECT accounts.id, accounts.posted, accounts.held, \
+         coalesce(sums.posted, 0) AS sum_posted, coalesce(holding.held, 0) AS sum_held \
+         FROM accounts LEFT JOIN sums ON sums.account = accounts.id \
+         LEFT JOIN holding ON holding.customer_id = accounts.customer_id",
+    )
+    .fetch_all(moment)
+    .await?;
+    let mut problems = Vec::new();
+    for row in rows {
+        let account = row.try_get("id")?;
+        let amount = |name| Ok::<_, Error>(NanoDollars(row.try_get(name)?));
+        let (kept, summed) = (amount("posted")?, amount("sum_posted")?);
+        if kept != summed {
+            problems.push(Problem::Posted {
+                account,
+                kept,
+                summed,
+            });
+        }
+        let (kept, summed) = (amount("held")?, amount("sum_held")?);
+        if kept != summed {
+            problems.push(Problem::Held {
+                account,
+                kept,
+                summed,
+            });
+        }
+    }
+    Ok(problems)
+}
+
+async fn usage(moment: &mut SqliteConnection) -> Result<Vec<Problem>, Error> {
+    // each usage row with a cost has its transfer, and no transfer has none
+    let rows = sqlx::query(
+        "WITH booked AS (SELECT reference, customer_id, amount FROM transfers \
+         JOIN accounts ON accounts.id = debit WHERE reason = 'usage') \
+         SELECT coalesce(request_id, reference) AS request_id FROM \
+         (SELECT request_id, customer_id, cost FROM usage WHERE cost <> 0) AS used \
+         FULL JOIN booked ON reference = request_id \
+         WHERE cost IS NOT amount OR used.customer_id IS NOT booked.customer_id",
+    )
+    .fetch_all(moment)
+    .await?;
+    rows.iter()
+        .map(|row| {
+            Ok(Problem::Usage {
+                request_id: row.try_get("request_id")?,
+            })
+        })
+        .collect()
+}
+
+async fn budgets(moment: &mut SqliteConnection) -> Result<Vec<Problem>, Error> {
+    let rows = sqlx::query("SELECT * FROM spending JOIN budgets ON budgets.id = budget_id")
+        .fetch_all(&mut *moment)
+        .await?;
+    let mut problems = Vec::new();
+    for row in rows {
+        let (budget, start) = (row.try_get("budget_id")?, row.try_get("start")?);
+        let period: Period = row.try_get::<&str, _>("period")?.parse()?;
+        let sums = sqlx::query(
+            "SELECT (SELECT coalesce(sum(cost), 0) FROM usage WHERE customer_id = $1 \
+             AND ($2 IS NULL OR api_key_id = $2) AND created_at >= $3 AND created_at < $4) AS spent, \
+             (SELECT coalesce(sum(amount), 0) FROM holds WHERE customer_id = $1 \
+             AND ($2 IS NULL OR api_key_id = $2) AND created_at >= $3 AND created_at < $4) AS held",
+        )
+        .bind(row.try_get::<i64, _>("customer_id")?)
+        .bind(row.try_get::<Option<i64>, _>("api_key_id")?)
+        .bind(start)
+        .bind(period.end(from_millis(start)).map_or(i64::MAX, millis))
+        .fetch_one(&mut *moment)
+        .await?;
+        for name in ["spent", "held"] {
+            if row.try_get::<i64, _>(name)? != sums.try_get::<i64, _>(name)? {
+                problems.push(Problem::Budget { budget, start });
+            }
+        }
+    }
+    Ok(problems)
+}
+
+async fn expired(
+    moment: &mut SqliteConnection,
+    now: OffsetDateTime,
+) -> Result<Vec<Problem>, Error> {
+    let rows = sqlx::query("SELECT request_id FROM holds WHERE expires_at < $1")
+        .bind(millis(now))
+        .fetch_all(moment)
+        .await?;
+    rows.iter()
+        .map(|row| {
+            Ok(Problem::Expired {
+                request_id: row.try_get("request_id")?,
+            })
+        })
+        .collect()
+}

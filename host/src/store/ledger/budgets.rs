@@ -1,0 +1,394 @@
+//! Budgets: how much a customer or a key may spend in a day, a month or ever.
+//!
+//! What is spent and held is kept for each period by itself; a request counts in
+//! the period in which it was admitted, however late it is settled.
+
+use serde_json::json;
+use sqlx::sqlite::{SqliteExecutor, SqliteRow};
+use sqlx::{Connection, Row as _, SqliteConnection};
+use time::OffsetDateTime;
+
+use super::{Cap, Period};
+use crate::money::NanoDollars;
+use crate::store::audit::{self, Act, Actor, Object};
+use crate::store::{Error, Store, millis};
+
+/// Whose spending: a customer's as a whole, or that of one of its keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// The customer.
+    pub customer_id: i64,
+    /// Its key; none for all of them together.
+    pub api_key_id: Option<i64>,
+}
+
+impl Owner {
+    /// The customer as a whole.
+    pub fn customer(customer_id: i64) -> Self {
+        Self {
+            customer_id,
+            api_key_id: None,
+        }
+    }
+
+    /// One of the customer's keys.
+    pub fn of_request(customer_id: i64, api_key_id: i64) -> Self {
+        Self {
+            customer_id,
+            api_key_id: Some(api_key_id),
+        }
+    }
+}
+
+/// A budget as it is set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Budget {
+    /// What it is for.
+    pub period: Period,
+    /// How much may be spent in it.
+    pub amount: NanoDollars,
+    /// From this part of it, in percent, the end is near.
+    pub near_percent: u8,
+}
+
+/// A budget and what was used of it in the period that runs.
+#[derive(Clone, Copy, Debug)]
+pub struct Spending {
+    /// Whose it is.
+    pub owner: Owner,
+    /// The budget.
+    pub budget: Budget,
+    /// When the period began.
+    pub start: OffsetDateTime,
+    /// What was spent in it.
+    pub spent: NanoDollars,
+    /// What requests at work may yet spend.
+    pub held: NanoDollars,
+}
+
+impl Spending {
+    /// What may yet be spent in it; below 0 where the budget was lowered.
+    pub fn left(&self) -> NanoDollars {
+        NanoDollars(self.budget.amount.0 - self.spent.0 - self.held.0)
+    }
+
+    /// Whether its near part is spent.
+    pub fn is_near(&self) -> bool {
+        let Budget {
+            amount,
+            near_percent,
+            ..
+        } = self.budget;
+        i128::from(self.spent.0) * 100 >= i128::from(amount.0) * i128::from(near_percent)
+    }
+}
+
+/// A budget whose end a request has brought near.
+#[derive(Clone, Copy, Debug)]
+pub struct Near(Spending);
+
+impl Near {
+    /// Tells the operator.
+    pub fn log(&self) {
+        let Spending {
+            owner,
+            budget,
+            spent,
+            ..
+        } = self.0;
+        tracing::warn!(
+            customer_id = owner.customer_id,
+            api_key_id = owner.api_key_id,
+            period = budget.period.as_str(),
+            amount_nano = budget.amount.0,
+            spent_nano = spent.0,
+            "a budget is nearly spent"
+        );
+    }
+}
+
+/// The budgets that the spending of `$1` by its key `$2` counts in, or with `$3`
+/// all of the customer and its keys; with what was used since their periods began:
+/// a day's at `$4`, a month's at `$5`.
+const SPENDING: &str = "\
+    SELECT budgets.*, start, spent, held FROM budgets LEFT JOIN spending \
+    ON budget_id = id AND start = CASE period WHEN 'day' THEN $4 WHEN 'month' THEN $5 ELSE 0 END \
+    WHERE customer_id = $1 AND ($3 OR api_key_id IS NULL OR api_key_id = $2) \
+    ORDER BY api_key_id, budgets.id";
+
+/// The same of `$1` and `$2` as keys of `spending`.
+const COUNTS_IN: &str = "\
+    SELECT id, CASE period WHEN 'day' THEN $4 WHEN 'month' THEN $5 ELSE 0 END FROM budgets \
+    WHERE customer_id = $1 AND (api_key_id IS NULL OR api_key_id = $2)";
+
+/// A row of [`SPENDING`]; nothing was used if its period is not open yet.
+struct Row {
+    id: i64,
+    is_open: bool,
+    spending: Spending,
+}
+
+impl Row {
+    fn read(row: &SqliteRow, at: OffsetDateTime) -> Result<Self, Error> {
+        let period: Period = row.try_get::<&str, _>("period")?.parse()?;
+        let (spent, held): (Option<i64>, Option<i64>) =
+            (row.try_get("spent")?, row.try_get("held")?);
+        let spending = Spending {
+            owner: Owner {
+                customer_id: row.try_get("customer_id")?,
+                api_key_id: row.try_get("api_key_id")?,
+            },
+            budget: Budget {
+                period,
+                amount: NanoDollars(row.try_get("amount")?),
+                near_percent: row.try_get("near_percent")?,
+            },
+            start: period.start(at),
+            spent: NanoDollars(spent.unwrap_or_default()),
+            held: NanoDollars(held.unwrap_or_default()),
+        };
+        Ok(Self {
+            id: row.try_get("id")?,
+            is_open: spent.is_some(),
+            spending,
+        })
+    }
+}
+
+/// The budgets that a request of this owner counts in, admitted at this time; or
+/// all of the customer and its keys.
+async fn rows(
+    executor: impl SqliteExecutor<'_>,
+    owner: Owner,
+    are_all: bool,
+    at: OffsetDateTime,
+) -> Result<Vec<Row>, Error> {
+    let rows = sqlx::query(SPENDING)
+        .bind(owner.customer_id)
+        .bind(owner.api_key_id)
+        .bind(are_all)
+        .bind(millis(Period::Day.start(at)))
+        .bind(millis(Period::Month.start(at)))
+        .fetch_all(executor)
+        .await?;
+    rows.iter().map(|row| Row::read(row, at)).collect()
+}
+
+/// The budgets of a request, their periods open.
+async fn opened(
+    connection: &mut SqliteConnection,
+    owner: Owner,
+    at: OffsetDateTime,
+) -> Result<Vec<Row>, Error> {
+    let found = rows(&mut *connection, owner, false, at).await?;
+    if found.iter().all(|row| row.is_open) {
+        return Ok(found);
+    }
+    for row in found.iter().filter(|row| !row.is_open) {
+        open(connection, row).await?;
+    }
+    rows(connection, owner, false, at).await
+}
+
+/// Begins a period of a budget with what was used in it so far, which is nothing
+/// unless the budget is newer than the period.
+async fn open(connection: &mut SqliteConnection, row: &Row) -> Result<(), Error> {
+    let Spending {
+        owner,
+        start,
+        budget,
+        ..
+    } = row.spending;
+    sqlx::query(
+        "INSERT INTO spending (budget_id, start, spent, held) SELECT $1, $2, \
+         (SELECT coalesce(sum(cost), 0) FROM usage WHERE customer_id = $3 \
+         AND ($4 IS NULL OR api_key_id = $4) AND created_at >= $2 AND created_at < $5), \
+         (SELECT coalesce(sum(amount), 0) FROM holds WHERE customer_id = $3 \
+         AND ($4 IS NULL OR api_key_id = $4) AND created_at >= $2 AND created_at < $5)",
+    )
+    .bind(row.id)
+    .bind(millis(start))
+    .bind(owner.customer_id)
+    .bind(owner.api_key_id)
+    .bind(budget.period.end(start).map_or(i64::MAX, millis))
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// What each budget leaves to a request admitted at this time.
+pub(super) async fn left(
+    connection: &mut SqliteConnection,
+    request: Owner,
+    at: OffsetDateTime,
+) -> Result<Vec<(NanoDollars, Cap)>, Error> {
+    let rows = opened(connection, request, at).await?;
+    let left = rows.into_iter().map(|Row { spending, .. }| {
+        let cap = Cap::Budget {
+            is_of_key: spending.owner.api_key_id.is_some(),
+            period: spending.budget.period,
+        };
+        (spending.left(), cap)
+    });
+    Ok(left.collect())
+}
+
+/// Holds an amount of each budget of a request, whose periods [`left`] has opened.
+pub(super) async fn hold(
+    connection: &mut SqliteConnection,
+    request: Owner,
+    at: OffsetDateTime,
+    amount: NanoDollars,
+) -> Result<(), Error> {
+    change(connection, request, at, NanoDollars(0), amount).await
+}
+
+/// Moves what was held for a request to what was spent, and frees the rest.
+/// Returns the budgets that it brings near their end. A period that is not open
+/// counts it when it is opened.
+pub(super) async fn spend(
+    connection: &mut SqliteConnection,
+    request: Owner,
+    at: OffsetDateTime,
+    cost: NanoDollars,
+    freed: NanoDollars,
+) -> Result<Vec<Near>, Error> {
+    change(connection, request, at, cost, NanoDollars(-freed.0)).await?;
+    if cost.0 == 0 {
+        return Ok(Vec::new());
+    }
+    let rows = rows(connection, request, false, at).await?;
+    let near = rows.into_iter().filter_map(|Row { spending, .. }| {
+        let before = Spending {
+            spent: NanoDollars(spending.spent.0 - cost.0),
+            ..spending
+        };
+        (spending.is_near() && !before.is_near()).then_some(Near(spending))
+    });
+    Ok(near.collect())
+}
+
+async fn change(
+    connection: &mut SqliteConnection,
+    request: Owner,
+    at: OffsetDateTime,
+    spent: NanoDollars,
+    held: NanoDollars,
+) -> Result<(), Error> {
+    let sql = format!(
+        "UPDATE spending SET spent = spent + $3, held = held + $6 \
+         WHERE (budget_id, start) IN ({COUNTS_IN})"
+    );
+    sqlx::query(sqlx::AssertSqlSafe(sql))
+        .bind(request.customer_id)
+        .bind(request.api_key_id)
+        .bind(spent.0)
+        .bind(millis(Period::Day.start(at)))
+        .bind(millis(Period::Month.start(at)))
+        .bind(held.0)
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+impl Store {
+    /// The budgets of this owner alone, with what was used in the periods that
+    /// run now.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn budgets(&self, owner: Owner, now: OffsetDateTime) -> Result<Vec<Spending>, Error> {
+        let rows = rows(&self.read, owner, false, now).await?;
+        let spending = rows.into_iter().map(|row| row.spending);
+        Ok(spending
+            .filter(|spending| spending.owner == owner)
+            .collect())
+    }
+
+    /// All budgets of a customer and its keys.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn all_budgets(
+        &self,
+        customer_id: i64,
+        now: OffsetDateTime,
+    ) -> Result<Vec<Spending>, Error> {
+        let rows = rows(&self.read, Owner::customer(customer_id), true, now).await?;
+        Ok(rows.into_iter().map(|row| row.spending).collect())
+    }
+
+    /// Replaces the budgets of an owner, at most one for each period. What was
+    /// used before counts in the periods that run now.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn set_budgets(
+        &self,
+        owner: Owner,
+        budgets: &[Budget],
+        by: &Actor,
+        now: OffsetDateTime,
+    ) -> Result<(), Error> {
+        let mut connection = self.write.acquire().await?;
+        let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
+        for period in [Period::Day, Period::Month, Period::Total] {
+            match budgets.iter().find(|budget| budget.period == period) {
+                Some(budget) => set(&mut transaction, owner, budget).await?,
+                None => remove(&mut transaction, owner, period).await?,
+            }
+        }
+        opened(&mut transaction, owner, now).await?;
+        let shown =
+            |budget: &Budget| json!({ "period": budget.period.as_str(), "amount": budget.amount });
+        let act = Act {
+            action: "budgets.set",
+            object: match owner.api_key_id {
+                Some(id) => Object::Key(id),
+                None => Object::Customer(owner.customer_id),
+            },
+            before: None,
+            after: Some(budgets.iter().map(shown).collect()),
+        };
+        audit::record(&mut transaction, by, act, now).await?;
+        transaction.commit().await?;
+        self.limited.renew(&mut connection, owner.customer_id).await
+    }
+}
+
+async fn set(
+    connection: &mut SqliteConnection,
+    owner: Owner,
+    budget: &Budget,
+) -> Result<(), Error> {
+    sqlx::query(
+        "INSERT INTO budgets (customer_id, api_key_id, period, amount, near_percent) \
+         VALUES ($1, $2, $3, $4, $5) ON CONFLICT (customer_id, coalesce(api_key_id, 0), period) \
+         DO UPDATE SET amount = excluded.amount, near_percent = excluded.near_percent",
+    )
+    .bind(owner.customer_id)
+    .bind(owner.api_key_id)
+    .bind(budget.period.as_str())
+    .bind(budget.amount.0)
+    .bind(budget.near_percent)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+async fn remove(
+    connection: &mut SqliteConnection,
+    owner: Owner,
+    period: Period,
+) -> Result<(), Error> {
+    sqlx::query(
+        "DELETE FROM budgets WHERE customer_id = $1 \
+         AND coalesce(api_key_id, 0) = coalesce($2, 0) AND period = $3",
+    )
+    .bind(owner.customer_id)
+    .bind(owner.api_key_id)
+    .bind(period.as_str())
+    .execute(connection)
+    .await?;
+    Ok(())
+}

@@ -1,0 +1,187 @@
+//! Credit: what the operator books for a customer, and all that was booked.
+
+use serde_json::json;
+use sqlx::sqlite::SqliteRow;
+use sqlx::{Row, SqliteConnection};
+use time::OffsetDateTime;
+
+use super::PAYMENTS;
+use crate::money::NanoDollars;
+use crate::store::audit::{self, Act, Actor, Object};
+use crate::store::{Error, Store, from_millis, millis};
+
+/// What a transfer is booked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// A request.
+    Usage,
+    /// Money of the customer's.
+    TopUp,
+    /// Money that is taken back.
+    Correction,
+}
+
+impl Reason {
+    /// As stored and shown.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Usage => "usage",
+            Self::TopUp => "top_up",
+            Self::Correction => "correction",
+        }
+    }
+
+    fn parse(text: &str) -> Result<Self, Error> {
+        match text {
+            "usage" => Ok(Self::Usage),
+            "top_up" => Ok(Self::TopUp),
+            "correction" => Ok(Self::Correction),
+            other => Err(Error::Database(format!("unknown reason {other:?}"))),
+        }
+    }
+}
+
+/// A transfer to or from a customer's account.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Transfer {
+    /// Its number.
+    pub id: i64,
+    /// The customer.
+    pub customer_id: i64,
+    /// What it adds to the balance; below 0 if it takes.
+    pub amount: NanoDollars,
+    /// What it is for.
+    pub reason: Reason,
+    /// The request's id, or the operator's name for the payment.
+    pub reference: String,
+    /// When the request was admitted, or when it was booked.
+    pub created_at: OffsetDateTime,
+}
+
+fn transfer(row: &SqliteRow) -> Result<Transfer, Error> {
+    Ok(Transfer {
+        id: row.try_get("id")?,
+        customer_id: row.try_get("customer_id")?,
+        amount: NanoDollars(row.try_get("amount")?),
+        reason: Reason::parse(row.try_get("reason")?)?,
+        reference: row.try_get("reference")?,
+        created_at: from_millis(row.try_get("created_at")?),
+    })
+}
+
+impl Store {
+    /// Books money that a customer paid or, below 0, that is taken back. It is
+    /// booked once for a reference: a repeat gives the same transfer again.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when there is no such customer; [`Error::ReferenceTaken`]
+    /// when the reference is another amount's or customer's.
+    pub async fn add_credit(
+        &self,
+        customer_id: i64,
+        amount: NanoDollars,
+        reference: &str,
+        by: &Actor,
+        now: OffsetDateTime,
+    ) -> Result<Transfer, Error> {
+        let mut transaction = self.write.begin_with("BEGIN IMMEDIATE").await?;
+        let account: i64 = sqlx::query(
+            "SELECT accounts.id FROM accounts JOIN customers ON customers.id = customer_id \
+             WHERE customer_id = $1 AND deleted_at IS NULL",
+        )
+        .bind(customer_id)
+        .fetch_one(&mut *transaction)
+        .await?
+        .try_get("id")?;
+        if let Some(booked) = booked(&mut transaction, reference).await? {
+            let is_same = booked.customer_id == customer_id && booked.amount == amount;
+            return is_same.then_some(booked).ok_or(Error::ReferenceTaken);
+        }
+        let (reason, debit, credit) = match amount.0 {
+            ..0 => (Reason::Correction, account, PAYMENTS),
+            0.. => (Reason::TopUp, PAYMENTS, account),
+        };
+        let id = sqlx::query(
+            "INSERT INTO transfers (debit, credit, amount, reason, reference, created_at) \
+             VALUES ($1, $2, $3, $4, $5, $6)",
+        )
+        .bind(debit)
+        .bind(credit)
+        .bind(amount.0.saturating_abs())
+        .bind(reason.as_str())
+        .bind(reference)
+        .bind(millis(now))
+        .execute(&mut *transaction)
+        .await?
+        .last_insert_rowid();
+        for (account, change) in [(account, amount.0), (PAYMENTS, -amount.0)] {
+            sqlx::query("UPDATE accounts SET posted = posted + $1 WHERE id = $2")
+                .bind(change)
+                .bind(account)
+                .execute(&mut *transaction)
+                .await?;
+        }
+        let act = Act {
+            action: "credit.booked",
+            object: Object::Customer(customer_id),
+            before: None,
+            after: Some(json!({ "amount": amount, "reference": reference })),
+        };
+        audit::record(&mut transaction, by, act, now).await?;
+        transaction.commit().await?;
+        Ok(Transfer {
+            id,
+            customer_id,
+            amount,
+            reason,
+            reference: reference.to_owned(),
+            created_at: now,
+        })
+    }
+
+    /// At most `limit` transfers of a customer after the number `after`, in order.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn transfers(
+        &self,
+        customer_id: i64,
+        after: i64,
+        limit: u32,
+    ) -> Result<Vec<Transfer>, Error> {
+        // two halves, each of them by an index in order
+        let rows = sqlx::query(
+            "WITH account AS (SELECT id FROM accounts WHERE customer_id = $1) \
+             SELECT id, $1 AS customer_id, amount, reason, reference, created_at FROM \
+             (SELECT * FROM (SELECT id, -amount AS amount, reason, reference, created_at \
+             FROM transfers WHERE debit = (SELECT id FROM account) AND id > $2 \
+             ORDER BY id LIMIT $3) UNION ALL \
+             SELECT * FROM (SELECT id, amount, reason, reference, created_at \
+             FROM transfers WHERE credit = (SELECT id FROM account) AND reason <> 'usage' \
+             AND id > $2 ORDER BY id LIMIT $3)) ORDER BY id LIMIT $3",
+        )
+        .bind(customer_id)
+        .bind(after)
+        .bind(limit)
+        .fetch_all(&self.read)
+        .await?;
+        rows.iter().map(transfer).collect()
+    }
+}
+
+/// What the operator has booked under a reference.
+async fn booked(
+    connection: &mut SqliteConnection,
+    reference: &str,
+) -> Result<Option<Transfer>, Error> {
+    let row = sqlx::query(
+        "SELECT transfers.id, customer_id, reason, reference, created_at, \
+         CASE WHEN credit = accounts.id THEN amount ELSE -amount END AS amount \
+         FROM transfers JOIN accounts ON accounts.id IN (debit, credit) \
+         WHERE reason IN ('top_up', 'correction') AND reference = $1 AND customer_id IS NOT NULL",
+    )
+    .bind(reference)
+    .fetch_optional(connection)
+    .await?;
+    row.as_ref().map(transfer).transpose()
+}

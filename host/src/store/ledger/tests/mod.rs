@@ -1,0 +1,411 @@
+//! A ledger to test, and what a budget does with time.
+
+mod any_order;
+
+use std::sync::Arc;
+
+use sqlx::Row;
+use tempfile::TempDir;
+use time::macros::datetime;
+use time::{Duration, OffsetDateTime};
+
+use super::budgets::{Budget, Owner};
+use super::{Cap, Period, Reservation, Reserved};
+use crate::money::{NanoDollars, Price};
+use crate::store::audit::Actor;
+use crate::store::customers::NewCustomer;
+use crate::store::keys::{NewKey, Text};
+use crate::store::usage::{Status, Usage};
+use crate::store::{Outbox, Settlement, Settler, Store};
+
+/// An hour before a day and a month end.
+const NOW: OffsetDateTime = datetime!(2026-01-31 23:00 UTC);
+
+/// A ledger with two customers, two keys each, and what its requests hold.
+struct Ledger {
+    store: Store,
+    settler: Settler,
+    starts: u32,
+    folder: TempDir,
+    requests: u32,
+    open: Vec<Open>,
+}
+
+/// A request at work.
+#[derive(Clone, Debug)]
+struct Open {
+    id: String,
+    owner: Owner,
+    held: Option<NanoDollars>,
+    at: OffsetDateTime,
+}
+
+fn customer(number: i64, credit_limit: Option<i64>) -> NewCustomer {
+    NewCustomer {
+        name: "A".into(),
+        email: format!("{number}@example.com"),
+        company: String::new(),
+        credit_limit: credit_limit.map(NanoDollars),
+    }
+}
+
+impl Ledger {
+    /// Customer 1 is limited to this, customer 2 is not.
+    async fn new(credit_limit: Option<i64>) -> Self {
+        let folder = TempDir::new().expect("a folder");
+        let store = open(&folder).await;
+        for (number, limit) in [(1, credit_limit), (2, None)] {
+            let created = store
+                .create_customer(customer(number, limit), &Actor::Server, NOW)
+                .await;
+            let customer_id = created.expect("a customer").id;
+            for key in ["a", "b"] {
+                let text = Text {
+                    public_id: format!("{number}{key}"),
+                    hash: vec![0],
+                };
+                let new = NewKey {
+                    customer_id,
+                    name: "K".into(),
+                    rate_limit: 1,
+                    allowed_models: vec![],
+                    scopes: vec![],
+                    allowed_networks: None,
+                    expires_at: None,
+                };
+                let made = store.create_key(new, text, &Actor::Server, NOW);
+                made.await.expect("a key");
+            }
+        }
+        let (settler, _) = Settler::start(store.clone(), "0".into());
+        Self {
+            store,
+            settler,
+            starts: 0,
+            folder,
+            requests: 0,
+            open: Vec::new(),
+        }
+    }
+
+    /// Ends all requests at work without a word, as a crash does, and opens the
+    /// same database again.
+    async fn crash(&mut self) {
+        self.starts += 1;
+        self.open.clear();
+        let process = self.starts.to_string();
+        self.store = open(&self.folder).await;
+        let voided = self.store.void_holds_of_others(&process).await;
+        voided.expect("holds are voided");
+        (self.settler, _) = Settler::start(self.store.clone(), process);
+    }
+
+    fn reservation(
+        &mut self,
+        owner: Owner,
+        least: i64,
+        most: i64,
+        at: OffsetDateTime,
+    ) -> Reservation {
+        self.requests += 1;
+        Reservation {
+            request_id: format!("req_{}", self.requests),
+            customer_id: owner.customer_id,
+            api_key_id: owner.api_key_id.expect("a request has a key"),
+            most: NanoDollars(most),
+            least: NanoDollars(least),
+            created_at: at,
+            expires_at: at + Duration::days(100),
+        }
+    }
+
+    async fn reserve(
+        &mut self,
+        owner: Owner,
+        least: i64,
+        most: i64,
+        at: OffsetDateTime,
+    ) -> Reserved {
+        let wanted = self.reservation(owner, least, most, at);
+        self.settler.reserve(wanted).await.expect("an answer")
+    }
+
+    async fn settle(&self, open: &Open, cost: i64) {
+        self.settler
+            .settle(settlement(open, cost))
+            .await
+            .expect("settled");
+    }
+
+    async fn budgets(&self, owner: Owner, budgets: &[(Period, i64)]) {
+        let budgets: Vec<_> = budgets
+            .iter()
+            .map(|&(period, amount)| Budget {
+                period,
+                amount: NanoDollars(amount),
+                near_percent: 80,
+            })
+            .collect();
+        self.store
+            .set_budgets(owner, &budgets, &Actor::Server, NOW)
+            .await
+            .expect("set");
+    }
+
+    /// What is wrong with the sums; and what customer 1 may yet spend.
+    async fn check(&self) -> Option<i64> {
+        let audit = self.store.audit(NOW).await.expect("an audit");
+        assert_eq!(audit.problems, []);
+        let customer = self.store.customer(1).await.expect("customer 1");
+        let limit = customer.credit_limit?;
+        Some(customer.balance.0 - customer.held.0 + limit.0)
+    }
+}
+
+async fn open(folder: &TempDir) -> Store {
+    let file = folder.path().join("db");
+    Store::open(&file, Outbox::On(Arc::default()))
+        .await
+        .expect("a database")
+}
+
+fn settlement(open: &Open, cost: i64) -> Settlement {
+    let usage = Usage {
+        request_id: open.id.clone(),
+        customer_id: open.owner.customer_id,
+        api_key_id: open.owner.api_key_id.expect("a request has a key"),
+        model_id: 1,
+        model_name: "m".into(),
+        plugin_digest: None,
+        prompt_tokens: 1,
+        completion_tokens: 1,
+        tokens_estimated: false,
+        price: Price::default(),
+        cost: NanoDollars(open.held.map_or(cost, |held| held.0.min(cost))),
+        status: Status::Ok,
+        error_code: None,
+        latency_ms: 1,
+        created_at: open.at,
+    };
+    Settlement {
+        usage,
+        answer: None,
+        is_held: open.held.is_some(),
+    }
+}
+
+/// The four keys' owners, then the two customers.
+fn owner(number: usize) -> Owner {
+    let number = i64::try_from(number % 6).expect("small");
+    match number {
+        0..4 => Owner::of_request(1 + number / 2, 1 + number),
+        _ => Owner::customer(number - 3),
+    }
+}
+
+#[tokio::test]
+async fn a_budget_begins_anew_with_its_period() {
+    let mut ledger = Ledger::new(None).await;
+    let key = owner(0);
+    ledger
+        .budgets(Owner::customer(1), &[(Period::Month, 150)])
+        .await;
+    ledger.budgets(key, &[(Period::Day, 100)]).await;
+    let day = Cap::Budget {
+        is_of_key: true,
+        period: Period::Day,
+    };
+    let month = Cap::Budget {
+        is_of_key: false,
+        period: Period::Month,
+    };
+
+    let yesterday = NOW - Duration::DAY;
+    let late = ledger.reserve(key, 1, 60, yesterday).await;
+    assert_eq!(
+        late,
+        Reserved::Held {
+            amount: NanoDollars(60),
+            capped_by: None
+        }
+    );
+    // a new day, the same month
+    let today = ledger.reserve(key, 1, 200, NOW).await;
+    assert_eq!(
+        today,
+        Reserved::Held {
+            amount: NanoDollars(90),
+            capped_by: Some(month)
+        }
+    );
+    // yesterday's is settled today, and counts for yesterday
+    let open = |id: &str, held, at| Open {
+        id: id.into(),
+        owner: key,
+        held: Some(NanoDollars(held)),
+        at,
+    };
+    ledger.settle(&open("req_1", 60, yesterday), 10).await;
+    let today = ledger.reserve(key, 1, 200, NOW).await;
+    assert_eq!(
+        today,
+        Reserved::Held {
+            amount: NanoDollars(10),
+            capped_by: Some(day)
+        }
+    );
+    let refused = ledger.reserve(key, 1, 1, NOW).await;
+    assert_eq!(
+        refused,
+        Reserved::Refused {
+            by: day,
+            left: NanoDollars(0)
+        }
+    );
+    // the next day is the next month too
+    let tomorrow = NOW + Duration::DAY;
+    let reserved = ledger.reserve(key, 1, 200, tomorrow).await;
+    assert_eq!(
+        reserved,
+        Reserved::Held {
+            amount: NanoDollars(100),
+            capped_by: Some(day)
+        }
+    );
+    let spending = ledger.store.budgets(key, tomorrow).await.expect("budgets");
+    assert_eq!(
+        (spending[0].spent, spending[0].held),
+        (NanoDollars(0), NanoDollars(100))
+    );
+    ledger.check().await;
+}
+
+#[tokio::test]
+async fn a_budget_that_comes_late_counts_what_was_used_in_its_period() {
+    let ledger = Ledger::new(None).await;
+    let request = |id: &str, key, at| Open {
+        id: id.into(),
+        owner: owner(key),
+        held: None,
+        at,
+    };
+    ledger
+        .settle(&request("old", 0, NOW - Duration::days(40)), 1000)
+        .await;
+    ledger.settle(&request("one", 0, NOW), 30).await;
+    ledger.settle(&request("two", 1, NOW), 50).await;
+    let all = [(Period::Month, 100), (Period::Total, 2000)];
+    ledger.budgets(Owner::customer(1), &all).await;
+    ledger.budgets(owner(0), &[(Period::Day, 40)]).await;
+    let spending = ledger.store.all_budgets(1, NOW).await.expect("budgets");
+    let spent: Vec<_> = spending
+        .iter()
+        .map(|s| (s.budget.period, s.spent.0, s.is_near()))
+        .collect();
+    let expected = [
+        (Period::Month, 80, true),
+        (Period::Total, 1080, false),
+        (Period::Day, 30, false),
+    ];
+    assert_eq!(spent, expected);
+    ledger.check().await;
+}
+
+#[tokio::test]
+async fn a_sum_that_is_not_as_kept_is_found() {
+    let ledger = Ledger::new(None).await;
+    let open = Open {
+        id: "one".into(),
+        owner: owner(0),
+        held: None,
+        at: NOW,
+    };
+    ledger.budgets(owner(0), &[(Period::Day, 40)]).await;
+    ledger.settle(&open, 30).await;
+    ledger.check().await;
+    for sql in [
+        "UPDATE accounts SET posted = posted + 1 WHERE id = 2",
+        "UPDATE accounts SET held = 1 WHERE customer_id = 1",
+        "UPDATE transfers SET amount = 31",
+        "DELETE FROM transfers",
+        "UPDATE usage SET cost = 29",
+        "UPDATE spending SET held = 7",
+    ] {
+        change(&ledger, sql).await;
+        let audit = ledger.store.audit(NOW).await.expect("an audit");
+        assert!(!audit.problems.is_empty(), "{sql}");
+    }
+}
+
+#[tokio::test]
+async fn what_could_not_be_settled_is_freed_by_what_can_be_written_next() {
+    let mut ledger = Ledger::new(Some(100)).await;
+    let reserved = ledger.reserve(owner(0), 1, 60, NOW).await;
+    assert!(matches!(reserved, Reserved::Held { .. }), "{reserved:?}");
+    change(
+        &ledger,
+        "CREATE TRIGGER full BEFORE INSERT ON usage BEGIN SELECT raise(ABORT, 'full'); END",
+    )
+    .await;
+    let open = Open {
+        id: "req_1".into(),
+        owner: owner(0),
+        held: Some(NanoDollars(60)),
+        at: NOW,
+    };
+    let settled = ledger.settler.settle(settlement(&open, 60)).await;
+    settled.expect_err("the disk is full");
+    assert_eq!(ledger.check().await, Some(40));
+    change(&ledger, "DROP TRIGGER full").await;
+    let reserved = ledger.reserve(owner(0), 1, 100, NOW).await;
+    let all = NanoDollars(100);
+    assert_eq!(
+        reserved,
+        Reserved::Held {
+            amount: all,
+            capped_by: None
+        }
+    );
+    assert_eq!(ledger.check().await, Some(0));
+}
+
+#[tokio::test]
+async fn commits_are_flushed_again_after_one_that_need_not_be() {
+    let mut ledger = Ledger::new(Some(100)).await;
+    ledger.reserve(owner(0), 1, 60, NOW).await;
+    let row = sqlx::query("PRAGMA synchronous")
+        .fetch_one(&ledger.store.write)
+        .await;
+    let level: i64 = row.expect("a level").get(0);
+    assert_eq!(level, 2, "FULL");
+}
+
+#[tokio::test]
+async fn only_what_was_not_paid_before_is_asked_for() {
+    let ledger = Ledger::new(None).await;
+    let ten = NanoDollars(10);
+    let booked = ledger
+        .store
+        .add_credit(1, ten, "paid", &Actor::Server, NOW)
+        .await;
+    booked.expect("booked");
+    for (id, cost, owed) in [("a", 4, 0), ("b", 9, 3), ("c", 5, 8)] {
+        let open = Open {
+            id: id.into(),
+            owner: owner(0),
+            held: None,
+            at: NOW,
+        };
+        ledger.settle(&open, cost).await;
+        let row =
+            sqlx::query("SELECT coalesce(sum(amount), 0) AS owed FROM outbox WHERE kind = 'usage'");
+        let row = row.fetch_one(&ledger.store.read).await.expect("a sum");
+        assert_eq!(row.get::<i64, _>("owed"), owed, "{id}");
+    }
+}
+
+/// Does to the database what no code of ours would.
+async fn change(ledger: &Ledger, sql: &'static str) {
+    let done = sqlx::query(sql).execute(&ledger.store.write).await;
+    done.expect("changed");
+}

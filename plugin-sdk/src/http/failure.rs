@@ -1,0 +1,50 @@
+//! Why there is no answer.
+
+use crate::{Error, ErrorKind};
+
+/// Why there is no answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// The URL or a header cannot be sent.
+    Invalid(String),
+    /// The operator has not granted this host to the model.
+    Denied,
+    /// The upstream could not be reached: nothing was sent.
+    Unreachable(String),
+    /// The answer did not come within the time allowed.
+    Timeout,
+    /// The answer is longer than allowed.
+    TooLarge,
+    /// The connection broke, or what came is not what was to come.
+    Broken(String),
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        let unreachable = "the model's upstream cannot be reached";
+        let broken = "the model's upstream sent no usable answer";
+        match failure {
+            Failure::Invalid(detail) => {
+                Error::new(ErrorKind::Internal, "the model is not configured correctly")
+                    .code("invalid_upstream_request")
+                    .detail(detail)
+            }
+            Failure::Denied => Error::new(ErrorKind::Upstream, unreachable)
+                .code("not_granted")
+                .detail("the plugin asked for a host that is not its model's api_url"),
+            Failure::Unreachable(detail) => Error::new(ErrorKind::Upstream, unreachable)
+                .code("upstream_unreachable")
+                .detail(detail),
+            Failure::Timeout => Error::new(
+                ErrorKind::Timeout,
+                "the model's upstream did not answer in time",
+            ),
+            Failure::TooLarge => Error::new(ErrorKind::Upstream, broken)
+                .code("upstream_answer_too_large")
+                .detail("the answer is longer than allowed"),
+            Failure::Broken(detail) => Error::new(ErrorKind::Upstream, broken)
+                .code("upstream_answer_broken")
+                .detail(detail),
+        }
+    }
+}

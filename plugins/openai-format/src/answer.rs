@@ -1,0 +1,441 @@
+//! What comes back, whole or in chunks. Texts and chats differ only in where the
+//! text lies, so one decoder reads both.
+
+use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::mem::take;
+
+use plugin_sdk::http::sse::Record;
+use plugin_sdk::http::{Decode, Failure, upstream};
+use plugin_sdk::{
+    CountSource, Error, Event, Finish, FinishReason, Request, ToolCall, Usage, guess_tokens,
+};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+/// A whole answer, or a chunk of a streamed one.
+#[derive(Deserialize)]
+struct Wire {
+    error: Option<Value>,
+    choices: Option<Vec<Choice>>,
+    // taken apart by hand: a usage in a shape of its own is no reason to lose the answer
+    usage: Option<Value>,
+}
+
+#[derive(Deserialize)]
+struct Choice {
+    text: Option<String>,
+    #[serde(alias = "message")]
+    delta: Option<Message>,
+    finish_reason: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Message {
+    content: Option<String>,
+    refusal: Option<String>,
+    // two names that servers have given to the same thing; some send both
+    reasoning_content: Option<String>,
+    reasoning: Option<String>,
+    tool_calls: Option<Vec<Fragment>>,
+}
+
+/// A call, or in a stream a piece of one.
+#[derive(Deserialize)]
+struct Fragment {
+    index: Option<u32>,
+    id: Option<String>,
+    function: Option<Function>,
+}
+
+#[derive(Default, Deserialize)]
+struct Function {
+    name: Option<String>,
+    arguments: Option<String>,
+}
+
+/// Reads the answer to one request.
+#[derive(Debug)]
+pub struct Decoder {
+    /// Guessed, for an answer that does not count.
+    prompt_tokens: u32,
+    /// Length of what was reported.
+    bytes: usize,
+    reasoning_bytes: usize,
+    /// By their index: the pieces of several may be mixed.
+    calls: BTreeMap<u32, ToolCall>,
+    reason: Option<FinishReason>,
+    usage: Option<Usage>,
+}
+
+impl Decoder {
+    /// A decoder for the answer to `request`.
+    pub fn new(request: &Request) -> Self {
+        Self {
+            prompt_tokens: request.guess_tokens(),
+            bytes: 0,
+            reasoning_bytes: 0,
+            calls: BTreeMap::new(),
+            reason: None,
+            usage: None,
+        }
+    }
+
+    fn choice(&mut self, choice: Choice) -> Vec<Event> {
+        let mut events = Vec::new();
+        let mut texts = vec![choice.text];
+        if let Some(message) = choice.delta {
+            let reasoning = message.reasoning_content.or(message.reasoning);
+            if let Some(reasoning) = reasoning.filter(|text| !text.is_empty()) {
+                self.bytes += reasoning.len();
+                self.reasoning_bytes += reasoning.len();
+                events.push(Event::Reasoning(reasoning));
+            }
+            // a refusal is what the model says, too
+            texts.extend([message.content, message.refusal]);
+            for fragment in message.tool_calls.unwrap_or_default() {
+                self.fragment(fragment);
+            }
+        }
+        for text in texts.into_iter().flatten().filter(|text| !text.is_empty()) {
+            self.bytes += text.len();
+            events.push(Event::Text(text));
+        }
+        if let Some(reason) = choice.finish_reason {
+            self.reason = Some(match reason.as_str() {
+                "stop" => FinishReason::Stop,
+                "length" => FinishReason::Length,
+                "content_filter" => FinishReason::ContentFilter,
+                "tool_calls" => FinishReason::ToolCalls,
+                _ => FinishReason::Other,
+            });
+        }
+        events
+    }
+
+    fn fragment(&mut self, fragment: Fragment) {
+        let Function { name, arguments } = fragment.function.unwrap_or_default();
+        let id = fragment.id.filter(|id| !id.is_empty());
+        let name = name.filter(|name| !name.is_empty());
+        // whole calls have no index, and some servers never give one
+        let last = self.calls.last_key_value().map(|(index, _)| *index);
+        let index = fragment.index.unwrap_or(match last {
+            None => 0,
+            Some(last) if id.is_some() || name.is_some() => last.saturating_add(1),
+            Some(last) => last,
+        });
+        let call = self.calls.entry(index).or_insert_with(|| ToolCall {
+            id: format!("call_{index}"),
+            name: String::new(),
+            arguments: String::new(),
+        });
+        call.id = id.unwrap_or_else(|| take(&mut call.id));
+        call.name = name.unwrap_or_else(|| take(&mut call.name));
+        let arguments = arguments.unwrap_or_default();
+        self.bytes += arguments.len();
+        call.arguments += &arguments;
+    }
+
+    /// What ends an answer: its calls, which are whole only now, and its totals.
+    fn finish(&mut self) -> Result<Vec<Event>, Error> {
+        let calls = take(&mut self.calls);
+        if calls.values().any(|call| call.name.is_empty()) {
+            return Err(unusable("a call of a tool without a name"));
+        }
+        let usage = self.usage.unwrap_or_else(|| Usage {
+            prompt_tokens: self.prompt_tokens,
+            completion_tokens: guess_tokens(self.bytes),
+            cached_prompt_tokens: 0,
+            reasoning_tokens: guess_tokens(self.reasoning_bytes),
+            source: CountSource::Estimated,
+        });
+        let finish = Event::Finish(Finish {
+            reason: self.reason.unwrap_or(FinishReason::Other),
+            usage,
+            ext: vec![],
+        });
+        let calls = calls.into_values().map(Event::ToolCall);
+        Ok(calls.chain([finish]).collect())
+    }
+}
+
+impl Decode for Decoder {
+    fn whole(&mut self, body: &[u8]) -> Result<Vec<Event>, Error> {
+        let wire = parsed(body)?;
+        self.usage = wire.usage.as_ref().and_then(counted);
+        let choice = wire.choices.unwrap_or_default().into_iter().next();
+        let choice = choice.filter(|choice| choice.text.is_some() || choice.delta.is_some());
+        let choice = choice.ok_or_else(|| unusable("no choices"))?;
+        let mut events = self.choice(choice);
+        events.extend(self.finish()?);
+        Ok(events)
+    }
+
+    fn record(&mut self, record: &Record) -> Result<Vec<Event>, Error> {
+        if record.data.trim() == "[DONE]" {
+            return self.finish();
+        }
+        let wire = parsed(record.data.as_bytes())?;
+        let mut events = Vec::new();
+        let choice = wire.choices.unwrap_or_default().into_iter().next();
+        let is_on_the_way = choice.is_some();
+        if let Some(choice) = choice {
+            events.extend(self.choice(choice));
+        }
+        if let Some(usage) = wire.usage.as_ref().and_then(counted) {
+            self.usage = Some(usage);
+            // the totals come once more at the end; some servers count all along
+            if is_on_the_way {
+                events.push(Event::Usage(usage));
+            }
+        }
+        Ok(events)
+    }
+
+    fn end(&mut self) -> Result<Vec<Event>, Error> {
+        if self.reason.is_none() {
+            return Err(unusable("it ended before the end of the answer"));
+        }
+        // a server that leaves out the record after the last
+        self.finish()
+    }
+}
+
+fn parsed(json: &[u8]) -> Result<Wire, Error> {
+    let wire: Wire = serde_json::from_slice(json).map_err(unusable)?;
+    match wire.error {
+        Some(error) => Err(upstream::reported(&json!({ "error": error }))),
+        None => Ok(wire),
+    }
+}
+
+fn counted(usage: &Value) -> Option<Usage> {
+    let count = |path: &str| {
+        let count = usage.pointer(path)?.as_u64()?;
+        Some(u32::try_from(count).unwrap_or(u32::MAX))
+    };
+    let cached = count("/prompt_tokens_details/cached_tokens");
+    Some(Usage {
+        prompt_tokens: count("/prompt_tokens")?,
+        completion_tokens: count("/completion_tokens")?,
+        // the second name is DeepSeek's
+        cached_prompt_tokens: cached
+            .or_else(|| count("/prompt_cache_hit_tokens"))
+            .unwrap_or(0),
+        reasoning_tokens: count("/completion_tokens_details/reasoning_tokens").unwrap_or(0),
+        source: CountSource::Exact,
+    })
+}
+
+fn unusable(why: impl Display) -> Error {
+    Failure::Broken(why.to_string()).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Decoder;
+    use plugin_sdk::http::{Decode, sse::Record};
+    use plugin_sdk::{
+        CountSource, Error, ErrorKind, Event, Finish, FinishReason, Prompt, Request, ToolCall,
+        Usage,
+    };
+
+    fn decoder() -> Decoder {
+        Decoder::new(&Request {
+            request_id: String::new(),
+            model: String::new(),
+            prompt: Prompt::Text("1234".to_owned()),
+            params: Default::default(),
+            tools: vec![],
+            deadline_ms: 1,
+            ext: vec![],
+        })
+    }
+
+    fn text(text: &str) -> Event {
+        Event::Text(text.to_owned())
+    }
+
+    fn finish(reason: FinishReason, prompt: u32, completion: u32, reasoning: u32) -> Event {
+        let usage = Usage {
+            prompt_tokens: prompt,
+            completion_tokens: completion,
+            reasoning_tokens: reasoning,
+            source: CountSource::Exact,
+            ..Usage::default()
+        };
+        Event::Finish(Finish {
+            reason,
+            usage,
+            ext: vec![],
+        })
+    }
+
+    fn call(id: &str, name: &str, arguments: &str) -> Event {
+        Event::ToolCall(ToolCall {
+            id: id.to_owned(),
+            name: name.to_owned(),
+            arguments: arguments.to_owned(),
+        })
+    }
+
+    fn streamed(chunks: &[&str]) -> Result<Vec<Event>, Error> {
+        let mut decoder = decoder();
+        let mut events = Vec::new();
+        for data in chunks {
+            events.extend(decoder.record(&Record {
+                event: "message".to_owned(),
+                data: (*data).to_owned(),
+            })?);
+        }
+        Ok(events)
+    }
+
+    const USAGE: &str = r#""usage":{"prompt_tokens":3,"completion_tokens":2,
+        "completion_tokens_details":{"reasoning_tokens":1}}"#;
+
+    #[test]
+    fn a_whole_answer_is_read() {
+        let json = format!(r#"{{"choices":[{{"text":" you","finish_reason":"length"}}],{USAGE}}}"#);
+        let events = decoder().whole(json.as_bytes()).unwrap();
+        assert_eq!(
+            events,
+            [text(" you"), finish(FinishReason::Length, 3, 2, 1)]
+        );
+
+        let json = format!(
+            r#"{{"choices":[{{"message":{{"content":null,"reasoning":"hm","tool_calls":[
+                {{"id":"a","type":"function","function":{{"name":"f","arguments":"{{}}"}}}},
+                {{"id":"b","type":"function","function":{{"name":"g","arguments":"1"}}}}
+            ]}},"finish_reason":"tool_calls"}}],{USAGE}}}"#
+        );
+        let events = decoder().whole(json.as_bytes()).unwrap();
+        let expected = [
+            Event::Reasoning("hm".to_owned()),
+            call("a", "f", "{}"),
+            call("b", "g", "1"),
+            finish(FinishReason::ToolCalls, 3, 2, 1),
+        ];
+        assert_eq!(events, expected);
+    }
+
+    #[test]
+    fn chunks_become_events() {
+        let usage = format!(r#"{{"choices":[],{USAGE}}}"#);
+        let events = streamed(&[
+            r#"{"choices":[{"delta":{"role":"assistant","content":""},"finish_reason":null}]}"#,
+            r#"{"choices":[{"delta":{"reasoning_content":"hm","reasoning":"hm"}}],"usage":null}"#,
+            r#"{"choices":[{"delta":{"content":"yes"}}]}"#,
+            r#"{"choices":[{"text":" you"}]}"#,
+            r#"{"choices":[{"delta":{},"finish_reason":"stop"}]}"#,
+            &usage,
+            "[DONE]",
+        ]);
+        let expected = [
+            Event::Reasoning("hm".to_owned()),
+            text("yes"),
+            text(" you"),
+            finish(FinishReason::Stop, 3, 2, 1),
+        ];
+        assert_eq!(events.unwrap(), expected);
+    }
+
+    #[test]
+    fn calls_are_put_together_by_their_index() {
+        let delta =
+            |calls: &str| format!(r#"{{"choices":[{{"delta":{{"tool_calls":[{calls}]}}}}]}}"#);
+        let indexed = [
+            delta(r#"{"index":0,"id":"a","function":{"name":"f","arguments":""}}"#),
+            delta(r#"{"index":1,"id":"b","function":{"name":"g","arguments":"{\"y\""}}"#),
+            delta(
+                r#"{"index":0,"function":{"arguments":"{}"}},{"index":1,"function":{"arguments":":1}"}}"#,
+            ),
+        ];
+        let by_order = [
+            delta(r#"{"id":"a","function":{"name":"f"}}"#),
+            delta(r#"{"function":{"arguments":"{}"}}"#),
+            delta(r#"{"id":"b","function":{"name":"g","arguments":"{\"y\":1}"}}"#),
+        ];
+        for chunks in [indexed, by_order] {
+            let chunks: Vec<&str> = chunks
+                .iter()
+                .map(String::as_str)
+                .chain(["[DONE]"])
+                .collect();
+            let events = streamed(&chunks).unwrap();
+            assert_eq!(
+                events[..2],
+                [call("a", "f", "{}"), call("b", "g", r#"{"y":1}"#)]
+            );
+            assert!(matches!(events[2..], [Event::Finish(_)]));
+        }
+        let nameless = delta(r#"{"index":0,"function":{"arguments":"{}"}}"#);
+        let error = streamed(&[&nameless, "[DONE]"]).unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Upstream);
+    }
+
+    #[test]
+    fn missing_usage_is_estimated() {
+        for usage in ["", r#","usage":null"#, r#","usage":{"prompt_tokens":-1}"#] {
+            let json = format!(r#"{{"choices":[{{"text":"12345"}}]{usage}}}"#);
+            let events = decoder().whole(json.as_bytes()).unwrap();
+            let Some(Event::Finish(finish)) = events.last() else {
+                panic!("{events:?}");
+            };
+            assert_eq!(finish.usage.source, CountSource::Estimated);
+            assert_eq!(
+                (finish.usage.prompt_tokens, finish.usage.completion_tokens),
+                (1, 2)
+            );
+            assert_eq!(finish.reason, FinishReason::Other);
+        }
+    }
+
+    #[test]
+    fn counts_on_the_way_are_passed_on() {
+        let chunk = format!(r#"{{"choices":[{{"text":"a"}}],{USAGE}}}"#);
+        let events = streamed(&[&chunk]).unwrap();
+        assert!(
+            matches!(events[..], [Event::Text(_), Event::Usage(usage)] if usage.prompt_tokens == 3)
+        );
+    }
+
+    #[test]
+    fn an_answer_that_stops_without_its_end_is_an_error() {
+        let mut cut = decoder();
+        let mut record = |data: &str| {
+            let data = data.to_owned();
+            let event = "message".to_owned();
+            cut.record(&Record { event, data }).unwrap();
+            cut.end()
+        };
+        let error = record(r#"{"choices":[{"text":"a"}]}"#).unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Upstream);
+        // but the end itself may go unmarked
+        let events = record(r#"{"choices":[{"text":"b","finish_reason":"stop"}]}"#).unwrap();
+        assert!(matches!(events[..], [Event::Finish(_)]));
+    }
+
+    #[test]
+    fn rubbish_is_the_upstreams_fault() {
+        for json in [
+            "",
+            "<html>",
+            "[]",
+            "{}",
+            r#"{"choices":[]}"#,
+            r#"{"choices":[{}]}"#,
+            r#"{"choices":[{"text":1}]}"#,
+            r#"{"error":{"message":"it broke"}}"#,
+        ] {
+            let error = decoder().whole(json.as_bytes()).unwrap_err();
+            assert_eq!(error.kind, ErrorKind::Upstream, "{json}");
+        }
+        assert_eq!(
+            streamed(&["rubbish"]).unwrap_err().kind,
+            ErrorKind::Upstream
+        );
+        let error = r#"{"error":{"code":429,"message":"slow down"}}"#;
+        assert_eq!(streamed(&[error]).unwrap_err().kind, ErrorKind::RateLimited);
+    }
+}

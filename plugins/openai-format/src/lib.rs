@@ -1,0 +1,8 @@
+//! The format of OpenAI's API, as far as text completions and chats share it:
+//! what every request says, the body of a completion, and the answers.
+
+mod answer;
+mod body;
+
+pub use answer::Decoder;
+pub use body::{Completion, Options};

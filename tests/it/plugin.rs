@@ -1,0 +1,306 @@
+//! `model-host plugin`: a project of each language from `new` to its first answered
+//! request, and a kit whose every check can fail.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::{Value, json};
+
+use crate::harness::{BINARY, Host, component};
+
+/// A folder for projects, and the tools to build them.
+struct Workshop(PathBuf);
+
+impl Workshop {
+    /// An empty one, always in the same place: what cargo built for its projects is
+    /// of use again.
+    fn new(name: &str) -> Self {
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+        std::fs::remove_dir_all(&folder).ok();
+        std::fs::create_dir_all(&folder).expect("a folder");
+        Self(folder)
+    }
+
+    /// `model-host plugin …`, with the compiled components of the server that
+    /// serves the project later.
+    fn plugin(&self, arguments: &[&str]) -> Output {
+        let mut command = Command::new(BINARY);
+        command
+            .current_dir(&self.0)
+            .arg("plugin")
+            .args(arguments)
+            .env("MODEL_HOST_LOG", "off");
+        self.toolchain(&mut command);
+        command.output().expect("it runs")
+    }
+
+    /// Has cargo find a standard library for components: rustup's target, or the
+    /// one that `plugins/build` keeps.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "tests/run says where plugins/build keeps it"
+    )]
+    fn toolchain(&self, command: &mut Command) {
+        // built once for all projects of all tests
+        command.env(
+            "CARGO_TARGET_DIR",
+            concat!(env!("CARGO_TARGET_TMPDIR"), "/plugins"),
+        );
+        let Ok(sysroot) = std::env::var("MODEL_HOST_TEST_WASM_SYSROOT") else {
+            return;
+        };
+        let wrapper = self.0.join("rustc");
+        let script = format!("#!/bin/sh\nexec rustc --sysroot '{sysroot}' \"$@\"\n");
+        std::fs::write(&wrapper, script).expect("a file");
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(&wrapper, mode).expect("a file");
+        command
+            .env("RUSTC", wrapper)
+            .env("RUSTC_BOOTSTRAP", "1")
+            .env("CARGO_UNSTABLE_BUILD_STD", "std,panic_abort");
+    }
+
+    fn path(&self, file: &str) -> PathBuf {
+        self.0.join(file)
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// What a command says that must go well.
+#[track_caller]
+fn good(output: &Output) -> String {
+    let (out, log) = (text(&output.stdout), text(&output.stderr));
+    assert!(output.status.success(), "{out}{log}");
+    out
+}
+
+/// What a command says that must fail.
+#[track_caller]
+fn bad(output: &Output) -> String {
+    assert!(!output.status.success(), "{}", text(&output.stdout));
+    format!("{}{}", text(&output.stdout), text(&output.stderr))
+}
+
+/// The names of checks that failed.
+fn failed(said: &str) -> Vec<&str> {
+    said.lines()
+        .filter_map(|line| line.strip_prefix("FAILED"))
+        .filter_map(|rest| rest.trim().split_once(':'))
+        .map(|(name, _)| name)
+        .collect()
+}
+
+/// From `new` to an answer of a server that serves the project.
+async fn first_answer(lang: &str) {
+    let workshop = Workshop::new(lang);
+    good(&workshop.plugin(&["new", "my-echo", "--lang", lang]));
+    let built = good(&workshop.plugin(&["build", "my-echo"]));
+    assert!(built.starts_with("my-echo/my-echo.wasm ("), "{built}");
+
+    let cache = workshop.path("data/cache");
+    let cache = cache.to_str().expect("text");
+    let file = "my-echo/my-echo.wasm";
+    let said = good(&workshop.plugin(&["check", file, "--cache-dir", cache]));
+    assert!(
+        said.contains("my-echo: 10 ok, 0 failed, 19 skipped"),
+        "{said}"
+    );
+    let said = workshop.plugin(&[
+        "run",
+        file,
+        "--cache-dir",
+        cache,
+        "--prompt",
+        "one two three",
+        "--max-tokens",
+        "2",
+        "--chat",
+    ]);
+    assert_eq!(good(&said), "one two \n");
+    assert!(
+        text(&said.stderr).contains("3 prompt tokens, 2 new tokens"),
+        "{said:?}"
+    );
+
+    let config = std::fs::read_to_string(workshop.path("my-echo/model-host.toml")).expect("a file");
+    let component = workshop.path(file);
+    let config = config.replace("my-echo.wasm", component.to_str().expect("text"));
+    let host = Host::builder()
+        .config(config)
+        .env(
+            "MODEL_HOST_DATA_DIR",
+            workshop.path("data").to_str().expect("text"),
+        )
+        .start()
+        .await
+        .ready()
+        .await;
+    let customer = host.customer().await;
+    let body = json!({ "text": "Hello there, world", "model_id": 1, "stop": "world" });
+    let answer = customer.post("/generate", body).await.expect(200);
+    assert_eq!(
+        (&answer["response"], &answer["tokens_used"]),
+        (&json!("Hello there, "), &json!(5))
+    );
+}
+
+#[tokio::test]
+async fn a_rust_project_comes_to_answer() {
+    first_answer("rust").await;
+}
+
+#[tokio::test]
+async fn a_python_project_comes_to_answer() {
+    first_answer("python").await;
+}
+
+#[tokio::test]
+async fn a_javascript_project_comes_to_answer() {
+    first_answer("javascript").await;
+}
+
+#[test]
+fn an_adapters_project_passes_and_each_flaw_is_found() {
+    let workshop = Workshop::new("flaws");
+    good(&workshop.plugin(&["new", "adapter", "--lang", "rust", "--http"]));
+    good(&workshop.plugin(&["build", "adapter"]));
+    let said = good(&workshop.plugin(&["check", "adapter/adapter.wasm"]));
+    assert!(
+        said.contains("adapter: 22 ok, 0 failed, 7 skipped"),
+        "{said}"
+    );
+
+    let flawed = include_str!("fixtures/flawed.rs");
+    std::fs::write(workshop.path("adapter/src/lib.rs"), flawed).expect("a file");
+    good(&workshop.plugin(&["build", "adapter"]));
+    let check = |flaw: &str, only: &[&str]| {
+        let flaw = format!("settings.flaw={flaw}");
+        let mut arguments = vec!["check", "adapter/adapter.wasm", "--set", &flaw];
+        arguments.extend(only.iter().flat_map(|check| ["--only", check]));
+        workshop.plugin(&arguments)
+    };
+    good(&check("none", &[]));
+    for (flaw, broken) in [
+        ("nameless", "describe"),
+        ("estimates-nothing", "estimate"),
+        ("empty-traps", "empty-prompt"),
+        ("chats-anyway", "other-prompts"),
+        ("trims", "answer"),
+        ("counts-itself", "usage"),
+        ("claims-exact", "missing-usage"),
+        ("forgets-max-tokens", "max-tokens"),
+        ("forgets-stop", "stop-strings"),
+        ("reads-first-record", "coalesced-records"),
+        ("reads-pieces-as-records", "split-records"),
+        ("reads-pieces-as-text", "split-characters"),
+        ("reads-plain-records", "dressed-records"),
+        ("buffers", "first-event"),
+        ("never-waits", "rate-limited"),
+        ("blames-caller", "upstream-auth"),
+        ("blames-caller", "upstream-failure"),
+        ("swallows", "garbage"),
+        ("swallows", "cut"),
+        ("impatient", "stall"),
+        ("constant", "concurrency"),
+        ("flaky", "growth"),
+    ] {
+        let said = bad(&check(flaw, &[broken]));
+        assert_eq!(failed(&said), [broken], "{flaw}: {said}");
+        assert!(said.contains("expected"), "{said}");
+    }
+}
+
+#[test]
+fn a_misbehaving_plugin_is_found_out() {
+    let said = bad(&Workshop::new("misbehave").plugin(&["check", &component("misbehave")]));
+    assert_eq!(
+        failed(&said),
+        ["local-answer", "local-max-tokens", "local-stop-strings"],
+        "{said}"
+    );
+}
+
+#[test]
+fn this_repositorys_plugins_pass() {
+    let workshop = Workshop::new("own");
+    good(&workshop.plugin(&["check", &component("lawgent-thinking")]));
+    let said = good(&workshop.plugin(&["check", "gpt2", "--json"]));
+    let lines: Vec<Value> = said
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("JSON"))
+        .collect();
+    let is_ok = |line: &&Value| line["result"] == "ok";
+    assert!(lines.iter().filter(is_ok).count() >= 11, "{said}");
+    assert!(
+        lines.iter().all(|line| line["result"] != "failed"),
+        "{said}"
+    );
+}
+
+#[test]
+fn mistakes_are_said_clearly() {
+    let workshop = Workshop::new("mistakes");
+    std::fs::create_dir(workshop.path("taken")).expect("a folder");
+    for (arguments, expected) in [
+        (&["new", "taken", "--lang", "rust"][..], "taken exists"),
+        (
+            &["new", "Not/good", "--lang", "rust"],
+            "cannot be a plugin's name",
+        ),
+        (
+            &["new", "a", "--lang", "cobol"],
+            "possible values: rust, python, javascript",
+        ),
+        (
+            &["new", "a", "--lang", "javascript", "--http"],
+            "cannot link wasi:http",
+        ),
+        (
+            &["new", "a", "--lang", "python", "--http"],
+            "no template in python yet",
+        ),
+        (
+            &["build", "taken"],
+            "no Cargo.toml, pyproject.toml or package.json",
+        ),
+        (&["build", "missing"], "missing is no plugin's project"),
+        (&["check", "missing.wasm"], "cannot read it"),
+        (&["check", "taken"], "a component's file ends in .wasm"),
+        (&["check", "nothing"], "unknown plugin"),
+        (
+            &["check", "gpt2", "--only", "everything"],
+            "no check is called",
+        ),
+        (&["check", "gpt2", "--set", "nothing"], "expected KEY=VALUE"),
+        (
+            &["check", "gpt2", "--set", "nothing=1"],
+            "unknown field `nothing`",
+        ),
+        (&["run", "gpt2", "--prompt", ""], "the prompt is empty"),
+        (
+            &["run", "gpt2", "--prompt", "a", "--chat"],
+            "it cannot chat",
+        ),
+        (
+            &[
+                "run",
+                "gpt2",
+                "--prompt",
+                "a",
+                "--api-key-env",
+                "NO_SUCH_KEY",
+            ],
+            "NO_SUCH_KEY",
+        ),
+    ] {
+        let said = bad(&workshop.plugin(arguments));
+        assert!(said.contains(expected), "{arguments:?}: {said}");
+    }
+    assert!(
+        !workshop.path("a").exists(),
+        "a refused project leaves no folder"
+    );
+}
