@@ -6,8 +6,11 @@
 
 mod inbox;
 mod sequence;
+#[cfg(test)]
+mod tests;
 
 use std::num::NonZeroUsize;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread;
 
@@ -107,6 +110,14 @@ impl Tokens {
     }
 }
 
+impl Drop for Tokens {
+    fn drop(&mut self) {
+        // the engine may be waiting for this very sequence
+        self.tokens.close();
+        self.inbox.wake();
+    }
+}
+
 fn broken() -> Error {
     Error::new(ErrorKind::Internal, "the model failed").detail("its engine has ended")
 }
@@ -122,28 +133,60 @@ fn run(loaded: &Loaded, mut workspace: Workspace, inbox: &Inbox) {
 }
 
 /// Takes every sequence that can go on a token further, and prompts by a piece.
+/// A panic fails the sequence it came from and no other.
 fn step(loaded: &Loaded, workspace: &mut Workspace, sequences: &mut [Sequence]) {
-    let is_awaited = sequences
-        .iter()
-        .any(|sequence| sequence.is_ready() && sequence.unseen() == 1);
+    let mut batch = plan(sequences);
+    let seen: Vec<_> = batch.iter().map(|(sequence, _)| sequence.seen()).collect();
+    let whole = catch_unwind(AssertUnwindSafe(|| advance(loaded, workspace, &mut batch)));
+    if whole.is_ok() {
+        return;
+    }
+    // whose fault it was shows when each goes alone
+    for (entry, seen) in batch.iter_mut().zip(seen) {
+        entry.0.rewind(seen);
+        let alone = catch_unwind(AssertUnwindSafe(|| {
+            advance(loaded, workspace, std::slice::from_mut(entry));
+        }));
+        if alone.is_err() {
+            tracing::error!("a sequence made the model panic");
+            entry.0.fail("it panicked");
+        }
+    }
+}
+
+/// Who takes part in the next step, and with how many tokens. A prompt takes at
+/// most half of the rows that those before it left, so that a short one soon
+/// follows a long one, and the first takes what is left in the end.
+fn plan(sequences: &mut [Sequence]) -> Vec<(&mut Sequence, usize)> {
+    let ready = || sequences.iter().filter(|sequence| sequence.is_ready());
+    let is_awaited = ready().any(|sequence| sequence.unseen() == 1);
     let mut left = if is_awaited {
         PROMPT_ROWS.0
     } else {
         PROMPT_ROWS.1
     };
-    let mut batch = Vec::new();
-    for sequence in sequences.iter_mut().filter(|sequence| sequence.is_ready()) {
-        let tokens = match sequence.unseen() {
+    let ready = sequences.iter_mut().filter(|sequence| sequence.is_ready());
+    let mut batch: Vec<_> = ready.map(|sequence| (sequence, 0)).collect();
+    for (sequence, tokens) in &mut batch {
+        *tokens = match sequence.unseen() {
             1 => 1,
-            prompt => prompt.min(left),
+            prompt => {
+                let rows = prompt.min(left.div_ceil(2));
+                left -= rows;
+                rows
+            }
         };
-        if tokens > 1 {
-            left -= tokens;
-        }
-        if tokens > 0 {
-            batch.push((sequence, tokens));
-        }
     }
+    for (sequence, tokens) in &mut batch {
+        let more = left.min(sequence.unseen() - *tokens);
+        (*tokens, left) = (*tokens + more, left - more);
+    }
+    batch.retain(|(_, tokens)| *tokens > 0);
+    batch
+}
+
+/// Takes sequences further by so many tokens.
+fn advance(loaded: &Loaded, workspace: &mut Workspace, batch: &mut [(&mut Sequence, usize)]) {
     if batch.is_empty() {
         return;
     }
@@ -152,14 +195,20 @@ fn step(loaded: &Loaded, workspace: &mut Workspace, sequences: &mut [Sequence]) 
         .map(|(sequence, tokens)| sequence.next_run(*tokens))
         .collect();
     loaded.model.step(workspace, &mut runs);
-    let batch = batch.into_iter().map(|(sequence, _)| sequence);
+    let batch = batch.iter_mut().map(|(sequence, _)| &mut **sequence);
     let mut predicted: Vec<_> = batch.filter(|sequence| sequence.unseen() == 0).collect();
     // rows that pad the embedding stand for no token
     workspace.for_predictions(
         &mut predicted,
         loaded.tokenizer.size(),
         |sequence, logits| {
-            sequence.choose(logits, &loaded.end_tokens);
+            // caught here: the others have chosen, and are not to choose twice
+            let chosen = catch_unwind(AssertUnwindSafe(|| {
+                sequence.choose(logits, &loaded.end_tokens);
+            }));
+            if chosen.is_err() {
+                sequence.fail("choosing a token panicked");
+            }
         },
     );
 }

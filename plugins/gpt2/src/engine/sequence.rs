@@ -40,6 +40,23 @@ impl Sequence {
         self.tokens.len() - self.cache.len()
     }
 
+    /// Tokens that the model has seen.
+    pub(super) fn seen(&self) -> usize {
+        self.cache.len()
+    }
+
+    /// Forgets all but the first `seen` tokens that the model has seen.
+    pub(super) fn rewind(&mut self, seen: usize) {
+        self.cache.truncate(seen);
+    }
+
+    /// Ends it with an error; `detail` is for the log.
+    pub(super) fn fail(&mut self, detail: &str) {
+        self.left = 0;
+        // as in `choose`
+        let _ = self.sender.try_send(Err(failed(detail)));
+    }
+
     /// Whether a token that is made now finds a place.
     pub(super) fn is_ready(&self) -> bool {
         self.sender.capacity() > 0
@@ -78,9 +95,12 @@ impl Sequence {
             Ok(token) if !end_tokens.contains(token) => self.tokens.push(*token),
             _ => self.left = 0,
         }
-        let token = token
-            .map_err(|error| Error::new(ErrorKind::Internal, "the model failed").detail(error));
+        let token = token.map_err(|error| failed(&error.to_string()));
         // there was room for it; if the receiver is gone, the next step sees that
         let _ = self.sender.try_send(token);
     }
+}
+
+fn failed(detail: &str) -> Error {
+    Error::new(ErrorKind::Internal, "the model failed").detail(detail)
 }

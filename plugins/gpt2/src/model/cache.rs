@@ -36,6 +36,11 @@ impl Cache {
         self.len
     }
 
+    /// Forgets positions from `len` on.
+    pub(crate) fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+    }
+
     pub(super) fn pages(&self) -> &[Arc<Page>] {
         &self.pages
     }

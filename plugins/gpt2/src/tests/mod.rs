@@ -57,7 +57,7 @@ impl Runner {
 }
 
 /// The folder of a checkpoint.
-fn fixture(name: &str) -> PathBuf {
+pub(crate) fn fixture(name: &str) -> PathBuf {
     [env!("CARGO_MANIFEST_DIR"), "tests/fixtures", name]
         .iter()
         .collect()
