@@ -1,6 +1,8 @@
 //! A checkpoint: the three files of a model, wherever they come from.
 
 use std::borrow::Cow;
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
 use std::num::NonZeroUsize;
 use std::path::Path;
 
@@ -44,12 +46,53 @@ impl Refusal {
     }
 }
 
-/// The bytes of the three files.
+/// The three files.
 #[derive(Debug)]
 pub(crate) struct Checkpoint {
     pub(crate) config: Cow<'static, [u8]>,
-    pub(crate) weights: Cow<'static, [u8]>,
+    pub(crate) weights: Bytes,
     pub(crate) tokenizer: Cow<'static, [u8]>,
+}
+
+/// Bytes that are read in pieces.
+#[derive(Debug)]
+pub(crate) enum Bytes {
+    /// In this binary.
+    Here(&'static [u8]),
+    /// In a file.
+    ///
+    /// It is read and not memory-mapped: a mapped file that is changed under the
+    /// reader crashes the process, and what was touched counts as its memory.
+    File(File),
+}
+
+impl Bytes {
+    /// How many there are.
+    pub(crate) fn len(&self) -> io::Result<u64> {
+        match self {
+            Self::Here(bytes) => Ok(bytes.len() as u64),
+            Self::File(file) => Ok(file.metadata()?.len()),
+        }
+    }
+
+    /// Fills `to` with the bytes from `from` on.
+    ///
+    /// # Errors
+    /// When there are not so many, or the file cannot be read.
+    pub(crate) fn read(&self, from: u64, to: &mut [u8]) -> io::Result<()> {
+        match self {
+            Self::Here(bytes) => {
+                let mut bytes = io::Cursor::new(bytes);
+                bytes.set_position(from);
+                bytes.read_exact(to)
+            }
+            Self::File(file) => {
+                let mut file = file;
+                file.seek(SeekFrom::Start(from))?;
+                file.read_exact(to)
+            }
+        }
+    }
 }
 
 /// A checkpoint that was found in order and can generate.
@@ -62,20 +105,22 @@ pub(crate) struct Loaded {
 }
 
 impl Checkpoint {
-    /// Reads the three files whole; `path` says where each of them is.
-    ///
-    /// They are read and not memory-mapped: a mapped file that is changed while
-    /// the server runs would change the model, or crash the process.
+    /// Opens the three files; `path` says where each of them is.
     pub(crate) fn read(path: impl Fn(&str) -> Box<Path>) -> Result<Self, Refusal> {
         let read = |file: &'static str| {
             std::fs::read(path(file))
                 .map(Cow::Owned)
                 .map_err(|error| Refusal::file(file, error))
         };
+        let open = |file: &'static str| {
+            File::open(path(file))
+                .map(Bytes::File)
+                .map_err(|error| Refusal::file(file, error))
+        };
         Ok(Self {
             config: read(CONFIG)?,
             tokenizer: read(TOKENIZER)?,
-            weights: read(WEIGHTS)?,
+            weights: open(WEIGHTS)?,
         })
     }
 
@@ -84,7 +129,7 @@ impl Checkpoint {
     pub(crate) fn load(&self, dtype: Dtype) -> Result<Loaded, Refusal> {
         let config = Config::from_json(&self.config)?;
         let tokenizer = Tokenizer::from_json(&self.tokenizer, config.vocab())?;
-        let weights = Weights::parse(&self.weights)?;
+        let weights = Weights::open(&self.weights)?;
         let model = Model::load(&config, &weights, dtype)?;
 
         let mut end_tokens = config.end_tokens().to_vec();

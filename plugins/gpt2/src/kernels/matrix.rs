@@ -66,6 +66,33 @@ impl Matrix {
         outputs: usize,
         weight: impl Fn(usize, usize) -> f32,
     ) -> Self {
+        let mut matrix = Self::empty(dtype, inputs, outputs);
+        matrix.push(outputs, weight);
+        matrix
+    }
+
+    /// A matrix of `inputs` with room for `outputs`, and none of them yet.
+    pub(crate) fn empty(dtype: Dtype, inputs: usize, outputs: usize) -> Self {
+        let tiles = outputs.div_ceil(LANES);
+        let tiles = match dtype {
+            Dtype::F32 => Tiles::F32(Vec::with_capacity(inputs * tiles)),
+            Dtype::F16 => Tiles::F16(Vec::with_capacity(inputs * tiles)),
+            Dtype::Bf16 => Tiles::Bf16(Vec::with_capacity(inputs * tiles)),
+            Dtype::Q8 => Tiles::Q8(Vec::with_capacity(inputs.div_ceil(GROUP) * tiles)),
+        };
+        Self {
+            inputs,
+            outputs: 0,
+            tiles,
+        }
+    }
+
+    /// Packs the next `outputs`, numbered from 0 in `weight(input, output)`. All
+    /// but the last call bring whole tiles, multiples of 16.
+    pub(crate) fn push(&mut self, outputs: usize, weight: impl Fn(usize, usize) -> f32) {
+        assert!(self.outputs.is_multiple_of(LANES), "a tile is not whole");
+        self.outputs += outputs;
+        let inputs = self.inputs;
         let lanes = |input: usize, tile: usize| -> Lanes {
             std::array::from_fn(|lane| {
                 let output = tile * LANES + lane;
@@ -76,26 +103,18 @@ impl Matrix {
                 }
             })
         };
-        let tiles = outputs.div_ceil(LANES);
-        let tiles = match dtype {
-            Dtype::F32 => Tiles::F32(dense(inputs, tiles, lanes)),
-            Dtype::F16 => Tiles::F16(dense(inputs, tiles, lanes)),
-            Dtype::Bf16 => Tiles::Bf16(dense(inputs, tiles, lanes)),
-            Dtype::Q8 => {
-                let groups = inputs.div_ceil(GROUP);
-                let mut packed = Vec::with_capacity(tiles * groups);
-                for tile in 0..tiles {
-                    packed.extend((0..groups).map(|group| {
+        for tile in 0..outputs.div_ceil(LANES) {
+            match &mut self.tiles {
+                Tiles::F32(tiles) => extend(tiles, inputs, |input| lanes(input, tile)),
+                Tiles::F16(tiles) => extend(tiles, inputs, |input| lanes(input, tile)),
+                Tiles::Bf16(tiles) => extend(tiles, inputs, |input| lanes(input, tile)),
+                Tiles::Q8(tiles) => {
+                    let groups = 0..inputs.div_ceil(GROUP);
+                    tiles.extend(groups.map(|group| {
                         Tile::quantize(&std::array::from_fn(|k| lanes(group * GROUP + k, tile)))
                     }));
                 }
-                Tiles::Q8(packed)
             }
-        };
-        Self {
-            inputs,
-            outputs,
-            tiles,
         }
     }
 
@@ -214,14 +233,6 @@ impl Matrix {
     }
 }
 
-fn dense<E: Element>(
-    inputs: usize,
-    tiles: usize,
-    lanes: impl Fn(usize, usize) -> Lanes,
-) -> Vec<[E; LANES]> {
-    let mut packed = Vec::with_capacity(inputs * tiles);
-    for tile in 0..tiles {
-        packed.extend((0..inputs).map(|input| lanes(input, tile).map(E::narrow)));
-    }
-    packed
+fn extend<E: Element>(tiles: &mut Vec<[E; LANES]>, inputs: usize, lanes: impl Fn(usize) -> Lanes) {
+    tiles.extend((0..inputs).map(|input| lanes(input).map(E::narrow)));
 }

@@ -8,13 +8,13 @@ use std::path::{Path, PathBuf};
 
 use plugin_sdk::{Error, ErrorKind};
 
-use crate::checkpoint::{Checkpoint, Loaded, Refusal};
+use crate::checkpoint::{Bytes, Checkpoint, Loaded, Refusal};
 use crate::kernels::Dtype;
 
 /// The small model in this binary; see `model/README.md`.
 const EMBEDDED: Checkpoint = Checkpoint {
     config: Cow::Borrowed(include_bytes!("../../model/config.json")),
-    weights: Cow::Borrowed(include_bytes!("../../model/model.safetensors")),
+    weights: Bytes::Here(include_bytes!("../../model/model.safetensors")),
     tokenizer: Cow::Borrowed(include_bytes!("../../model/tokenizer.json")),
 };
 
