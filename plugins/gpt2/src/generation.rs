@@ -52,6 +52,7 @@ impl Generation {
         Usage {
             prompt_tokens: self.prompt_tokens,
             completion_tokens: self.completion_tokens,
+            cached_prompt_tokens: self.tokens.cached(),
             source: CountSource::Exact,
             ..Usage::default()
         }

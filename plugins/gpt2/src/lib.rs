@@ -32,8 +32,9 @@ use plugin_sdk::{
 };
 
 use checkpoint::Loaded;
-use engine::Engine;
-use kernels::Dtype;
+use engine::{Engine, Options};
+use kernels::{Dtype, PAGE};
+use model::Model;
 use source::Source;
 
 pub use generation::Generation;
@@ -42,6 +43,8 @@ pub use score::Score;
 /// The fastest that chooses f32's tokens on 99 % of positions or more; see the
 /// README.
 const DEFAULT_DTYPE: &str = "f16";
+/// Memory for keys and values.
+const KV_CACHE_MIB: usize = 128;
 /// More threads than any machine has use for.
 const MOST_THREADS: usize = 256;
 
@@ -64,20 +67,31 @@ impl Backend for Gpt2 {
     /// Settings: `model_path`, one source or a JSON list of them (`embedded`, a
     /// folder, or a hub id with an optional `@revision`; the default is
     /// `embedded`); `dtype`, what weights are held in (`f32`, `f16`, `bf16` or
-    /// `q8`; the default is `f16`); `threads`, how many work on a step (the default is the processors
-    /// this process may use); `cache_dir`, the hub's cache where it is not the
-    /// usual.
+    /// `q8`; the default is `f16`); `threads`, how many work on a step (the default
+    /// is the processors this process may use); `kv_cache_mib`, the memory for keys
+    /// and values (the default is [`KV_CACHE_MIB`], or two contexts where that is
+    /// more); `prefix_cache`, whether prompts that begin alike share them (`true`
+    /// or `false`, the default is `true`); `cache_dir`, the hub's cache where it
+    /// is not the usual; `name`, the model's in metrics.
     fn open(settings: &Settings) -> Result<Self, Error> {
         let (dtype, dtype_name) = dtype(settings.get("dtype").unwrap_or(DEFAULT_DTYPE))?;
         let threads = threads(settings.get("threads"))?;
         let sources = Source::list(settings.get("model_path").unwrap_or("embedded"))?;
         let cache_dir = settings.get("cache_dir");
+        let kv_cache_mib = settings.parsed("kv_cache_mib")?;
+        let is_sharing = settings.parsed("prefix_cache")?.unwrap_or(true);
         let mut refusals = Vec::new();
         for source in sources {
             match source.load(cache_dir, dtype) {
                 Ok((loaded, source)) => {
                     let loaded = Arc::new(loaded);
-                    let engine = Engine::start(Arc::clone(&loaded), threads).map_err(|error| {
+                    let options = Options {
+                        name: settings.get("name").unwrap_or("gpt2").to_owned(),
+                        threads,
+                        pages: pages(&loaded.model, kv_cache_mib)?,
+                        is_sharing,
+                    };
+                    let engine = Engine::start(Arc::clone(&loaded), &options).map_err(|error| {
                         Error::new(ErrorKind::Internal, "threads cannot be started").detail(error)
                     })?;
                     return Ok(Self {
@@ -180,6 +194,24 @@ fn dtype(name: &str) -> Result<(Dtype, &'static str), Error> {
             format!("dtype {name:?} is unknown: expected f32, f16, bf16 or q8"),
         )
     })
+}
+
+/// How many pages the cache of keys and values may have, of so many MiB if set.
+fn pages(model: &Model, mib: Option<usize>) -> Result<usize, Error> {
+    let in_context = model.config().positions().div_ceil(PAGE);
+    let in_mib = |mib: usize| mib.saturating_mul(1 << 20) / model.page_bytes();
+    match mib.map(in_mib) {
+        None => Ok(in_mib(KV_CACHE_MIB).max(2 * in_context)),
+        Some(pages) if pages >= in_context => Ok(pages),
+        Some(pages) => Err(Error::new(
+            ErrorKind::InvalidRequest,
+            format!(
+                "kv_cache_mib holds {} tokens, less than the context window of {}",
+                pages * PAGE,
+                model.config().positions()
+            ),
+        )),
+    }
 }
 
 fn threads(setting: Option<&str>) -> Result<NonZeroUsize, Error> {

@@ -1,5 +1,6 @@
 //! How sequences come to the engine's thread.
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::sequence::Sequence;
@@ -39,19 +40,23 @@ impl Inbox {
         Ok(())
     }
 
-    /// Moves what has arrived to `sequences`, and waits while none of them can
-    /// go on. False when there are none and none will come.
-    pub(super) fn take(&self, sequences: &mut Vec<Sequence>) -> bool {
+    /// Moves what has arrived to `waiting`. Unless something has, it then waits
+    /// until one of `running` can go on or leaves, or one that waits leaves.
+    /// False when there are none and none will come.
+    pub(super) fn take(&self, waiting: &mut VecDeque<Sequence>, running: &[Sequence]) -> bool {
         let mut state = self.lock();
         loop {
-            sequences.append(&mut state.arrived);
-            if sequences
-                .iter()
-                .any(|sequence| sequence.is_ready() || sequence.is_unwanted())
+            let has_arrived = !state.arrived.is_empty();
+            waiting.extend(state.arrived.drain(..));
+            if has_arrived
+                || running
+                    .iter()
+                    .any(|sequence| sequence.is_ready() || sequence.is_over())
+                || waiting.iter().any(Sequence::is_over)
             {
                 return true;
             }
-            if state.is_closed && sequences.is_empty() {
+            if state.is_closed && running.is_empty() && waiting.is_empty() {
                 return false;
             }
             state = self

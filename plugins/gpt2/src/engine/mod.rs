@@ -2,16 +2,21 @@
 //!
 //! A sequence joins at the next step and leaves after the step of its last
 //! token, or when nobody wants its tokens any more. Its tokens are those it
-//! would have alone.
+//! would have alone. It begins once there is room for its keys and values, in
+//! the order of arrival.
 
 mod inbox;
+mod meter;
+mod pages;
 mod sequence;
 #[cfg(test)]
 mod tests;
 
+use std::collections::VecDeque;
 use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 
 use plugin_sdk::{Error, ErrorKind};
@@ -22,6 +27,8 @@ use crate::kernels::Team;
 use crate::model::Workspace;
 use crate::sampling::Sampler;
 use inbox::Inbox;
+use meter::Meter;
+use pages::Pages;
 use sequence::Sequence;
 
 /// Tokens that a sequence may be ahead of who reads them.
@@ -29,6 +36,19 @@ const AHEAD: usize = 32;
 /// Tokens of prompts in a step in which somebody waits for their next token,
 /// and in one in which nobody does.
 const PROMPT_ROWS: (usize, usize) = (32, 128);
+
+/// How an engine works.
+#[derive(Clone, Debug)]
+pub(crate) struct Options {
+    /// The model's name in metrics.
+    pub(crate) name: String,
+    /// Threads that work on a step.
+    pub(crate) threads: NonZeroUsize,
+    /// Pages of 16 positions, at least as many as one sequence can have.
+    pub(crate) pages: usize,
+    /// Whether prompts that begin alike share pages.
+    pub(crate) is_sharing: bool,
+}
 
 /// The running engine. Dropping it lets the sequences under way end.
 #[derive(Debug)]
@@ -41,26 +61,29 @@ pub(crate) struct Engine {
 #[derive(Debug)]
 pub(crate) struct Tokens {
     tokens: mpsc::Receiver<Result<u32, Error>>,
+    cached: Arc<AtomicU32>,
     inbox: Arc<Inbox>,
 }
 
 impl Engine {
-    /// Starts the engine of a model, on `threads` threads.
+    /// Starts the engine of a model.
     ///
     /// # Errors
     /// When the system gives no more threads.
-    pub(crate) fn start(loaded: Arc<Loaded>, threads: NonZeroUsize) -> std::io::Result<Self> {
+    pub(crate) fn start(loaded: Arc<Loaded>, options: &Options) -> std::io::Result<Self> {
         let inbox = Arc::new(Inbox::default());
         let engine = Self {
             inbox: Arc::clone(&inbox),
         };
-        let workspace = Workspace::new(Team::new(threads)?);
+        let workspace = Workspace::new(Team::new(options.threads)?);
+        let pages = Pages::new(options.pages, options.is_sharing);
+        let meter = Meter::new(&options.name);
         thread::Builder::new()
             .name("gpt2 engine".to_owned())
             .spawn(move || {
                 // whatever ends the thread, nobody is to wait for it
                 let inbox = inbox::Closing(inbox);
-                run(&loaded, workspace, &inbox.0);
+                run(&loaded, workspace, &inbox.0, pages, &meter);
             })?;
         Ok(engine)
     }
@@ -80,9 +103,11 @@ impl Engine {
         let (sender, tokens) = mpsc::channel(AHEAD);
         let cache = loaded.model.cache();
         let sequence = Sequence::new(prompt, cache, max_tokens, sampler, sender);
+        let cached = sequence.cached();
         self.inbox.put(sequence).map_err(|_| broken())?;
         Ok(Tokens {
             tokens,
+            cached,
             inbox: Arc::clone(&self.inbox),
         })
     }
@@ -95,6 +120,11 @@ impl Drop for Engine {
 }
 
 impl Tokens {
+    /// Tokens of the prompt that were in shared pages; known with the first token.
+    pub(crate) fn cached(&self) -> u32 {
+        self.cached.load(Ordering::Relaxed)
+    }
+
     /// Waits for the next token. The sequence's own end is to be known from the
     /// tokens.
     ///
@@ -123,12 +153,30 @@ fn broken() -> Error {
 }
 
 /// The engine's thread.
-fn run(loaded: &Loaded, mut workspace: Workspace, inbox: &Inbox) {
-    let mut sequences = Vec::new();
-    while inbox.take(&mut sequences) {
-        sequences.retain(|sequence| !sequence.is_unwanted());
-        step(loaded, &mut workspace, &mut sequences);
-        sequences.retain(|sequence| !sequence.is_over());
+fn run(loaded: &Loaded, mut workspace: Workspace, inbox: &Inbox, mut pages: Pages, meter: &Meter) {
+    let (mut waiting, mut running) = (VecDeque::new(), Vec::new());
+    while inbox.take(&mut waiting, &running) {
+        waiting.retain(|sequence| !sequence.is_over());
+        running.retain(|sequence| {
+            let stays = !sequence.is_over();
+            if !stays {
+                sequence.release(&mut pages);
+            }
+            stays
+        });
+        while let Some(mut sequence) = waiting.pop_front() {
+            if !sequence.lease(&mut pages) {
+                waiting.push_front(sequence);
+                break;
+            }
+            meter.began(sequence.seen(), sequence.unseen());
+            running.push(sequence);
+        }
+        meter.tell(running.len(), waiting.len(), &pages);
+        step(loaded, &mut workspace, &mut running);
+        for sequence in &mut running {
+            sequence.share(&mut pages);
+        }
     }
 }
 

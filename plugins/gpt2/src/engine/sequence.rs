@@ -1,8 +1,12 @@
 //! One sequence on its way through the engine.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
 use plugin_sdk::{Error, ErrorKind};
 use tokio::sync::mpsc;
 
+use super::pages::{Lease, Pages};
 use crate::model::{Cache, Predict, Run};
 use crate::sampling::Sampler;
 
@@ -12,6 +16,9 @@ pub(super) struct Sequence {
     /// Tokens from the prompt's first on; the last one made is not seen yet.
     tokens: Vec<u32>,
     cache: Cache,
+    lease: Lease,
+    /// Tokens of the prompt that were in shared pages.
+    cached: Arc<AtomicU32>,
     sampler: Sampler,
     /// New tokens that may still come.
     left: u32,
@@ -29,10 +36,43 @@ impl Sequence {
         Self {
             tokens: prompt,
             cache,
+            lease: Lease::default(),
+            cached: Arc::default(),
             sampler,
             left: max_tokens,
             sender,
         }
+    }
+
+    /// Takes the pages that it can come to need, before its first step. False
+    /// when there is no room.
+    pub(super) fn lease(&mut self, pages: &mut Pages) -> bool {
+        // the last token is not seen
+        let positions = self.tokens.len() + self.left as usize - 1;
+        let Some((lease, found)) = pages.lease(&self.tokens, positions) else {
+            return false;
+        };
+        self.lease = lease;
+        self.cache.resume(found);
+        let cached = u32::try_from(self.cache.len()).unwrap_or(u32::MAX);
+        self.cached.store(cached, Ordering::Relaxed);
+        true
+    }
+
+    /// How many tokens of the prompt were in shared pages, known once it begins.
+    pub(super) fn cached(&self) -> Arc<AtomicU32> {
+        Arc::clone(&self.cached)
+    }
+
+    /// Lets other sequences have the pages that are full.
+    pub(super) fn share(&mut self, pages: &mut Pages) {
+        let seen = self.cache.len();
+        pages.share(&mut self.lease, &self.tokens, self.cache.pages_mut(), seen);
+    }
+
+    /// Gives back what it took, at its end.
+    pub(super) fn release(&self, pages: &mut Pages) {
+        pages.release(&self.lease);
     }
 
     /// Tokens that the model has not seen.
@@ -62,14 +102,9 @@ impl Sequence {
         self.sender.capacity() > 0
     }
 
-    /// Whether nobody wants its tokens any more.
-    pub(super) fn is_unwanted(&self) -> bool {
-        self.sender.is_closed()
-    }
-
-    /// Whether its last token was made.
+    /// Whether its last token was made, or nobody wants one any more.
     pub(super) fn is_over(&self) -> bool {
-        self.left == 0
+        self.left == 0 || self.sender.is_closed()
     }
 
     /// The next `count` tokens that are not seen.

@@ -12,16 +12,79 @@ fn load() -> Arc<Loaded> {
     Arc::new(checkpoint.load(Dtype::F32).unwrap())
 }
 
+fn start(loaded: &Arc<Loaded>, pages: usize, is_sharing: bool) -> Engine {
+    let options = Options {
+        name: "test".to_owned(),
+        threads: NonZeroUsize::new(2).unwrap(),
+        pages,
+        is_sharing,
+    };
+    Engine::start(Arc::clone(loaded), &options).unwrap()
+}
+
+fn say(mut tokens: Tokens) -> Vec<u32> {
+    (0..20).map(|_| tokens.next().unwrap()).collect()
+}
+
+#[test]
+fn sequences_wait_for_room_and_say_what_they_would_have_said() {
+    let loaded = load();
+    let prompts: Vec<Vec<u32>> = (0..12_u32)
+        .map(|n| (0..30 + n * 5).map(|k| (k * 3 + n / 3) % 300).collect())
+        .collect();
+    let all = |pages: usize, is_sharing: bool| -> Vec<_> {
+        let engine = start(&loaded, pages, is_sharing);
+        let begun: Vec<_> = prompts
+            .iter()
+            .map(|prompt| {
+                let sampler = Sampler::Greedy;
+                engine.begin(&loaded, prompt.clone(), 20, sampler).unwrap()
+            })
+            .collect();
+        begun.into_iter().map(say).collect()
+    };
+    let alone = all(1000, false);
+    // the first: room for one of the longest at a time
+    for (pages, is_sharing) in [(8, false), (8, true), (20, true), (1000, true)] {
+        assert!(all(pages, is_sharing) == alone, "{pages} {is_sharing}");
+    }
+}
+
+#[test]
+fn what_a_prompt_begins_with_is_found_again_until_others_need_the_room() {
+    let loaded = load();
+    let engine = start(&loaded, 12, true);
+    let prompt = |first: u32| -> Vec<u32> { (0..40).map(|k| (first + k) % 300).collect() };
+    let cached = |prompt: Vec<u32>| {
+        let mut tokens = engine.begin(&loaded, prompt, 20, Sampler::Greedy).unwrap();
+        let said: Vec<_> = (0..20).map(|_| tokens.next().unwrap()).collect();
+        (tokens.cached(), said)
+    };
+    let (nothing, said) = cached(prompt(0));
+    assert_eq!(nothing, 0);
+    // whole pages of 16, and never the whole prompt
+    assert_eq!(cached(prompt(0)), (32, said.clone()));
+    assert_eq!(cached(prompt(0)[..32].to_vec()).0, 16);
+    // what was answered is there as well
+    let conversation = [prompt(0), said.clone()].concat();
+    assert_eq!(cached(conversation).0, 48);
+    assert_eq!(cached([vec![7], prompt(0)].concat()).0, 0);
+    // others take the room of what was used least lately
+    for first in [50, 100, 150, 200] {
+        assert_eq!(cached(prompt(first)).0, 0);
+    }
+    assert_eq!(cached(prompt(0)), (0, said));
+}
+
 #[test]
 fn a_panic_fails_the_sequence_it_came_from_and_no_other() {
     let loaded = load();
-    let engine = Engine::start(Arc::clone(&loaded), NonZeroUsize::new(2).unwrap()).unwrap();
+    let engine = start(&loaded, 100, true);
     let begin = |prompt: &[u32]| {
         engine
             .begin(&loaded, prompt.to_vec(), 20, Sampler::Greedy)
             .unwrap()
     };
-    let say = |mut tokens: Tokens| -> Vec<_> { (0..20).map(|_| tokens.next().unwrap()).collect() };
     let alone = say(begin(&[1, 2, 3]));
     for _ in 0..10 {
         let before = begin(&[1, 2, 3]);

@@ -29,6 +29,11 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
+    /// Bytes of a page.
+    pub(crate) fn bytes(self) -> usize {
+        self.start(self.layers, 0) * if self.is_half { 2 } else { 4 }
+    }
+
     /// Width of a value's row: whole lanes.
     fn padded(self) -> usize {
         self.width.next_multiple_of(LANES)

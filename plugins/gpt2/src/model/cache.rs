@@ -36,6 +36,17 @@ impl Cache {
         self.len
     }
 
+    /// Begins with pages that are full.
+    pub(crate) fn resume(&mut self, pages: Vec<Arc<Page>>) {
+        self.len = pages.len() * PAGE;
+        self.pages = pages;
+    }
+
+    /// The pages, of which only copies may be put in their place.
+    pub(crate) fn pages_mut(&mut self) -> &mut [Arc<Page>] {
+        &mut self.pages
+    }
+
     /// Forgets positions from `len` on.
     pub(crate) fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);

@@ -24,6 +24,9 @@ use crate::config::Config;
 use crate::kernels::{Dtype, Layout, Matrix};
 use block::{Block, Norm};
 
+/// Tokens whose embeddings are in memory as they are read: whole tiles.
+const TOKENS_AT_ONCE: usize = 256;
+
 /// The weights of a model. It holds no state of a sequence.
 #[derive(Debug)]
 pub(crate) struct Model {
@@ -49,9 +52,16 @@ impl Model {
     ) -> Result<Self, Refusal> {
         let (vocab, width) = (config.vocab(), config.width());
         let by_token = |name: &str| -> Result<Matrix, Refusal> {
-            let rows = weights.get(name, &[vocab, width])?;
-            let weight = |input: usize, token: usize| rows[token * width + input];
-            Ok(Matrix::pack(dtype, width, vocab, weight))
+            let tensor = weights.find(name, &[vocab, width])?;
+            let mut matrix = Matrix::empty(dtype, width, vocab);
+            let mut rows = vec![0.0; TOKENS_AT_ONCE * width];
+            for first in (0..vocab).step_by(TOKENS_AT_ONCE) {
+                let count = TOKENS_AT_ONCE.min(vocab - first);
+                let rows = &mut rows[..count * width];
+                tensor.read(first * width, rows)?;
+                matrix.push(count, |input, token| rows[token * width + input]);
+            }
+            Ok(matrix)
         };
         let tokens = by_token("wte.weight")?;
         let (head, embedding) = if config.tie_word_embeddings {
@@ -79,13 +89,22 @@ impl Model {
     /// A sequence of which nothing was seen yet. Its keys and values are held
     /// in 32 bits where the weights are, otherwise in 16.
     pub(crate) fn cache(&self) -> Cache {
+        Cache::new(self.layout())
+    }
+
+    /// Bytes of the keys and values of 16 positions.
+    pub(crate) fn page_bytes(&self) -> usize {
+        self.layout().bytes()
+    }
+
+    fn layout(&self) -> Layout {
         let heads = self.config.heads();
-        Cache::new(Layout {
+        Layout {
             layers: self.config.layers(),
             heads,
             width: self.config.width() / heads,
             is_half: self.dtype != Dtype::F32,
-        })
+        }
     }
 
     /// Numbers the model learned, those of a tied output layer once.
