@@ -222,6 +222,23 @@ async fn anthropics_messages_are_a_chat_like_any_other() {
 }
 
 #[tokio::test]
+async fn a_text_is_a_message_where_the_api_has_only_chats() {
+    let upstream = Upstream::start(Act::Json(OPENAI)).await;
+    let config = format!(
+        "[[models]]\nid = 2\nname = \"chatty\"\nplugin = \"{}\"\napi_url = \"{}\"\n\
+         model_name = \"upstream\"\nsettings = {{ text_as_chat = true }}\n",
+        component("openai"),
+        upstream.base()
+    );
+    let host = Host::builder().config(config).start().await.ready().await;
+    let ask = json!({ "text": "Hello", "model_id": 2 });
+    let said = host.customer().await.post("/generate", ask).await;
+    assert_eq!(said.expect(200)["response"], "Hi.");
+    let messages = &upstream.seen()[0].body["messages"];
+    assert_eq!(*messages, json!([{ "role": "user", "content": "Hello" }]));
+}
+
+#[tokio::test]
 async fn a_client_that_leaves_stops_the_upstream() {
     let (_host, customer, upstream) = with("openai", Act::Stream(OPENAI_STREAM)).await;
     let mut ask = hello();

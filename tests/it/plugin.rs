@@ -118,12 +118,13 @@ async fn first_answer(lang: &str) {
         "--max-tokens",
         "2",
         "--chat",
+        "--times",
+        "11",
     ]);
     assert_eq!(good(&said), "one two \n");
-    assert!(
-        text(&said.stderr).contains("3 prompt tokens, 2 new tokens"),
-        "{said:?}"
-    );
+    for told in ["3 prompt tokens, 2 new tokens", "10 more: p50 "] {
+        assert!(text(&said.stderr).contains(told), "{said:?}");
+    }
 
     let config = std::fs::read_to_string(workshop.path("my-echo/model-host.toml")).expect("a file");
     let component = workshop.path(file);

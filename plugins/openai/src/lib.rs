@@ -7,8 +7,8 @@ mod chat;
 use openai_format::{Completion, Decoder, Options};
 use plugin_sdk::http::{Answer, Api};
 use plugin_sdk::{
-    Backend, CountSource, Error, ErrorKind, ModelInfo, PluginInfo, Prompt, Request, Settings,
-    TokenEstimate,
+    Backend, CountSource, Error, ErrorKind, Message, ModelInfo, Part, PluginInfo, Prompt, Request,
+    Role, Settings, TokenEstimate,
 };
 
 use self::chat::Chat;
@@ -18,6 +18,8 @@ struct OpenAi {
     model_name: String,
     has_stream_options: bool,
     has_max_completion_tokens: bool,
+    /// The API has only chats.
+    is_text_a_chat: bool,
 }
 
 impl Backend for OpenAi {
@@ -39,6 +41,7 @@ impl Backend for OpenAi {
             model_name: settings.required("model_name")?.to_owned(),
             has_stream_options: settings.parsed("stream_options")?.unwrap_or(true),
             has_max_completion_tokens,
+            is_text_a_chat: settings.parsed("text_as_chat")?.unwrap_or(false),
         })
     }
 
@@ -72,7 +75,12 @@ impl Backend for OpenAi {
         })
     }
 
-    fn generate(&self, request: Request) -> Result<Self::Completion, Error> {
+    fn generate(&self, mut request: Request) -> Result<Self::Completion, Error> {
+        if let Prompt::Text(text) = &mut request.prompt
+            && self.is_text_a_chat
+        {
+            request.prompt = Prompt::Chat(vec![said(std::mem::take(text))]);
+        }
         let decoder = Decoder::new(&request);
         let mut options = Options::new(&request);
         if !self.has_stream_options {
@@ -91,6 +99,17 @@ impl Backend for OpenAi {
                 self.api.ask(&request, "/chat/completions", &body, decoder)
             }
         }
+    }
+}
+
+/// A user's message.
+fn said(text: String) -> Message {
+    Message {
+        role: Role::User,
+        content: vec![Part::Text(text)],
+        tool_calls: Vec::new(),
+        tool_call_id: None,
+        ext: Vec::new(),
     }
 }
 
@@ -121,6 +140,7 @@ mod tests {
         for (key, value) in [
             ("max_tokens_field", "tokens"),
             ("stream_options", "no"),
+            ("text_as_chat", "no"),
             ("retries", "many"),
             ("model_name", ""),
         ] {

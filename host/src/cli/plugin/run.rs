@@ -1,7 +1,8 @@
 //! `model-host plugin run`
 
 use std::io::Write;
-use std::time::Duration;
+use std::num::NonZeroU32;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
 use clap::Args;
@@ -31,6 +32,9 @@ pub struct Options {
     /// Most new tokens
     #[arg(long, value_name = "N", default_value_t = 100)]
     max_tokens: u32,
+    /// Ask so often, one time after the other, and tell how long that takes
+    #[arg(long, value_name = "N", default_value_t = NonZeroU32::MIN)]
+    times: NonZeroU32,
 }
 
 /// Asks the plugin. The answer goes to standard output as it comes, its usage and
@@ -73,14 +77,28 @@ impl Options {
             State::Unavailable(reason) => bail!(reason),
             State::Loading | State::OnDemand => bail!("it does not load"),
         };
-        let usage = print(&backend, request)
-            .await
-            .map_err(|error| anyhow!("{:?}: {error}", error.kind))?;
+        let failed = |error: plugin_sdk::Error| anyhow!("{:?}: {error}", error.kind);
+        let usage = print(&backend, request.clone()).await.map_err(failed)?;
         println!();
         eprintln!(
             "{} prompt tokens, {} new tokens ({:?})",
             usage.prompt_tokens, usage.completion_tokens, usage.source
         );
+        let mut times = Vec::new();
+        for _ in 1..self.times.get() {
+            let asked = Instant::now();
+            read(&backend, request.clone(), |_| {})
+                .await
+                .map_err(failed)?;
+            times.push(asked.elapsed());
+        }
+        times.sort_unstable();
+        let at = |percent| times.get((times.len().saturating_sub(1)) * percent / 100);
+        if let (Some(median), Some(late)) = (at(50), at(99)) {
+            let all: Duration = times.iter().sum();
+            let (count, rate) = (times.len(), times.len() as f64 / all.as_secs_f64());
+            eprintln!("{count} more: p50 {median:?}, p99 {late:?}, {rate:.0} a second");
+        }
         Ok(())
     }
 
@@ -116,15 +134,25 @@ impl Options {
 
 /// Prints the text of an answer; its final usage.
 async fn print(backend: &Backend, request: Request) -> Result<Usage, plugin_sdk::Error> {
-    let mut completion = backend.generate(request).await?;
     let mut out = std::io::stdout();
+    read(backend, request, |text| {
+        // nobody reads on: the answer is of no use
+        let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    })
+    .await
+}
+
+/// Reads an answer to its end; its final usage.
+async fn read(
+    backend: &Backend,
+    request: Request,
+    mut take: impl FnMut(&str),
+) -> Result<Usage, plugin_sdk::Error> {
+    let mut completion = backend.generate(request).await?;
     loop {
         for event in completion.next().await? {
             match event {
-                Event::Text(text) => {
-                    // nobody reads on: the answer is of no use
-                    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
-                }
+                Event::Text(text) => take(&text),
                 Event::Finish(finish) => return Ok(finish.usage),
                 _ => {}
             }
