@@ -20,6 +20,7 @@ use crate::config::{self, Config, Server};
 use crate::generate::Generator;
 use crate::http::{self, AppState};
 use crate::keys::{Keys, Secret};
+use crate::limits::Limits;
 use crate::models::component::{Pulled, Runtime};
 use crate::models::{Current, Loader};
 use crate::reload::{self, Origin, Reloader};
@@ -113,11 +114,20 @@ impl App {
         let Config {
             requests, stripe, ..
         } = config.clone();
+        let requests = Arc::new(requests);
         let (settler, settling) = Settler::start(store.clone(), process);
         let state = AppState {
-            generator: Generator::new(live, loader, store.clone(), settler, Clock),
+            generator: Generator::new(
+                live,
+                loader,
+                store.clone(),
+                settler,
+                Limits::new(),
+                Arc::clone(&requests),
+                Clock,
+            ),
             reload: reloader.start(config),
-            requests: Arc::new(requests),
+            requests,
             trusted_proxies: trusted_proxies.into(),
             store,
             keys,

@@ -16,6 +16,10 @@ pub use load::{Environment, Error, load};
 pub use model::{Model, ModelLimits, Sources};
 pub use reference::Reference;
 
+/// The most that a limit of requests or tokens may be: up to here the arithmetic
+/// of `limits` is exact in Redis, whose numbers have 53 bits.
+pub const HIGHEST_LIMIT: u32 = 100_000_000;
+
 /// Everything the configuration file says.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -64,6 +68,14 @@ impl Default for Server {
 pub struct Requests {
     /// Requests a minute for each key and model, where the key has no rate of its own.
     pub per_minute: u32,
+    /// Tokens of prompts and answers a minute for each key and model, where the
+    /// key has no limit of its own.
+    pub tokens_per_minute: Option<u32>,
+    /// Requests at work at once for each key and model, where the key has no limit
+    /// of its own.
+    pub concurrent: Option<u32>,
+    /// Limits of all keys of a customer together.
+    pub customer: CustomerLimits,
     /// Largest body, in bytes.
     pub max_body_bytes: usize,
     /// Milliseconds in which the whole body must have come.
@@ -74,10 +86,25 @@ impl Default for Requests {
     fn default() -> Self {
         Self {
             per_minute: 60,
+            tokens_per_minute: None,
+            concurrent: None,
+            customer: CustomerLimits::default(),
             max_body_bytes: 1 << 20,
             body_timeout_ms: 10_000,
         }
     }
+}
+
+/// Limits of all keys of a customer together, at all models.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields, default)]
+pub struct CustomerLimits {
+    /// Requests a minute.
+    pub per_minute: Option<u32>,
+    /// Tokens of prompts and answers a minute.
+    pub tokens_per_minute: Option<u32>,
+    /// Requests at work at once.
+    pub concurrent: Option<u32>,
 }
 
 /// What all components share; changes need a restart.

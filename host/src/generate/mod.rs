@@ -6,6 +6,7 @@
 //! model produces goes to the client through a short channel: a client that
 //! reads slowly slows the model down, and one that is gone stops it.
 
+mod admit;
 mod error;
 mod generation;
 mod idempotency;
@@ -14,7 +15,6 @@ mod reserve;
 mod tokens;
 mod work;
 
-use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use plugin_sdk::{Extension, Params, Prompt, Tool};
@@ -25,8 +25,9 @@ use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
 use crate::clock::Clock;
-use crate::limits::{Exceeded, Limits, Rate};
-use crate::models::{Current, Loader, Model};
+use crate::config::Requests;
+use crate::limits::Limits;
+use crate::models::{Current, Loader};
 use crate::store::keys::Key;
 use crate::store::{Settler, Store};
 
@@ -81,7 +82,8 @@ pub struct Ask {
 pub struct Generator {
     live: Current,
     loader: Loader,
-    limits: Arc<Limits>,
+    limits: Limits,
+    requests: Arc<Requests>,
     store: Store,
     settler: Settler,
     clock: Clock,
@@ -98,12 +100,15 @@ impl Generator {
         loader: Loader,
         store: Store,
         settler: Settler,
+        limits: Limits,
+        requests: Arc<Requests>,
         clock: Clock,
     ) -> Self {
         Self {
             live,
             loader,
-            limits: Arc::default(),
+            limits,
+            requests,
             store,
             settler,
             clock,
@@ -125,8 +130,8 @@ impl Generator {
     ///
     /// # Errors
     /// When it is not admitted, and so not on record: the model is unknown or
-    /// not allowed, the prompt too long, the rate used up, or it repeats a
-    /// request that it must not or cannot yet.
+    /// not allowed, the prompt too long, a limit reached, or it repeats a request
+    /// that it must not or cannot yet.
     pub async fn start(&self, ask: Ask) -> Result<Generation, Error> {
         let claim = match &ask.repeatable {
             None => None,
@@ -148,13 +153,11 @@ impl Generator {
         if bytes > limit {
             return Err(Error::PromptTooLong { bytes, limit });
         }
-        let rate = self.admit(&ask.key, &model).map_err(|exceeded| {
-            self.metrics.refused(&model.spec.name, "rate_limited");
-            Error::RateLimited(exceeded)
-        })?;
+        let (standings, permit) = self.admit(&ask, &model)?;
         let admitted = Admitted {
             ask,
             model,
+            permit,
             at: self.clock.now(),
             since: Instant::now(),
         };
@@ -170,7 +173,7 @@ impl Generator {
             }
             .in_current_span(),
         );
-        Ok(Generation::new(rate, pieces, task, leaves))
+        Ok(Generation::new(standings, pieces, task, leaves))
     }
 
     /// Whether a request was answered before, or this is the first of its name.
@@ -200,12 +203,6 @@ impl Generator {
     pub async fn drained(&self) {
         self.tasks.close();
         self.tasks.wait().await;
-    }
-
-    fn admit(&self, key: &Key, model: &Model) -> Result<Rate, Exceeded> {
-        let most = model.spec.limits.requests_per_minute.unwrap_or(u32::MAX);
-        let per_minute = NonZeroU32::new(key.rate_limit.min(most)).unwrap_or(NonZeroU32::MIN);
-        self.limits.admit(key.id, model.spec.id, per_minute)
     }
 }
 

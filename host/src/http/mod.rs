@@ -7,6 +7,7 @@ mod dashboard;
 mod envelope;
 mod error;
 mod json;
+mod limits;
 mod openai;
 mod params;
 mod respond;

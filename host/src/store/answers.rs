@@ -81,7 +81,7 @@ mod tests {
     use super::{KEPT, KeptAnswer, insert};
     use crate::store::audit::Actor;
     use crate::store::customers::NewCustomer;
-    use crate::store::keys::{NewKey, Text};
+    use crate::store::keys::{KeyLimits, NewKey, Text};
     use crate::store::{Outbox, Store};
     use time::{Duration, OffsetDateTime};
 
@@ -107,6 +107,7 @@ mod tests {
             customer_id,
             name: "K".into(),
             rate_limit: 1,
+            limits: KeyLimits::default(),
             allowed_models: vec![],
             scopes: vec![],
             allowed_networks: None,

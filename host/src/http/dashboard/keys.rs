@@ -21,7 +21,7 @@ use crate::http::json::{Id, name};
 use crate::keys::Issued;
 use crate::models::Live;
 use crate::store::customers::Customer;
-use crate::store::keys::{Key, NewKey, Scope};
+use crate::store::keys::{Key, KeyLimits, NewKey, Scope};
 
 /// Most keys that are listed.
 const MOST: u32 = 1000;
@@ -222,6 +222,7 @@ fn new_key(customer: &Customer, live: &Live, form: &New) -> Result<NewKey, ApiEr
         customer_id: customer.id,
         name: name("name", &form.name)?,
         rate_limit: api::rate(form.rate_limit)?,
+        limits: KeyLimits::default(),
         allowed_models: api::known(live, form.allowed_models.clone())?,
         scopes: Scope::ALL.to_vec(),
         allowed_networks: None,
