@@ -115,6 +115,8 @@ impl App {
             requests, stripe, ..
         } = config.clone();
         let requests = Arc::new(requests);
+        let limits =
+            Limits::new(config.redis_url.as_ref(), requests.without_redis).context("REDIS_URL")?;
         let (settler, settling) = Settler::start(store.clone(), process);
         let state = AppState {
             generator: Generator::new(
@@ -122,7 +124,7 @@ impl App {
                 loader,
                 store.clone(),
                 settler,
-                Limits::new(),
+                limits,
                 Arc::clone(&requests),
                 Clock,
             ),

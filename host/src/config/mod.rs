@@ -34,6 +34,10 @@ pub struct Config {
     pub stripe: Stripe,
     /// The models on offer.
     pub models: Vec<Model>,
+    /// Where replicas share their limits; from the environment only, since it may
+    /// hold a password.
+    #[serde(skip)]
+    pub redis_url: Option<SecretString>,
 }
 
 /// The server itself.
@@ -76,6 +80,8 @@ pub struct Requests {
     pub concurrent: Option<u32>,
     /// Limits of all keys of a customer together.
     pub customer: CustomerLimits,
+    /// What becomes of shared limits while Redis is away.
+    pub without_redis: WithoutRedis,
     /// Largest body, in bytes.
     pub max_body_bytes: usize,
     /// Milliseconds in which the whole body must have come.
@@ -89,6 +95,7 @@ impl Default for Requests {
             tokens_per_minute: None,
             concurrent: None,
             customer: CustomerLimits::default(),
+            without_redis: WithoutRedis::default(),
             max_body_bytes: 1 << 20,
             body_timeout_ms: 10_000,
         }
@@ -105,6 +112,17 @@ pub struct CustomerLimits {
     pub tokens_per_minute: Option<u32>,
     /// Requests at work at once.
     pub concurrent: Option<u32>,
+}
+
+/// What becomes of limits that replicas share while their Redis is away.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum WithoutRedis {
+    /// Each replica holds them by itself.
+    #[default]
+    Local,
+    /// Nothing is admitted.
+    Refuse,
 }
 
 /// What all components share; changes need a restart.

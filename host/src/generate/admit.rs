@@ -1,20 +1,29 @@
 //! Admitting: what a request needs of which limits.
 
 use std::num::NonZeroU32;
+use std::time::Duration;
 
 use super::{Ask, Error, Generator, tokens};
 use crate::config::Requests;
-use crate::limits::{Demand, Limit, Permit, Standing, Subject, Unit};
+use crate::limits::{self, Demand, Limit, Permit, Standing, Subject, Unit};
 use crate::models::Model;
 use crate::store::keys::Key;
+
+/// How long after its deadline a request is settled at the latest, but for a disk
+/// that hangs.
+const SETTLING: Duration = Duration::from_secs(5);
 
 impl Generator {
     /// Takes what the request needs of all its limits.
     ///
     /// # Errors
     /// When one of them does not leave it, now or ever.
-    pub(super) fn admit(&self, ask: &Ask, model: &Model) -> Result<(Vec<Standing>, Permit), Error> {
-        let limits = limits(&self.requests, &ask.key, model);
+    pub(super) async fn admit(
+        &self,
+        ask: &Ask,
+        model: &Model,
+    ) -> Result<(Vec<Standing>, Permit), Error> {
+        let limits = of(&self.requests, &ask.key, model);
         let tokens = tokens::reserved(ask, model);
         let too_low = limits
             .iter()
@@ -22,17 +31,28 @@ impl Generator {
         if let Some(&limit) = too_low {
             return Err(Error::ExceedsTokenLimit { tokens, limit });
         }
-        let demand = Demand { limits, tokens };
-        self.limits.admit(demand).map_err(|refusal| {
-            self.metrics.refused(&model.spec.name, "rate_limited");
-            Error::Limited(Box::new(refusal))
+        let timeout = Duration::from_millis(model.spec.limits.timeout_ms.into());
+        let demand = Demand {
+            request_id: ask.request_id.clone(),
+            customer_id: ask.key.customer_id,
+            limits,
+            tokens,
+            lease: timeout + SETTLING,
+        };
+        self.limits.admit(demand).await.map_err(|error| {
+            let (reason, error) = match error {
+                limits::Error::Refused(refusal) => ("rate_limited", Error::Limited(refusal)),
+                limits::Error::Away => ("limits_unavailable", Error::LimitsAway),
+            };
+            self.metrics.refused(&model.spec.name, reason);
+            error
         })
     }
 }
 
 /// The limits that hold for the key at the model: of its own or as configured,
 /// but no more than the model has for any key; and those of its customer.
-fn limits(requests: &Requests, key: &Key, model: &Model) -> Vec<Limit> {
+fn of(requests: &Requests, key: &Key, model: &Model) -> Vec<Limit> {
     let (of_model, of_customer) = (&model.spec.limits, &requests.customer);
     let subject = Subject::Key {
         key: key.id,

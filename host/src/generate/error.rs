@@ -18,6 +18,9 @@ pub enum Error {
     /// A limit does not leave what the request needs now.
     #[error("too many {}: the limit is {}", too_many(.0.by), .0.by)]
     Limited(Box<Refusal>),
+    /// The limits are shared, and what shares them is away.
+    #[error("the limits cannot be checked now")]
+    LimitsAway,
     /// A limit never leaves what the request needs.
     #[error("the request may come to {tokens} tokens; the limit is {limit}")]
     ExceedsTokenLimit {
@@ -79,6 +82,7 @@ impl Error {
         match self {
             Self::UnknownModel => "model_not_found",
             Self::ModelNotAllowed => "model_not_allowed",
+            Self::LimitsAway => "limits_unavailable",
             Self::Limited(_) => "rate_limit_exceeded",
             Self::ExceedsTokenLimit { .. } => "exceeds_token_limit",
             Self::PromptTooLong { .. } => "prompt_too_long",

@@ -153,7 +153,7 @@ impl Generator {
         if bytes > limit {
             return Err(Error::PromptTooLong { bytes, limit });
         }
-        let (standings, permit) = self.admit(&ask, &model)?;
+        let (standings, permit) = self.admit(&ask, &model).await?;
         let admitted = Admitted {
             ask,
             model,

@@ -158,7 +158,7 @@ impl Generator {
             self.metrics
                 .refused(&admitted.model.spec.name, error.code());
             // no model was asked
-            admitted.permit.settle(0);
+            admitted.permit.settle(0).await;
             return Err(error);
         }
         self.settle(admitted, produced.counted(), end).await
@@ -288,7 +288,9 @@ impl Generator {
         };
         let settled = self.settler.settle(settlement).await;
         // before the client knows the end: its next request finds all of it free
-        permit.settle(used.prompt_tokens.saturating_add(used.completion_tokens));
+        permit
+            .settle(used.prompt_tokens.saturating_add(used.completion_tokens))
+            .await;
         settled.map_err(|error| match error {
             store::Error::Stopping => Error::Stopping,
             _ => Error::NotRecorded,

@@ -358,9 +358,9 @@ impl From<generate::Error> for ApiError {
             generate::Error::Plugin(error) => of_plugin(error.kind),
             generate::Error::AtWork => StatusCode::CONFLICT,
             generate::Error::KeyReused => StatusCode::UNPROCESSABLE_ENTITY,
-            generate::Error::NotRecorded | generate::Error::Stopping => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            generate::Error::LimitsAway
+            | generate::Error::NotRecorded
+            | generate::Error::Stopping => StatusCode::SERVICE_UNAVAILABLE,
         };
         let message = match &error {
             generate::Error::Plugin(error) => error.message.clone(),
@@ -392,9 +392,10 @@ impl From<generate::Error> for ApiError {
                 this
             }
             generate::Error::Capped { .. } | generate::Error::KeyReused => this,
-            generate::Error::AtWork | generate::Error::NotRecorded | generate::Error::Stopping => {
-                this.retry_after(Duration::from_secs(1))
-            }
+            generate::Error::AtWork
+            | generate::Error::LimitsAway
+            | generate::Error::NotRecorded
+            | generate::Error::Stopping => this.retry_after(Duration::from_secs(1)),
         }
     }
 }

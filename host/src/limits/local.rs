@@ -144,8 +144,11 @@ mod tests {
 
     fn demand(tokens: u32, limits: &[Limit]) -> Demand {
         Demand {
+            request_id: "r".to_owned(),
+            customer_id: 1,
             limits: limits.to_vec(),
             tokens,
+            lease: Duration::ZERO,
         }
     }
 

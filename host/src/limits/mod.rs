@@ -4,13 +4,20 @@
 
 mod bucket;
 mod local;
+mod shared;
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use secrecy::{ExposeSecret, SecretString};
+use tokio::runtime::Handle;
+
+use crate::config::WithoutRedis;
+
 use bucket::Bucket;
 use local::Local;
+use shared::{Away, Shared};
 
 /// When a place among the requests at work may be free, which nobody can know.
 const CONCURRENT_RETRY: Duration = Duration::from_secs(1);
@@ -83,10 +90,16 @@ impl std::fmt::Display for Limit {
 /// What a request needs of limits.
 #[derive(Clone, Debug)]
 pub struct Demand {
+    /// The request's id.
+    pub request_id: String,
+    /// Number of the customer it is for.
+    pub customer_id: i64,
     /// The limits that hold for it.
     pub limits: Vec<Limit>,
     /// The tokens that it may come to use.
     pub tokens: u32,
+    /// How long it can be at work, at the most.
+    pub lease: Duration,
 }
 
 impl Demand {
@@ -189,6 +202,22 @@ impl Refusal {
     }
 }
 
+/// Why a request may not go on.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Error {
+    /// A limit does not leave what the request needs.
+    #[error("the limit is {}", .0.by)]
+    Refused(Box<Refusal>),
+    /// Redis is away, and limits that are not shared are not wanted.
+    #[error("Redis is away")]
+    Away,
+}
+
+/// What should name a Redis does not.
+#[derive(Debug, thiserror::Error)]
+#[error("not the URL of a Redis: {0}")]
+pub struct BadUrl(String);
+
 /// All limits; clones share what is in use.
 #[derive(Clone, Debug)]
 pub struct Limits(Arc<Inner>);
@@ -197,28 +226,58 @@ pub struct Limits(Arc<Inner>);
 struct Inner {
     local: Local,
     started: Instant,
+    shared: Option<Shared>,
+    without_redis: WithoutRedis,
 }
 
 impl Limits {
-    /// Limits of which nothing is in use.
-    pub fn new() -> Self {
-        Self(Arc::new(Inner {
-            local: Local::default(),
-            started: Instant::now(),
-        }))
-    }
-
-    /// Takes what is demanded. Of requests at work it is free again when the
-    /// permit is gone.
+    /// Limits of which nothing is in use: of this process or, with the URL of a
+    /// Redis, of all that use it.
     ///
     /// # Errors
-    /// When a limit does not leave it; nothing is taken then.
-    pub fn admit(&self, demand: Demand) -> Result<(Vec<Standing>, Permit), Refusal> {
-        let standings = self.0.local.admit(&demand, self.now())?;
-        let permit = Permit {
+    /// When the URL is none of Redis.
+    pub fn new(redis: Option<&SecretString>, without_redis: WithoutRedis) -> Result<Self, BadUrl> {
+        let open = |url: &SecretString| {
+            let opened = Shared::open(url.expose_secret());
+            opened.map_err(|error| BadUrl(error.to_string()))
+        };
+        Ok(Self(Arc::new(Inner {
+            local: Local::default(),
+            started: Instant::now(),
+            shared: redis.map(open).transpose()?,
+            without_redis,
+        })))
+    }
+
+    /// Takes what is demanded. A place among the requests at work is free again
+    /// when the permit is gone.
+    ///
+    /// # Errors
+    /// When a limit does not leave it, and nothing is taken; or Redis is away.
+    pub async fn admit(&self, demand: Demand) -> Result<(Vec<Standing>, Permit), Error> {
+        let mut permit = Permit {
             limits: self.clone(),
             demand,
+            held: Held::Nowhere,
         };
+        if let Some(shared) = &self.0.shared {
+            // before it is asked: who gives up meanwhile leaves nothing behind
+            permit.held = Held::InRedis;
+            match shared.admit(&permit.demand).await {
+                Ok(Ok(standings)) => return Ok((standings, permit)),
+                Ok(Err(refusal)) => {
+                    permit.held = Held::Nowhere;
+                    return Err(Error::Refused(Box::new(refusal)));
+                }
+                Err(Away) => permit.held = Held::Nowhere,
+            }
+            if self.0.without_redis == WithoutRedis::Refuse {
+                return Err(Error::Away);
+            }
+        }
+        let admitted = self.0.local.admit(&permit.demand, self.now());
+        let standings = admitted.map_err(|refusal| Error::Refused(Box::new(refusal)))?;
+        permit.held = Held::Here;
         Ok((standings, permit))
     }
 
@@ -232,20 +291,54 @@ impl Limits {
 pub struct Permit {
     limits: Limits,
     demand: Demand,
+    held: Held,
+}
+
+/// Where a request has its place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Held {
+    Nowhere,
+    Here,
+    InRedis,
 }
 
 impl Permit {
     /// Ends the request, which used so many tokens. Where this is not told, as
     /// after a panic, what was reserved counts as used.
-    pub fn settle(self, tokens: u32) {
+    pub async fn settle(mut self, tokens: u32) {
         let inner = &self.limits.0;
-        inner.local.correct(&self.demand, tokens, self.limits.now());
+        match (self.held, &inner.shared) {
+            (Held::InRedis, Some(shared)) => {
+                shared.settle(&self.demand, Some(tokens)).await;
+                self.held = Held::Nowhere;
+            }
+            (Held::Here, _) => {
+                let now = self.limits.now();
+                inner.local.correct(&self.demand, tokens, now);
+            }
+            _ => {}
+        }
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.limits.0.local.release(&self.demand);
+        match self.held {
+            Held::Nowhere => {}
+            Held::Here => self.limits.0.local.release(&self.demand),
+            Held::InRedis => {
+                let (limits, demand) = (self.limits.clone(), self.demand.clone());
+                let release = async move {
+                    if let Some(shared) = &limits.0.shared {
+                        shared.settle(&demand, None).await;
+                    }
+                };
+                // without a runtime the server is at its end, and so is the lease soon
+                if let Ok(runtime) = Handle::try_current() {
+                    runtime.spawn(release);
+                }
+            }
+        }
     }
 }
 
@@ -255,36 +348,39 @@ mod tests {
 
     #[tokio::test]
     async fn a_place_is_free_again_however_a_request_ends() {
-        let limits = Limits::new();
+        let limits = Limits::new(None, WithoutRedis::Refuse).unwrap();
         let admit = || {
             limits.admit(Demand {
+                request_id: "r".to_owned(),
+                customer_id: 1,
                 limits: vec![Limit {
                     subject: Subject::Customer(1),
                     unit: Unit::Concurrent,
                     most: NonZeroU32::MIN,
                 }],
                 tokens: 0,
+                lease: Duration::ZERO,
             })
         };
-        let (_, permit) = admit().unwrap();
-        admit().unwrap_err();
-        permit.settle(0);
+        let (_, permit) = admit().await.unwrap();
+        admit().await.unwrap_err();
+        permit.settle(0).await;
 
-        let (_, permit) = admit().unwrap();
+        let (_, permit) = admit().await.unwrap();
         let panicking = tokio::spawn(async move {
             let _held = permit;
             panic!("a bug");
         });
         panicking.await.unwrap_err();
 
-        let (_, permit) = admit().unwrap();
+        let (_, permit) = admit().await.unwrap();
         let left = tokio::spawn(async move {
             let _held = permit;
             std::future::pending::<()>().await;
         });
-        admit().unwrap_err();
+        admit().await.unwrap_err();
         left.abort();
         left.await.unwrap_err();
-        admit().unwrap();
+        admit().await.unwrap();
     }
 }

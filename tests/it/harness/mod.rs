@@ -3,6 +3,7 @@
 
 mod client;
 mod purse;
+mod redis;
 mod registry;
 mod stripe;
 mod upstream;
@@ -19,6 +20,7 @@ use tempfile::TempDir;
 
 pub use client::{Client, Reply};
 pub use purse::{Purse, nanos, text};
+pub use redis::Redis;
 pub use registry::Registry;
 pub use stripe::{FakeStripe, LocalStripe, Mood, STRIPE_KEY, free_port};
 pub use upstream::{Act, Upstream};
@@ -165,8 +167,7 @@ impl Host {
         command
             .current_dir(dir)
             .env_clear()
-            .env("MODEL_HOST_DATA_DIR", dir.join("data"));
-        command
+            .env("MODEL_HOST_DATA_DIR", dir.join("data"))
             .env("MODEL_HOST_LOG", "info,model_host=debug")
             .env("HF_HOME", dir.join("hub"));
         if setup.has_admin_key {
