@@ -168,6 +168,7 @@ impl App {
         tokio::spawn(keys.clone().write_uses_until(stop.clone()));
 
         let (store, generator) = (state.store.clone(), state.generator.clone());
+        let forgetting = tokio::spawn(generator.clone().forget_answers_until(stop.clone()));
         let service = http::router(state).into_make_service_with_connect_info::<SocketAddr>();
         let server = axum::serve(listener.tap_io(no_delay), service)
             .with_graceful_shutdown(stop.clone().cancelled_owned())
@@ -187,6 +188,8 @@ impl App {
         generator.drained().await;
         keys.write_uses().await;
         hangup.abort();
+        // its handle to the settling task
+        forgetting.await.ok();
         drop(generator);
         if let Some(reporting) = reporting {
             reporting.await.ok();

@@ -16,6 +16,7 @@ mod tokens;
 mod work;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use plugin_sdk::{Extension, Params, Prompt, Tool};
 use tokio::sync::mpsc;
@@ -179,8 +180,7 @@ impl Generator {
     /// Whether a request was answered before, or this is the first of its name.
     async fn repeat(&self, api_key_id: i64, asked: &Repeatable) -> Result<Repeat, Error> {
         // before the look at what is kept, or both could miss the other's answer
-        let claim = self.at_work.claim(api_key_id, &asked.key);
-        let claim = claim.ok_or(Error::AtWork)?;
+        let claim = self.at_work.claim(api_key_id, asked)?;
         let kept = self
             .store
             .kept_answer(api_key_id, &asked.key, self.clock.now());
@@ -192,6 +192,17 @@ impl Generator {
         }
         let kept: Kept = serde_json::from_str(&answer).map_err(|_| Error::NotRecorded)?;
         Ok(Repeat::Again(Generation::replay(kept)))
+    }
+
+    /// Deletes answers that were kept long enough, now and once a minute, until
+    /// `stop` is cancelled.
+    pub async fn forget_answers_until(self, stop: CancellationToken) {
+        let mut minutes = tokio::time::interval(Duration::from_secs(60));
+        while stop.run_until_cancelled(minutes.tick()).await.is_some() {
+            if let Err(error) = self.store.forget_answers(self.clock.now()).await {
+                tracing::warn!(%error, "old answers are not deleted");
+            }
+        }
     }
 
     /// Ends all generation; what was produced until then is settled.

@@ -30,10 +30,8 @@ pub(super) async fn insert(
     connection: &mut SqliteConnection,
     kept: &KeptAnswer,
 ) -> Result<(), Error> {
-    sqlx::query("DELETE FROM answers WHERE created_at <= $1")
-        .bind(millis(kept.created_at - KEPT))
-        .execute(&mut *connection)
-        .await?;
+    // one of the same name must make room now
+    forget(&mut *connection, kept.created_at).await?;
     sqlx::query(
         "INSERT INTO answers \
          (api_key_id, idempotency_key, fingerprint, request_id, answer, created_at) \
@@ -50,7 +48,23 @@ pub(super) async fn insert(
     Ok(())
 }
 
+async fn forget(connection: &mut SqliteConnection, now: OffsetDateTime) -> Result<(), Error> {
+    sqlx::query("DELETE FROM answers WHERE created_at <= $1")
+        .bind(millis(now - KEPT))
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
 impl Store {
+    /// Deletes the answers that were kept long enough.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn forget_answers(&self, now: OffsetDateTime) -> Result<(), Error> {
+        forget(&mut *self.write.acquire().await?, now).await
+    }
+
     /// The hash of the request and the answer that are kept under this name, if
     /// any are.
     ///
