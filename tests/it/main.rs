@@ -11,6 +11,7 @@ mod component;
 mod credit;
 mod customers;
 mod dashboard;
+mod disconnects;
 mod distribution;
 mod generate;
 mod holds;

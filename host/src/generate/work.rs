@@ -146,13 +146,23 @@ impl Generator {
             () = gone => Err(failure(ErrorKind::Cancelled, "the client left")),
             end = work => match end {
                 Ok(Ok(end)) => end,
-                // what it was sent and did not read is not the model's fault
-                Ok(Err(_)) if is_streamed && produced.is_held_up(timeout) => {
-                    Err(failure(ErrorKind::Cancelled, "the client did not read in time"))
-                }
                 Ok(Err(_)) => Err(failure(ErrorKind::Timeout, "the model took too long")),
                 Err(_) => Err(failure(ErrorKind::Internal, "the request failed")),
             },
+        };
+        let end = match end {
+            // what it was sent and did not read is not the model's fault
+            Err(Error::Plugin(error))
+                if error.kind == ErrorKind::Timeout
+                    && is_streamed
+                    && produced.is_held_up(timeout) =>
+            {
+                Err(failure(
+                    ErrorKind::Cancelled,
+                    "the client did not read in time",
+                ))
+            }
+            end => end,
         };
         if let Err(error @ Error::Capped { .. }) = end {
             self.metrics
