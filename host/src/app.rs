@@ -29,6 +29,7 @@ use crate::store::{Claim, Outbox, Settler, Store};
 /// A server that is ready to serve.
 pub struct App {
     stripe: config::Stripe,
+    webhook: config::Webhook,
     drain: Duration,
     listener: TcpListener,
     state: AppState,
@@ -48,9 +49,12 @@ pub async fn open(config: &Config, server: &Server) -> anyhow::Result<(Store, Ke
         Outbox::Off
     };
     let file = folder.join("model-host.db");
-    let store = Store::open(&file, outbox)
+    let mut store = Store::open(&file, outbox)
         .await
         .with_context(|| format!("cannot open the database {}", file.display()))?;
+    if config.webhook.url.is_some() {
+        store = store.with_notices();
+    }
     let secret = Secret::open(&folder.join("secret"))?;
     let keys = Keys::new(store.clone(), secret, Clock);
     Ok((store, keys))
@@ -112,7 +116,10 @@ impl App {
             clock: Clock,
         };
         let Config {
-            requests, stripe, ..
+            requests,
+            stripe,
+            webhook,
+            ..
         } = config.clone();
         let requests = Arc::new(requests);
         let limits =
@@ -137,6 +144,7 @@ impl App {
         };
         Ok(Self {
             stripe,
+            webhook,
             drain: Duration::from_secs(server.drain_seconds),
             listener,
             state,
@@ -153,6 +161,7 @@ impl App {
     pub async fn serve(self, stop: CancellationToken) -> anyhow::Result<()> {
         let Self {
             stripe,
+            webhook,
             drain,
             listener,
             state,
@@ -163,6 +172,9 @@ impl App {
         tracing::info!(%address, "serving http://{address}");
         let hangup = tokio::spawn(reload_on_hangup(state.reload.clone())?);
         let reporting = billing::start(&stripe, state.store.clone(), state.clock, stop.clone())?;
+
+        let notifying =
+            billing::webhook::start(&webhook, state.store.clone(), state.clock, stop.clone())?;
 
         let keys = state.keys.clone();
         tokio::spawn(keys.clone().write_uses_until(stop.clone()));
@@ -191,8 +203,8 @@ impl App {
         // its handle to the settling task
         forgetting.await.ok();
         drop(generator);
-        if let Some(reporting) = reporting {
-            reporting.await.ok();
+        for task in [reporting, notifying].into_iter().flatten() {
+            task.await.ok();
         }
         // the task ends when the last request's handle to it is gone
         tokio::time::timeout(Duration::from_secs(5), settling)

@@ -31,3 +31,4 @@ mod stream;
 mod telemetry;
 mod tidy;
 mod usage;
+mod webhook;

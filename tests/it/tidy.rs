@@ -44,7 +44,7 @@ const LONGEST: usize = 500;
 const LONGEST_TEST: usize = 400;
 
 /// Merged migrations with their SHA-256: a database that ran one keeps its checksum.
-const MIGRATIONS: [(&str, &str); 5] = [
+const MIGRATIONS: [(&str, &str); 6] = [
     (
         "0001_start.sql",
         "a5ede68138489a41e32353d497e412102214eb810ba927c934ff2c5475499bb8",
@@ -64,6 +64,10 @@ const MIGRATIONS: [(&str, &str); 5] = [
     (
         "0005_limits.sql",
         "2841b46e3cf3e42edb6deb50319f70d24401e083ade9a17ceceb19fe53a83717",
+    ),
+    (
+        "0006_notices.sql",
+        "725ccc78ca97c2924d2c0d751135055fce2c58a860cbce62015fc08b92c147fc",
     ),
 ];
 

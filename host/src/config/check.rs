@@ -8,7 +8,7 @@ use reqwest::header::{self, HeaderName};
 use secrecy::ExposeSecret;
 
 use super::reference::is_sha256;
-use super::{Config, HIGHEST_LIMIT, Model, ModelLimits, Reference};
+use super::{Config, HIGHEST_LIMIT, Model, ModelLimits, Reference, Webhook};
 
 /// Headers that have a meaning of their own, and can hold no key.
 const NO_KEY_HEADERS: [HeaderName; 8] = [
@@ -81,6 +81,9 @@ pub fn problems(config: &Config) -> Vec<Problem> {
     }
     if let Some(problem) = config.stripe.api_base.as_deref().and_then(of_url) {
         report("stripe.api_base".into(), problem);
+    }
+    for (field, problem) in of_webhook(&config.webhook) {
+        report(format!("webhook.{field}"), problem);
     }
     let (mut ids, mut names) = (HashSet::new(), HashSet::new());
     for (index, model) in config.models.iter().enumerate() {
@@ -209,6 +212,21 @@ fn of_limits(limits: &ModelLimits) -> Vec<(String, String)> {
 fn of_limit(most: Option<u32>) -> Option<String> {
     let is_fine = most.is_none_or(|most| (1..=HIGHEST_LIMIT).contains(&most));
     (!is_fine).then(|| format!("must be from 1 to {HIGHEST_LIMIT}"))
+}
+
+fn of_webhook(webhook: &Webhook) -> Vec<(&'static str, &'static str)> {
+    let mut found = Vec::new();
+    if let Some(problem) = webhook.url.as_deref().and_then(of_url) {
+        found.push(("url", problem));
+    }
+    match &webhook.secret {
+        None if webhook.url.is_some() => found.push(("secret", "is missing: notices are signed")),
+        Some(secret) if Webhook::key(secret).is_none() => {
+            found.push(("secret", "must be whsec_ and 24 to 64 bytes in Base64"));
+        }
+        _ => {}
+    }
+    found
 }
 
 /// The header that a key may be sent in.

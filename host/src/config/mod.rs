@@ -4,6 +4,7 @@ mod check;
 mod load;
 mod model;
 mod reference;
+mod webhook;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -15,6 +16,7 @@ use serde::Deserialize;
 pub use load::{Environment, Error, load};
 pub use model::{Model, ModelLimits, Sources};
 pub use reference::Reference;
+pub use webhook::Webhook;
 
 /// The most that a limit of requests or tokens may be: up to here the arithmetic
 /// of `limits` is exact in Redis, whose numbers have 53 bits.
@@ -32,6 +34,8 @@ pub struct Config {
     pub components: Components,
     /// Payments.
     pub stripe: Stripe,
+    /// Where the operator is told of what happens.
+    pub webhook: Webhook,
     /// The models on offer.
     pub models: Vec<Model>,
     /// Where replicas share their limits; from the environment only, since it may

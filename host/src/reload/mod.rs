@@ -302,6 +302,9 @@ fn needs_restart(running: &Config, config: &Config) -> Vec<&'static str> {
     if running.stripe != config.stripe {
         sections.push("stripe");
     }
+    if running.webhook != config.webhook {
+        sections.push("webhook");
+    }
     let redis = |config: &Config| {
         let url = config.redis_url.as_ref();
         url.map(|url| url.expose_secret().to_owned())

@@ -8,7 +8,7 @@ use sqlx::sqlite::SqlitePool;
 
 use super::Error;
 
-const MIGRATIONS: [(i64, &str, &str); 5] = [
+const MIGRATIONS: [(i64, &str, &str); 6] = [
     (
         1,
         "start",
@@ -33,6 +33,11 @@ const MIGRATIONS: [(i64, &str, &str); 5] = [
         5,
         "limits",
         include_str!("../../../migrations/sqlite/0005_limits.sql"),
+    ),
+    (
+        6,
+        "notices",
+        include_str!("../../../migrations/sqlite/0006_notices.sql"),
     ),
 ];
 
