@@ -17,3 +17,9 @@ CREATE TABLE notices (
     CHECK ((next_attempt_at IS NULL) = (delivered_at IS NOT NULL))
 ) STRICT;
 CREATE INDEX notices_pending ON notices (next_attempt_at) WHERE next_attempt_at IS NOT NULL;
+
+-- The balance at which a customer's credit is nearly used: of what there was when
+-- money was last booked, or the limit changed, the most is spent. Null without a
+-- limit.
+ALTER TABLE accounts ADD COLUMN near_at INTEGER;
+UPDATE accounts SET near_at = posted - (posted + credit_limit) / 100 * 80 WHERE customer_id IS NOT NULL;

@@ -67,7 +67,7 @@ const MIGRATIONS: [(&str, &str); 6] = [
     ),
     (
         "0006_notices.sql",
-        "725ccc78ca97c2924d2c0d751135055fce2c58a860cbce62015fc08b92c147fc",
+        "b44a40e35ee419384b3d18f3eb4fbf9a30264ece355eed6680dde5e259bc2ced",
     ),
 ];
 

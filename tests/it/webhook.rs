@@ -7,7 +7,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use serde_json::json;
 use sha2::Sha256;
 
-use crate::harness::{Act, Client, GPT2, Host, Upstream, eventually, nanos};
+use crate::harness::{Act, Client, GPT2, Host, Purse, Upstream, eventually, nanos, text};
 
 const KEY: [u8; 32] = [7; 32];
 
@@ -27,7 +27,7 @@ async fn start(webhook: &Upstream) -> Host {
 }
 
 async fn ask(customer: &Client) {
-    let body = json!({ "text": "Once upon a time", "model_id": 1, "max_new_tokens": 20 });
+    let body = json!({ "text": "Once upon a time", "model_id": 1, "max_new_tokens": 20, "temperature": 0 });
     customer.post("/generate", body).await.expect(200);
 }
 
@@ -120,6 +120,35 @@ async fn a_budget_that_is_nearly_spent_is_told_once_and_until_it_is_taken() {
         (&json!("day"), &json!(null))
     );
     assert!(!host.log().contains("whsec_"));
+}
+
+#[tokio::test]
+async fn credit_that_is_nearly_used_is_told_and_again_after_the_next_payment() {
+    let webhook = Upstream::start(Act::Say(200, vec![], "")).await;
+    let host = start(&webhook).await;
+    // 24 tokens are 0.00024: the second request leaves less than a fifth
+    let purse = Purse::prepaid(&host, 600_000).await;
+    let is_near = async || host.admin().get(&purse.path("")).await.expect(200)["is_near"].clone();
+    for payment in 1..=2 {
+        ask(&purse.customer).await;
+        assert_eq!(is_near().await, false);
+        ask(&purse.customer).await;
+        eventually("it is told", async || webhook.seen().len() == payment).await;
+        assert_eq!(is_near().await, true);
+        let notice = &webhook.seen()[payment - 1].body;
+        assert_eq!(notice["type"], "credit.near");
+        let (balance, _) = purse.balance().await;
+        assert_eq!(nanos(&notice["data"]["balance"]), balance);
+        assert_eq!(notice["data"]["credit_limit"], 0.0);
+        let more =
+            json!({ "amount": text(600_000 - balance), "reference": format!("more-{payment}") });
+        host.admin()
+            .post(&purse.path("/credit"), more)
+            .await
+            .expect(201);
+    }
+    let seen = webhook.seen();
+    assert_ne!(seen[0].headers["webhook-id"], seen[1].headers["webhook-id"]);
 }
 
 #[tokio::test]

@@ -1,11 +1,11 @@
 //! Notices for the operator's webhook, written in the transaction of the change
 //! that they tell of.
 
-use serde_json::json;
+use serde_json::{Value, json};
 use sqlx::{Row, SqliteConnection};
 use time::OffsetDateTime;
 
-use super::ledger::budgets::Near;
+use super::ledger::{NEAR_PERCENT, Near, Nearly, budgets};
 use super::{Error, Store, from_millis, millis};
 use crate::clock::rfc3339;
 
@@ -22,18 +22,35 @@ pub struct Notice {
     pub attempts: u32,
 }
 
-/// Writes that a budget's end is near: once in its period.
-pub(super) async fn of_budget(
+/// Writes that something's end is near: of a budget once in its period, of credit
+/// once until there is more.
+pub(super) async fn write(
     connection: &mut SqliteConnection,
     near: &Near,
     at: OffsetDateTime,
 ) -> Result<(), Error> {
+    let (key, kind, data) = match near {
+        Near::Budget(near) => of_budget(near),
+        Near::Credit(near) => of_credit(near),
+    };
+    let body = json!({ "type": kind, "timestamp": rfc3339(at), "data": data });
+    sqlx::query(
+        "INSERT INTO notices (key, body, created_at, next_attempt_at) VALUES ($1, $2, $3, $3) \
+         ON CONFLICT (key) DO NOTHING",
+    )
+    .bind(key)
+    .bind(body.to_string())
+    .bind(millis(at))
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+fn of_budget(near: &budgets::Near) -> (String, &'static str, Value) {
     let (spending, start) = (near.spending, near.spending.start);
     let has_end = spending.budget.period.end(start).is_some();
-    let body = json!({
-        "type": "budget.near",
-        "timestamp": rfc3339(at),
-        "data": {
+    let key = format!("msg_budget_{}_{}", near.budget_id, millis(start));
+    let data = json!({
             "customer_id": spending.owner.customer_id,
             "api_key_id": spending.owner.api_key_id,
             "period": spending.budget.period,
@@ -41,18 +58,19 @@ pub(super) async fn of_budget(
             "amount": spending.budget.amount,
             "near_percent": spending.budget.near_percent,
             "spent": spending.spent,
-        },
     });
-    sqlx::query(
-        "INSERT INTO notices (key, body, created_at, next_attempt_at) VALUES ($1, $2, $3, $3) \
-         ON CONFLICT (key) DO NOTHING",
-    )
-    .bind(format!("msg_budget_{}_{}", near.budget_id, millis(start)))
-    .bind(body.to_string())
-    .bind(millis(at))
-    .execute(connection)
-    .await?;
-    Ok(())
+    (key, "budget.near", data)
+}
+
+fn of_credit(near: &Nearly) -> (String, &'static str, Value) {
+    let data = json!({
+        "customer_id": near.customer_id,
+        "balance": near.balance,
+        "credit_limit": near.limit,
+        "near_percent": NEAR_PERCENT,
+    });
+    let key = format!("msg_credit_{}", near.request_id);
+    (key, "credit.near", data)
 }
 
 impl Store {

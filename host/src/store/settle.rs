@@ -96,7 +96,7 @@ struct Batch {
 #[derive(Default)]
 struct Written {
     reserved: Vec<Reserved>,
-    near: Vec<ledger::budgets::Near>,
+    near: Vec<ledger::Near>,
     can_report: bool,
 }
 
@@ -237,7 +237,7 @@ impl Writer {
         let settled = ledger::settle(connection, row, *is_held, is_limited).await?;
         if self.store.notices.is_some() {
             for near in &settled.near {
-                notices::of_budget(connection, near, row.created_at).await?;
+                notices::write(connection, near, row.created_at).await?;
             }
         }
         written.near.extend(settled.near);
