@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use plugin_sdk::{
     Error, ErrorKind, Event, Extension, Finish, Message, Params, Part, PluginInfo, Prompt, Request,
-    Role,
+    Role, TokenEstimate,
 };
 
 use crate::models::{Backend, Completion};
@@ -230,13 +230,22 @@ impl Subject {
             .flat_map(|&kind| [false, true].map(|streamed| Manner { kind, streamed }))
     }
 
+    /// How many tokens a prompt will be.
+    pub async fn estimate(&self, request: &Request) -> Result<TokenEstimate, Error> {
+        let mut session = self.backend.session(DEADLINE).await?;
+        session.estimate(request).await
+    }
+
     /// Asks until the end or a failure. At the deadline the backend must end it,
     /// and gets a little longer to do so.
     pub async fn ask(&self, request: Request) -> Answer {
         let deadline = Duration::from_millis(request.deadline_ms.into());
         let mut answer = Answer::begun();
         let asking = async {
-            let mut completion = self.backend.generate(request).await?;
+            let mut session = self.backend.session(deadline).await?;
+            // as before any request that is served, whatever comes of it
+            let _ = session.estimate(&request).await;
+            let mut completion = session.generate(request).await?;
             answer.follow(&mut completion).await
         };
         let end = tokio::time::timeout(deadline + GRACE, asking).await;

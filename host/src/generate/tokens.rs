@@ -6,7 +6,7 @@ use plugin_sdk::{
 };
 
 use super::{Ask, Error};
-use crate::models::{Backend, Model};
+use crate::models::{Backend, Model, Session};
 
 /// Tokens that a provider's template may add to a prompt.
 const TEMPLATE_TOKENS: usize = 1024;
@@ -78,11 +78,11 @@ pub(super) fn reserved(ask: &Ask, model: &Model) -> u32 {
 
 /// Tokens of the prompt: by the plugin or, if it does not estimate, guessed.
 pub(super) async fn of_prompt(
-    backend: &Backend,
+    session: &mut Session<'_>,
     ask: &Ask,
     request: &Request,
 ) -> Result<TokenEstimate, PluginError> {
-    match backend.estimate(request).await {
+    match session.estimate(request).await {
         Err(error) if error.kind == ErrorKind::Unsupported => Ok(TokenEstimate {
             prompt_tokens: guess_tokens(bytes(ask)),
             source: CountSource::Estimated,

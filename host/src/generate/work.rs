@@ -185,7 +185,9 @@ impl Generator {
         let backend = model.backend(&self.loader).await.map_err(Error::Plugin)?;
         produced.digest = backend.digest().map(str::to_owned);
         let mut request = request(admitted);
-        let estimate = tokens::of_prompt(&backend, ask, &request)
+        let left = Duration::from_millis(request.deadline_ms.into());
+        let mut session = backend.session(left).await.map_err(Error::Plugin)?;
+        let estimate = tokens::of_prompt(&mut session, ask, &request)
             .await
             .map_err(Error::Plugin)?;
         produced.usage.prompt_tokens = estimate.prompt_tokens;
@@ -195,7 +197,7 @@ impl Generator {
             .await?;
         request.params.max_tokens = Some(produced.bounds.new_tokens);
 
-        let mut completion = backend.generate(request).await.map_err(Error::Plugin)?;
+        let mut completion = session.generate(request).await.map_err(Error::Plugin)?;
         loop {
             for event in next(&mut completion).await? {
                 match event {

@@ -35,6 +35,15 @@ pub enum Backend {
     Component(component::Component),
 }
 
+/// A backend at the service of one request.
+#[derive(Debug)]
+pub enum Session<'a> {
+    /// Of a native plugin, which all requests share.
+    Native(&'a native::Native),
+    /// An instance of a component, which is this request's alone.
+    Component(Box<component::Session<'a>>),
+}
+
 /// One answer in the making. Dropping it cancels it.
 #[derive(Debug)]
 pub enum Completion {
@@ -78,26 +87,54 @@ impl Backend {
         self.info().models.first()?.max_output_tokens
     }
 
+    /// What one request needs of the backend; the request may take this long from now.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Overloaded`] when there is no place for it, or that the plugin
+    /// failed.
+    pub async fn session(&self, timeout: Duration) -> Result<Session<'_>, Error> {
+        match self {
+            Self::Native(native) => Ok(Session::Native(native)),
+            Self::Component(component) => {
+                let session = component.session(timeout).await?;
+                Ok(Session::Component(Box::new(session)))
+            }
+        }
+    }
+}
+
+impl Backend {
+    /// Starts a completion that no estimate precedes.
+    ///
+    /// # Errors
+    /// Those of [`Self::session`] and [`Session::generate`].
+    pub async fn generate(&self, request: Request) -> Result<Completion, Error> {
+        let timeout = Duration::from_millis(request.deadline_ms.into());
+        self.session(timeout).await?.generate(request).await
+    }
+}
+
+impl Session<'_> {
     /// How many tokens the prompt will be.
     ///
     /// # Errors
     /// The plugin's own, [`ErrorKind::Unsupported`] among them.
-    pub async fn estimate(&self, request: &Request) -> Result<TokenEstimate, Error> {
+    pub async fn estimate(&mut self, request: &Request) -> Result<TokenEstimate, Error> {
         match self {
             Self::Native(native) => native.estimate(request).await,
-            Self::Component(component) => component.estimate(request).await,
+            Self::Component(session) => session.estimate(request).await,
         }
     }
 
-    /// Starts a completion.
+    /// Starts the completion.
     ///
     /// # Errors
     /// The plugin's own, or that it failed.
-    pub async fn generate(&self, request: Request) -> Result<Completion, Error> {
+    pub async fn generate(self, request: Request) -> Result<Completion, Error> {
         match self {
             Self::Native(native) => native.generate(request).await.map(Completion::Native),
-            Self::Component(component) => {
-                let completion = component.generate(request).await?;
+            Self::Component(session) => {
+                let completion = session.generate(request).await?;
                 Ok(Completion::Component(Box::new(completion)))
             }
         }

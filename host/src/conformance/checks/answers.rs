@@ -60,7 +60,7 @@ pub(super) async fn estimate(subject: &Subject) -> Verdict {
     let mut last = 0;
     for manner in subject.manners() {
         for prompt in ["Hello", &"Hello world. ".repeat(200)] {
-            let tokens = match subject.backend.estimate(&manner.request(prompt)).await {
+            let tokens = match subject.estimate(&manner.request(prompt)).await {
                 Ok(estimate) => estimate.prompt_tokens,
                 Err(error) if error.kind == ErrorKind::Unsupported => {
                     return Err(Unmet::Skipped("doesn't estimate"));

@@ -7,39 +7,26 @@ use plugin_sdk::{Error, ErrorKind, Event, ToolCall};
 use wasmtime::component::ResourceAny;
 
 use super::network::Upstream;
-use super::v0_1::Instance;
-use super::{Session, failure};
+use super::{Running, failure};
 
 /// One answer in the making. It owns its instance; dropping it stops the instance
 /// and the request it may have sent to the upstream.
 pub struct Completion {
     /// Gone after the end or an error.
-    running: Option<Running>,
+    running: Option<(Running, ResourceAny)>,
     upstream: Option<Arc<Upstream>>,
     bytes_left: usize,
 }
 
-struct Running {
-    session: Session,
-    instance: Instance,
-    resource: ResourceAny,
-}
-
 impl Completion {
     pub(super) fn new(
-        session: Session,
-        instance: Instance,
+        running: Running,
         resource: ResourceAny,
         upstream: Option<Arc<Upstream>>,
         bytes: usize,
     ) -> Self {
-        let running = Some(Running {
-            session,
-            instance,
-            resource,
-        });
         Self {
-            running,
+            running: Some((running, resource)),
             upstream,
             bytes_left: bytes,
         }
@@ -54,13 +41,11 @@ impl Completion {
     /// After an error there is nothing more.
     pub async fn next(&mut self) -> Result<Vec<Event>, Error> {
         // Taken out, so that a call which is dropped half-way ends the instance too.
-        let Some(mut running) = self.running.take() else {
+        let Some((mut running, resource)) = self.running.take() else {
             return Err(Error::new(ErrorKind::Internal, "the answer is over"));
         };
-        let Session { store, meter, .. } = &mut running.session;
-        let called = meter
-            .run(running.instance.next(store, running.resource))
-            .await?;
+        let next = running.instance.next(&mut running.store, resource);
+        let called = running.meter.run(next).await?;
         let events = called.map_err(|error| failure::by_plugin(self.upstream.as_deref(), error))?;
 
         let size = events.iter().map(size).sum();
@@ -74,7 +59,7 @@ impl Completion {
         match end {
             None if events.is_empty() => Err(failure::plugin_failed("it reported no event")),
             None => {
-                self.running = Some(running);
+                self.running = Some((running, resource));
                 Ok(events)
             }
             Some(last) if last + 1 == events.len() => Ok(events),

@@ -77,6 +77,24 @@ impl Meter {
         &self,
         call: impl Future<Output = wasmtime::Result<T>>,
     ) -> Result<T, Error> {
+        self.run_until(self.deadline, call).await
+    }
+
+    /// The same for a call that may not take longer than this, whatever time is left.
+    pub(super) async fn run_within<T>(
+        &self,
+        timeout: Duration,
+        call: impl Future<Output = wasmtime::Result<T>>,
+    ) -> Result<T, Error> {
+        self.run_until(self.deadline.min(Instant::now() + timeout), call)
+            .await
+    }
+
+    async fn run_until<T>(
+        &self,
+        deadline: Instant,
+        call: impl Future<Output = wasmtime::Result<T>>,
+    ) -> Result<T, Error> {
         let mut call = pin!(call);
         let metered = poll_fn(|context| {
             self.with(|clock| clock.since = Some(thread_cpu_time()));
@@ -88,7 +106,7 @@ impl Meter {
             });
             poll
         });
-        match tokio::time::timeout_at(self.deadline.into(), metered).await {
+        match tokio::time::timeout_at(deadline.into(), metered).await {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(error)) if error.is::<wasmtime::PoolConcurrencyLimitError>() => {
                 Err(runtime::overloaded().detail(error))

@@ -50,7 +50,7 @@ use self::journal::Journal;
 use self::meter::Meter;
 use self::network::{Gate, Network};
 use self::state::State;
-use self::v0_1::Plugin;
+use self::v0_1::{Instance, Plugin};
 
 /// How long a component may take to say what it is, and for its rehearsal.
 const PROOF_TIMEOUT: Duration = Duration::from_secs(30);
@@ -85,10 +85,18 @@ pub struct Component {
     digest: String,
 }
 
-/// An instance's store for one request. Dropping it stops whatever it does.
-struct Session {
+/// An instance for one request, which has not begun to generate. Dropping it stops
+/// whatever it does.
+pub struct Session<'a> {
+    component: &'a Component,
+    running: Running,
+}
+
+/// A live instance, with all that is the request's.
+struct Running {
     store: Store<State>,
     meter: Meter,
+    instance: Instance,
     _place: OwnedSemaphorePermit,
 }
 
@@ -157,50 +165,30 @@ impl Component {
         &self.digest
     }
 
-    /// How many tokens the prompt will be.
+    /// An instance for a request that may take this long from now on.
     ///
     /// # Errors
-    /// The plugin's own, [`ErrorKind::Unsupported`] among them, or that it failed.
-    pub async fn estimate(&self, request: &Request) -> Result<TokenEstimate, Error> {
-        let timeout = deadline_of(request).min(ESTIMATE_TIMEOUT);
-        self.estimate_within(timeout, request).await
+    /// [`ErrorKind::Overloaded`] when too many instances run, or that the plugin
+    /// failed: [`ErrorKind::Upstream`] with the code `plugin_failed`.
+    pub async fn session(&self, timeout: Duration) -> Result<Session<'_>, Error> {
+        self.session_at(self.runtime.place()?, timeout).await
     }
 
-    async fn estimate_within(
-        &self,
-        timeout: Duration,
-        request: &Request,
-    ) -> Result<TokenEstimate, Error> {
-        let mut session = self.session(self.runtime.place()?, timeout, true);
-        let Session { store, meter, .. } = &mut session;
-        let instance = meter.run(self.plugin.instantiate(store)).await?;
-        let estimated = meter.run(instance.estimate(store, request.clone())).await?;
-        estimated.map_err(|error| self.by_plugin(error))
-    }
-
-    /// Starts a completion. The request's `deadline_ms` counts from now, for the
-    /// completion as a whole.
+    /// Starts a completion in a session of its own, which ends at the request's deadline.
     ///
     /// # Errors
-    /// The plugin's own, [`ErrorKind::Overloaded`] when too many instances run,
-    /// [`ErrorKind::Timeout`], or that the plugin failed: [`ErrorKind::Upstream`]
-    /// with the code `plugin_failed`.
-    pub async fn generate(&self, request: Request) -> Result<Completion, Error> {
-        let mut session = self.session(self.runtime.place()?, deadline_of(&request), false);
-        let Session { store, meter, .. } = &mut session;
-        let instance = meter.run(self.plugin.instantiate(store)).await?;
-        let accepted = meter.run(instance.generate(store, request)).await?;
-        let resource = accepted.map_err(|error| self.by_plugin(error))?;
-        let upstream = self.upstream.clone();
-        let most = self.limits.response_bytes;
-        Ok(Completion::new(session, instance, resource, upstream, most))
+    /// Those of [`Self::session`] and [`Session::generate`].
+    #[cfg(test)]
+    async fn generate(&self, request: Request) -> Result<Completion, Error> {
+        let timeout = Duration::from_millis(request.deadline_ms.into());
+        self.session(timeout).await?.generate(request).await
     }
 
     async fn describe(&self) -> Result<PluginInfo, Error> {
-        let mut session = self.session(self.runtime.next_place().await?, PROOF_TIMEOUT, true);
-        let Session { store, meter, .. } = &mut session;
-        let instance = meter.run(self.plugin.instantiate(store)).await?;
-        let described = meter.run(instance.describe(store)).await?;
+        let place = self.runtime.next_place().await?;
+        let mut running = self.session_at(place, PROOF_TIMEOUT).await?.running;
+        let described = running.instance.describe(&mut running.store);
+        let described = running.meter.run(described).await?;
         described.map_err(|error| self.by_plugin(error))
     }
 
@@ -225,12 +213,14 @@ impl Component {
         };
         let is_refusal =
             |error: &Error| !failure::is_plugins(error) && error.kind != ErrorKind::Timeout;
-        match self.estimate_within(PROOF_TIMEOUT, &request).await {
+        let place = self.runtime.next_place().await?;
+        let mut session = self.session_at(place, PROOF_TIMEOUT).await?;
+        match session.estimate_within(PROOF_TIMEOUT, &request).await {
             Err(error) if !is_refusal(&error) => return Err(error),
             _ if has_network => return Ok(()),
             _ => {}
         }
-        let mut completion = match self.generate(request).await {
+        let mut completion = match session.generate(request).await {
             Ok(completion) => completion,
             // made for chats, say
             Err(error) if is_refusal(&error) => return Ok(()),
@@ -240,11 +230,15 @@ impl Component {
         Ok(())
     }
 
-    /// A store for one request; an `offline` one reaches nothing.
-    fn session(&self, place: OwnedSemaphorePermit, timeout: Duration, offline: bool) -> Session {
+    /// An instance that reaches nothing yet.
+    async fn session_at(
+        &self,
+        place: OwnedSemaphorePermit,
+        timeout: Duration,
+    ) -> Result<Session<'_>, Error> {
         let deadline = Instant::now() + timeout;
         let network = Network {
-            gate: self.gate.clone().filter(|_| !offline),
+            gate: None,
             requests_left: self.limits.upstream_requests,
             deadline,
         };
@@ -256,15 +250,71 @@ impl Component {
         let meter = Meter::new(deadline, Arc::clone(&self.runtime.turns));
         let budget = Duration::from_millis(self.limits.cpu_ms.into());
         meter.limit(&mut store, budget);
-        Session {
-            store,
-            meter,
-            _place: place,
-        }
+        let instance = meter.run(self.plugin.instantiate(&mut store)).await?;
+        Ok(Session {
+            component: self,
+            running: Running {
+                store,
+                meter,
+                instance,
+                _place: place,
+            },
+        })
     }
 
     fn by_plugin(&self, error: Error) -> Error {
         failure::by_plugin(self.upstream.as_deref(), error)
+    }
+}
+
+impl Session<'_> {
+    /// How many tokens the prompt will be. The instance has no network for it.
+    ///
+    /// # Errors
+    /// The plugin's own, [`ErrorKind::Unsupported`] among them, or that it failed;
+    /// then the instance is of no more use.
+    pub async fn estimate(&mut self, request: &Request) -> Result<TokenEstimate, Error> {
+        self.estimate_within(ESTIMATE_TIMEOUT, request).await
+    }
+
+    async fn estimate_within(
+        &mut self,
+        timeout: Duration,
+        request: &Request,
+    ) -> Result<TokenEstimate, Error> {
+        let running = &mut self.running;
+        let estimated = running
+            .instance
+            .estimate(&mut running.store, request.clone());
+        let estimated = running.meter.run_within(timeout, estimated).await?;
+        estimated.map_err(|error| self.component.by_plugin(error))
+    }
+
+    /// Starts the completion, which has what is left of the session's time.
+    ///
+    /// # Errors
+    /// The plugin's own, [`ErrorKind::Timeout`], or that the plugin failed:
+    /// [`ErrorKind::Upstream`] with the code `plugin_failed`.
+    pub async fn generate(self, request: Request) -> Result<Completion, Error> {
+        let Self {
+            component,
+            mut running,
+        } = self;
+        running.store.data_mut().network.gate = component.gate.clone();
+        let accepted = running.instance.generate(&mut running.store, request);
+        let accepted = running.meter.run(accepted).await?;
+        let resource = accepted.map_err(|error| component.by_plugin(error))?;
+        let upstream = component.upstream.clone();
+        let most = component.limits.response_bytes;
+        Ok(Completion::new(running, resource, upstream, most))
+    }
+}
+
+impl fmt::Debug for Session<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session")
+            .field("component", self.component)
+            .finish_non_exhaustive()
     }
 }
 
@@ -276,10 +326,6 @@ impl fmt::Debug for Component {
             .field("digest", &self.digest)
             .finish_non_exhaustive()
     }
-}
-
-fn deadline_of(request: &Request) -> Duration {
-    Duration::from_millis(request.deadline_ms.into())
 }
 
 /// Why a component does not go live, for the operator.

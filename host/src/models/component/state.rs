@@ -31,7 +31,7 @@ pub(super) struct State {
     pub(super) settings: Arc<Settings>,
     pub(super) journal: Journal,
     pub(super) memory: StoreLimits,
-    network: Network,
+    pub(super) network: Network,
     wasi: WasiCtx,
     http: WasiHttpCtx,
     table: ResourceTable,

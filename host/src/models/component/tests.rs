@@ -154,7 +154,8 @@ async fn an_api_answers_through_the_adapter() {
     assert_eq!(component.info().name, "lawgent-thinking");
     assert_eq!(component.info().models[0].id, "thinker");
     assert_eq!(component.digest().len(), 64);
-    let estimate = component.estimate(&request("how are")).await.unwrap();
+    let mut session = component.session(Duration::from_secs(10)).await.unwrap();
+    let estimate = session.estimate(&request("how are")).await.unwrap();
     assert_eq!(estimate.prompt_tokens, 2);
 
     let usage = Usage {
