@@ -339,7 +339,10 @@ pub fn known(live: &Live, mut models: Vec<i64>) -> Result<Vec<i64>, ApiError> {
 }
 
 /// Scopes that a key may have, each once and in order.
-fn scopes(mut scopes: Vec<Scope>) -> Result<Vec<Scope>, ApiError> {
+///
+/// # Errors
+/// 422 when there is none.
+pub fn scopes(mut scopes: Vec<Scope>) -> Result<Vec<Scope>, ApiError> {
     if scopes.is_empty() {
         let message = "must name at least one; leave it out for all";
         return Err(ApiError::invalid("scopes", message));
@@ -350,7 +353,10 @@ fn scopes(mut scopes: Vec<Scope>) -> Result<Vec<Scope>, ApiError> {
 }
 
 /// Networks that a key may be used from.
-fn networks(texts: Vec<String>) -> Result<Vec<IpNet>, ApiError> {
+///
+/// # Errors
+/// 422 when one is none, or they are none or too many.
+pub fn networks(texts: Vec<String>) -> Result<Vec<IpNet>, ApiError> {
     let invalid = |message| ApiError::invalid("allowed_networks", message);
     if texts.is_empty() || texts.len() > MOST_NETWORKS {
         let message = format!("must name 1 to {MOST_NETWORKS} networks, or be null for any");
@@ -366,7 +372,10 @@ fn networks(texts: Vec<String>) -> Result<Vec<IpNet>, ApiError> {
 }
 
 /// The time when a key ends, which is yet to come.
-fn expiry(text: &str, now: OffsetDateTime) -> Result<OffsetDateTime, ApiError> {
+///
+/// # Errors
+/// 422 when it is none, or past.
+pub fn expiry(text: &str, now: OffsetDateTime) -> Result<OffsetDateTime, ApiError> {
     let end = time("expires_at", text)?;
     if end <= now {
         let message = "must be in the future; to end a key now, turn it off or delete it";
