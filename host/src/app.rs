@@ -1,14 +1,11 @@
 //! Wiring: opens what the server needs, serves, and closes it in order.
 
-use std::future::IntoFuture;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use axum::serve::ListenerExt;
 use secrecy::{ExposeSecret, SecretString};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -181,16 +178,15 @@ impl App {
 
         let (store, generator) = (state.store.clone(), state.generator.clone());
         let forgetting = tokio::spawn(generator.clone().forget_answers_until(stop.clone()));
-        let service = http::router(state).into_make_service_with_connect_info::<SocketAddr>();
-        let server = axum::serve(listener.tap_io(no_delay), service)
-            .with_graceful_shutdown(stop.clone().cancelled_owned())
-            .into_future();
+        let head_timeout = Duration::from_millis(state.requests.header_timeout_ms);
+        let stopped = stop.clone().cancelled_owned();
+        let server = http::serve(listener, http::router(state), head_timeout, stopped);
         let drained = async {
             stop.cancelled().await;
             tokio::time::sleep(drain).await;
         };
         tokio::select! {
-            served = server => served.context("the server failed")?,
+            () = server => {}
             () = drained => {
                 tracing::warn!("requests still in flight are cut off");
                 generator.cut_off();
@@ -225,12 +221,4 @@ fn reload_on_hangup(handle: reload::Handle) -> std::io::Result<impl Future<Outpu
             handle.trigger();
         }
     })
-}
-
-/// Sends small writes at once: with Nagle's algorithm the second of them waits
-/// for the client's delayed acknowledgement, 40 ms.
-fn no_delay(stream: &mut TcpStream) {
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%error, "cannot set TCP_NODELAY");
-    }
 }

@@ -19,9 +19,11 @@ const LAYERS: [&[&str]; 9] = [
 ];
 
 /// Crates, and the only places that may name them.
-const FENCES: [(&str, &[&str]); 17] = [
+const FENCES: [(&str, &[&str]); 19] = [
     ("axum", &["http", "app.rs"]),
     ("axum_extra", &["http"]),
+    ("hyper", &["http"]),
+    ("hyper_util", &["http"]),
     ("tower_http", &["http"]),
     ("maud", &["http/dashboard"]),
     ("sqlx", &["store"]),

@@ -88,6 +88,8 @@ pub struct Requests {
     pub without_redis: WithoutRedis,
     /// Largest body, in bytes.
     pub max_body_bytes: usize,
+    /// Milliseconds in which the head of a request must have come.
+    pub header_timeout_ms: u64,
     /// Milliseconds in which the whole body must have come.
     pub body_timeout_ms: u64,
 }
@@ -101,6 +103,7 @@ impl Default for Requests {
             customer: CustomerLimits::default(),
             without_redis: WithoutRedis::default(),
             max_body_bytes: 1 << 20,
+            header_timeout_ms: 30_000,
             body_timeout_ms: 10_000,
         }
     }

@@ -25,15 +25,18 @@ pub struct Repeatable {
     pub fingerprint: [u8; 32],
 }
 
-/// What makes the requests at work now the same as others, by API key and name.
+/// An API key's number, and the client's name for a request.
+type Name = (i64, String);
+
+/// The requests at work now, by their names: what makes each the same as another.
 #[derive(Clone, Debug, Default)]
-pub(super) struct AtWork(Arc<Mutex<HashMap<(i64, String), [u8; 32]>>>);
+pub(super) struct AtWork(Arc<Mutex<HashMap<Name, [u8; 32]>>>);
 
 /// A name in use; free again when this is dropped.
 #[derive(Debug)]
 pub(super) struct Claim {
     at_work: AtWork,
-    name: (i64, String),
+    name: Name,
 }
 
 impl AtWork {

@@ -11,6 +11,7 @@ mod limits;
 mod openai;
 mod params;
 mod respond;
+mod serve;
 
 use std::sync::Arc;
 
@@ -28,6 +29,8 @@ use crate::reload;
 use crate::store::Store;
 
 use error::ApiError;
+
+pub use serve::serve;
 
 /// What handlers work with; clones share everything.
 #[derive(Clone, Debug)]
