@@ -1,7 +1,7 @@
 //! Limits that several servers share through a Redis. Each has a database of its
 //! own here, with the same customer and key in it.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -196,6 +196,35 @@ async fn without_redis_each_server_limits_by_itself_until_it_is_back() {
     }
     let statuses = at_once(&hosts, 1, &ask()).await;
     assert_eq!(count(&statuses, 429), 3, "{statuses:?}");
+}
+
+#[tokio::test]
+async fn a_redis_that_hangs_holds_up_one_request_a_second() {
+    let (redis, upstream) = (
+        Redis::start().await,
+        Upstream::start(Act::Answer("yes")).await,
+    );
+    let [(host, customer), ..] = three(&redis, &upstream, "", json!({})).await;
+    customer.post("/generate", ask()).await.expect(200);
+    redis.hang(true);
+    customer.post("/generate", ask()).await.expect(200);
+    assert!(host.log().contains("Redis does not answer"));
+    let started = Instant::now();
+    for _ in 0..20 {
+        customer.post("/generate", ask()).await.expect(200);
+    }
+    // those that do not ask wait for nothing; the others a second each
+    assert!(
+        started.elapsed() < Duration::from_secs(15),
+        "{:?}",
+        started.elapsed()
+    );
+    redis.hang(false);
+    eventually("Redis is back", async || {
+        customer.post("/generate", ask()).await;
+        host.log().contains("Redis is back")
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -248,12 +248,8 @@ impl ApiError {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         if let Some(after) = self.retry_after {
-            // whole seconds, rounded up: earlier would be refused again
-            let seconds = after.as_millis().div_ceil(1000).max(1);
-            headers.insert(
-                header::RETRY_AFTER,
-                HeaderValue::from(u64::try_from(seconds).unwrap_or(u64::MAX)),
-            );
+            let seconds = limits::whole_seconds(after).max(1);
+            headers.insert(header::RETRY_AFTER, seconds.into());
         }
         limits::write(headers, &self.limits.standings);
         response

@@ -85,10 +85,15 @@ fn service_limit(standing: &Standing) -> String {
     match standing.limit.unit {
         Unit::Concurrent => format!("\"{name}\";r={remaining}"),
         _ => {
-            let seconds = standing.next.as_millis().div_ceil(1000);
+            let seconds = whole_seconds(standing.next);
             format!("\"{name}\";r={remaining};t={seconds}")
         }
     }
+}
+
+/// A time in whole seconds, rounded up: earlier it would not be over.
+pub fn whole_seconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos().div_ceil(1_000_000_000)).unwrap_or(u64::MAX)
 }
 
 /// A limit in the body of an error.
@@ -128,6 +133,13 @@ fn duration(time: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn seconds_are_rounded_up() {
+        for (micros, seconds) in [(0, 0), (1, 1), (600, 1), (1_000_000, 1), (1_000_400, 2)] {
+            assert_eq!(whole_seconds(Duration::from_micros(micros)), seconds);
+        }
+    }
 
     #[test]
     fn times_are_written_as_by_openai() {

@@ -61,6 +61,14 @@ impl Redis {
         self.child.wait().ok();
     }
 
+    /// Lets it say nothing more, though its connections stay; or go on.
+    pub fn hang(&self, is_hung: bool) {
+        let signal = if is_hung { "STOP" } else { "CONT" };
+        let id = self.child.id().to_string();
+        let status = Command::new("kill").args(["-s", signal, &id]).status();
+        assert!(status.expect("kill runs").success());
+    }
+
     /// Starts it again, empty, where it was.
     pub async fn start_again(&mut self) {
         self.child = Self::spawn(self.port, &self.dir);
