@@ -57,6 +57,8 @@ struct Produced {
     room: Room,
     /// All of it, where a repeat may ask for it.
     content: Option<Content>,
+    /// What came to its end, with the instance of a component.
+    ended: Option<Completion>,
 }
 
 impl Produced {
@@ -211,6 +213,7 @@ impl Generator {
                     Event::Usage(usage) => produced.count(usage),
                     Event::Finish(finish) => {
                         produced.count(finish.usage);
+                        produced.ended = Some(completion);
                         return Ok(finish.reason);
                     }
                     Event::Other(_) => {}
@@ -303,6 +306,8 @@ impl Generator {
         permit
             .settle(used.prompt_tokens.saturating_add(used.completion_tokens))
             .await;
+        // taking an instance apart is nothing that the client should wait for
+        tokio::spawn(async move { drop(produced.ended) });
         settled.map_err(|error| match error {
             store::Error::Stopping => Error::Stopping,
             _ => Error::NotRecorded,

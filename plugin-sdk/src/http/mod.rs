@@ -29,8 +29,10 @@
 
 mod api;
 mod failure;
-#[cfg(not(target_family = "wasm"))]
+#[cfg(all(not(target_family = "wasm"), feature = "native-http"))]
 mod native;
+#[cfg(all(not(target_family = "wasm"), not(feature = "native-http")))]
+mod none;
 mod retry;
 pub mod sse;
 pub mod upstream;
@@ -47,8 +49,10 @@ pub use self::api::{Answer, Api, Decode};
 pub use self::failure::Failure;
 pub use self::retry::Retry;
 
-#[cfg(not(target_family = "wasm"))]
+#[cfg(all(not(target_family = "wasm"), feature = "native-http"))]
 use self::native as network;
+#[cfg(all(not(target_family = "wasm"), not(feature = "native-http")))]
+use self::none as network;
 use self::url::Url;
 #[cfg(target_family = "wasm")]
 use self::wasi as network;

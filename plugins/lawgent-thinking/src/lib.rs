@@ -7,7 +7,8 @@ use plugin_sdk::{
     Backend, CountSource, Error, ModelInfo, PluginInfo, Request, Settings, TokenEstimate,
 };
 
-struct Completions {
+/// The adapter.
+pub struct Completions {
     api: Api,
     model_name: String,
 }

@@ -6,11 +6,13 @@ use plugin_sdk::{
     Prompt, Request, Settings, Usage,
 };
 
-struct Offline {
+/// The plugin.
+pub struct Offline {
     trap_at: Option<String>,
 }
 
-struct Answer(String);
+/// An echo in the making.
+pub struct Answer(String);
 
 impl Backend for Offline {
     type Completion = Answer;

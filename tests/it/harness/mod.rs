@@ -5,6 +5,7 @@ mod client;
 mod purse;
 mod redis;
 mod registry;
+mod setup;
 mod stripe;
 mod upstream;
 
@@ -22,6 +23,7 @@ pub use client::{Client, Reply};
 pub use purse::{Purse, nanos, text};
 pub use redis::Redis;
 pub use registry::Registry;
+pub use setup::Setup;
 pub use stripe::{FakeStripe, LocalStripe, Mood, STRIPE_KEY, free_port};
 pub use upstream::{Act, Upstream};
 
@@ -69,80 +71,6 @@ pub struct Host {
     out: Arc<Mutex<String>>,
 }
 
-/// How to start a server.
-#[derive(Clone, Debug)]
-pub struct Setup {
-    config: String,
-    env: Vec<(String, String)>,
-    files: Vec<(&'static str, Vec<u8>)>,
-    arguments: Vec<String>,
-    has_admin_key: bool,
-    has_free_port: bool,
-}
-
-impl Setup {
-    /// Uses this as the configuration file.
-    pub fn config(mut self, config: impl Into<String>) -> Self {
-        self.config = config.into();
-        self
-    }
-
-    /// Sets an environment variable.
-    pub fn env(mut self, name: &str, value: impl Into<String>) -> Self {
-        self.env.push((name.to_owned(), value.into()));
-        self
-    }
-
-    /// Puts a file into the server's folder.
-    pub fn file(mut self, name: &'static str, content: impl Into<Vec<u8>>) -> Self {
-        self.files.push((name, content.into()));
-        self
-    }
-
-    /// Adds an argument of the command line.
-    pub fn argument(mut self, argument: impl Into<String>) -> Self {
-        self.arguments.push(argument.into());
-        self
-    }
-
-    /// Lets the server make its admin key.
-    pub fn without_admin_key(mut self) -> Self {
-        self.has_admin_key = false;
-        self
-    }
-
-    /// Leaves the address to the configuration, rather than take a free port.
-    pub fn listening_as_configured(mut self) -> Self {
-        self.has_free_port = false;
-        self
-    }
-
-    /// Starts the server and waits until it listens.
-    pub async fn start(self) -> Host {
-        let dir = TempDir::new().expect("a folder");
-        self.write(dir.path());
-        Host::spawn(self, dir).await
-    }
-
-    /// Starts the server, which must refuse to start: its status and what it says.
-    pub fn refused(self) -> (ExitStatus, String) {
-        let dir = TempDir::new().expect("a folder");
-        self.write(dir.path());
-        let output = Host::serve(&self, dir.path()).output().expect("it runs");
-        (
-            output.status,
-            String::from_utf8_lossy(&output.stderr).into_owned(),
-        )
-    }
-
-    fn write(&self, dir: &Path) {
-        std::fs::write(dir.join("model-host.toml"), &self.config).expect("a file");
-        for (name, content) in &self.files {
-            std::fs::write(dir.join(name), content).expect("a file");
-        }
-    }
-}
-
 impl Host {
     /// A server with GPT-2 alone.
     pub async fn start() -> Self {
@@ -151,45 +79,12 @@ impl Host {
 
     /// A server to be set up.
     pub fn builder() -> Setup {
-        Setup {
-            config: GPT2.to_owned(),
-            env: Vec::new(),
-            files: Vec::new(),
-            arguments: Vec::new(),
-            has_admin_key: true,
-            has_free_port: true,
-        }
-    }
-
-    /// A command of the binary in the server's folder and environment.
-    fn command(setup: &Setup, dir: &Path) -> Command {
-        let mut command = Command::new(BINARY);
-        command
-            .current_dir(dir)
-            .env_clear()
-            .env("MODEL_HOST_DATA_DIR", dir.join("data"))
-            .env("MODEL_HOST_LOG", "info,model_host=debug")
-            .env("HF_HOME", dir.join("hub"));
-        if setup.has_admin_key {
-            command.env("MODEL_HOST_ADMIN_KEY", ADMIN_KEY);
-        }
-        command.envs(setup.env.iter().map(|(name, value)| (name, value)));
-        command
-    }
-
-    /// The command that serves.
-    fn serve(setup: &Setup, dir: &Path) -> Command {
-        let mut command = Self::command(setup, dir);
-        command.arg("serve");
-        if setup.has_free_port {
-            command.args(["--listen", "127.0.0.1:0"]);
-        }
-        command.args(&setup.arguments).stdin(Stdio::null());
-        command
+        Setup::default()
     }
 
     async fn spawn(setup: Setup, dir: TempDir) -> Self {
-        let mut child = Self::serve(&setup, dir.path())
+        let mut child = setup
+            .serve(dir.path())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
@@ -252,7 +147,7 @@ impl Host {
 
     /// The same, whether it succeeds or not; with its errors if it does not.
     pub fn try_run(&self, arguments: &[&str]) -> (ExitStatus, String) {
-        let mut command = Self::command(&self.setup, self.dir());
+        let mut command = self.setup.command(self.dir());
         let output = command.args(arguments).output().expect("it runs");
         let mut said = String::from_utf8(output.stdout).expect("text");
         if !output.status.success() {
@@ -263,6 +158,11 @@ impl Host {
 
     pub fn url(&self) -> &str {
         &self.url
+    }
+
+    /// The process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     /// The folder it runs in: `model-host.toml` and `data/`.
@@ -290,7 +190,7 @@ impl Host {
     /// Sends a signal, such as `TERM`.
     pub fn signal(&self, name: &str) {
         let status = Command::new("kill")
-            .args(["-s", name, &self.child.id().to_string()])
+            .args(["-s", name, &self.pid().to_string()])
             .status();
         assert!(status.expect("kill runs").success());
     }

@@ -4,31 +4,57 @@ use std::fmt;
 use std::sync::Arc;
 
 use plugin_sdk::{Error, ErrorKind, Event, ToolCall};
+use tokio::sync::OwnedSemaphorePermit;
 use wasmtime::component::ResourceAny;
 
+use super::instance::{Mould, Running, Spare};
 use super::network::Upstream;
-use super::{Running, failure};
+use super::{Component, failure};
 
 /// One answer in the making. It owns its instance; dropping it stops the instance
 /// and the request it may have sent to the upstream.
 pub struct Completion {
-    /// Gone after the end or an error.
-    running: Option<(Running, ResourceAny)>,
+    /// Gone after an error.
+    answering: Option<Answering>,
     upstream: Option<Arc<Upstream>>,
     bytes_left: usize,
+    is_over: bool,
+}
+
+struct Answering {
+    running: Running,
+    resource: ResourceAny,
+    _place: OwnedSemaphorePermit,
+    spare: Arc<Spare>,
+    mould: Arc<Mould>,
+}
+
+impl Drop for Answering {
+    /// Not before: what is needed for this answer comes first.
+    fn drop(&mut self) {
+        self.spare.refill(&self.mould);
+    }
 }
 
 impl Completion {
     pub(super) fn new(
+        component: &Component,
         running: Running,
         resource: ResourceAny,
-        upstream: Option<Arc<Upstream>>,
-        bytes: usize,
+        place: OwnedSemaphorePermit,
     ) -> Self {
+        let mould = &component.mould;
         Self {
-            running: Some((running, resource)),
-            upstream,
-            bytes_left: bytes,
+            upstream: mould.upstream.clone(),
+            bytes_left: mould.limits.response_bytes,
+            answering: Some(Answering {
+                running,
+                resource,
+                _place: place,
+                spare: Arc::clone(&component.spare),
+                mould: Arc::clone(mould),
+            }),
+            is_over: false,
         }
     }
 
@@ -41,10 +67,14 @@ impl Completion {
     /// After an error there is nothing more.
     pub async fn next(&mut self) -> Result<Vec<Event>, Error> {
         // Taken out, so that a call which is dropped half-way ends the instance too.
-        let Some((mut running, resource)) = self.running.take() else {
+        let answering = self.answering.take().filter(|_| !self.is_over);
+        let Some(mut answering) = answering else {
             return Err(Error::new(ErrorKind::Internal, "the answer is over"));
         };
-        let next = running.instance.next(&mut running.store, resource);
+        let running = &mut answering.running;
+        let next = running
+            .instance
+            .next(&mut running.store, answering.resource);
         let called = running.meter.run(next).await?;
         let events = called.map_err(|error| failure::by_plugin(self.upstream.as_deref(), error))?;
 
@@ -57,21 +87,24 @@ impl Completion {
             .iter()
             .position(|event| matches!(event, Event::Finish(_)));
         match end {
-            None if events.is_empty() => Err(failure::plugin_failed("it reported no event")),
-            None => {
-                self.running = Some((running, resource));
-                Ok(events)
+            None if events.is_empty() => {
+                return Err(failure::plugin_failed("it reported no event"));
             }
-            Some(last) if last + 1 == events.len() => Ok(events),
-            Some(_) => Err(failure::plugin_failed("it reported events after the end")),
+            Some(last) if last + 1 < events.len() => {
+                return Err(failure::plugin_failed("it reported events after the end"));
+            }
+            None => {}
+            Some(_) => self.is_over = true,
         }
+        self.answering = Some(answering);
+        Ok(events)
     }
 }
 
 impl fmt::Debug for Completion {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Completion")
-            .field("is_over", &self.running.is_none())
+            .field("is_over", &(self.is_over || self.answering.is_none()))
             .field("bytes_left", &self.bytes_left)
             .finish_non_exhaustive()
     }

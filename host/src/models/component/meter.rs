@@ -60,6 +60,12 @@ impl Meter {
         });
     }
 
+    /// Begins the time of a request whose instance was made before.
+    pub(super) fn begin<T>(&mut self, store: &mut Store<T>, deadline: Instant) {
+        self.deadline = deadline;
+        store.set_epoch_deadline(1);
+    }
+
     async fn take_turn(self) {
         self.with(|clock| clock.turn = None);
         // a turn that is free at once would not let anybody else on this thread

@@ -3,10 +3,12 @@
 //! A component is compiled and checked once. Each request then gets an instance of
 //! its own, which holds that request's data, limits and pending upstream request,
 //! and ends with it: no request sees another's, and one that traps hurts no other.
+//! The next one is made in advance, so that a request need not wait for it.
 //!
 //! - `artifact`, `registry`: where a component comes from
 //! - `runtime`: the engine that all components share
 //! - `link`: from bytes to what can be instantiated
+//! - `instance`: how an instance is made, and kept for its request
 //! - `state`: what an instance sees of this machine
 //! - `network`: the way to its model's upstream
 //! - `meter`, `journal`: how long, and what is written
@@ -17,6 +19,7 @@ mod adapters;
 mod artifact;
 mod completion;
 mod failure;
+mod instance;
 mod journal;
 mod link;
 mod meter;
@@ -36,7 +39,6 @@ use plugin_sdk::{
     Error, ErrorKind, Event, Params, PluginInfo, Prompt, Request, Settings, TokenEstimate,
 };
 use tokio::sync::OwnedSemaphorePermit;
-use wasmtime::Store;
 
 pub use crate::config::ModelLimits as Limits;
 
@@ -46,11 +48,8 @@ pub use self::network::Upstream;
 pub use self::registry::Pulled;
 pub use self::runtime::Runtime;
 
-use self::journal::Journal;
-use self::meter::Meter;
-use self::network::{Gate, Network};
-use self::state::State;
-use self::v0_1::{Instance, Plugin};
+use self::instance::{Mould, Running, Spare};
+use self::network::Gate;
 
 /// How long a component may take to say what it is, and for its rehearsal.
 const PROOF_TIMEOUT: Duration = Duration::from_secs(30);
@@ -74,13 +73,9 @@ pub struct Spec {
 
 /// A component, compiled, checked and ready to be instantiated.
 pub struct Component {
-    runtime: Arc<Runtime>,
-    plugin: Plugin,
-    model: Arc<str>,
-    settings: Arc<Settings>,
-    upstream: Option<Arc<Upstream>>,
+    mould: Arc<Mould>,
+    spare: Arc<Spare>,
     gate: Option<Arc<Gate>>,
-    limits: Arc<Limits>,
     info: PluginInfo,
     digest: String,
 }
@@ -90,14 +85,7 @@ pub struct Component {
 pub struct Session<'a> {
     component: &'a Component,
     running: Running,
-}
-
-/// A live instance, with all that is the request's.
-struct Running {
-    store: Store<State>,
-    meter: Meter,
-    instance: Instance,
-    _place: OwnedSemaphorePermit,
+    place: OwnedSemaphorePermit,
 }
 
 impl Component {
@@ -137,14 +125,18 @@ impl Component {
             "component compiled"
         );
 
-        let mut component = Self {
+        let mould = Mould {
             runtime: Arc::clone(runtime),
             plugin: linked.plugin,
             model,
             settings: Arc::new(spec.settings),
             upstream,
-            gate,
             limits,
+        };
+        let mut component = Self {
+            mould: Arc::new(mould),
+            spare: Arc::default(),
+            gate,
             info: PluginInfo::default(),
             digest,
         };
@@ -171,7 +163,11 @@ impl Component {
     /// [`ErrorKind::Overloaded`] when too many instances run, or that the plugin
     /// failed: [`ErrorKind::Upstream`] with the code `plugin_failed`.
     pub async fn session(&self, timeout: Duration) -> Result<Session<'_>, Error> {
-        self.session_at(self.runtime.place()?, timeout).await
+        let session = self
+            .session_at(self.mould.runtime.place()?, timeout)
+            .await?;
+        self.spare.refill(&self.mould);
+        Ok(session)
     }
 
     /// Starts a completion in a session of its own, which ends at the request's deadline.
@@ -185,7 +181,7 @@ impl Component {
     }
 
     async fn describe(&self) -> Result<PluginInfo, Error> {
-        let place = self.runtime.next_place().await?;
+        let place = self.mould.runtime.next_place().await?;
         let mut running = self.session_at(place, PROOF_TIMEOUT).await?.running;
         let described = running.instance.describe(&mut running.store);
         let described = running.meter.run(described).await?;
@@ -195,13 +191,12 @@ impl Component {
     /// Runs a short request as far as it goes without the network. A plugin may refuse
     /// it; it must not trap.
     async fn rehearse(&self, has_network: bool) -> Result<(), Error> {
+        let Mould {
+            model, settings, ..
+        } = &*self.mould;
         let request = Request {
             request_id: "rehearsal".to_owned(),
-            model: self
-                .settings
-                .get("model_name")
-                .unwrap_or(&self.model)
-                .to_owned(),
+            model: settings.get("model_name").unwrap_or(model).to_owned(),
             prompt: Prompt::Text("Hello".to_owned()),
             params: Params {
                 max_tokens: Some(1),
@@ -213,7 +208,7 @@ impl Component {
         };
         let is_refusal =
             |error: &Error| !failure::is_plugins(error) && error.kind != ErrorKind::Timeout;
-        let place = self.runtime.next_place().await?;
+        let place = self.mould.runtime.next_place().await?;
         let mut session = self.session_at(place, PROOF_TIMEOUT).await?;
         match session.estimate_within(PROOF_TIMEOUT, &request).await {
             Err(error) if !is_refusal(&error) => return Err(error),
@@ -237,33 +232,19 @@ impl Component {
         timeout: Duration,
     ) -> Result<Session<'_>, Error> {
         let deadline = Instant::now() + timeout;
-        let network = Network {
-            gate: None,
-            requests_left: self.limits.upstream_requests,
-            deadline,
+        let running = match self.spare.take(deadline) {
+            Some(spare) => spare,
+            None => self.mould.instance(deadline).await?,
         };
-        let lines = self.limits.log_lines;
-        let journal = Journal::new(Arc::clone(&self.model), self.upstream.clone(), lines);
-        let state = State::new(Arc::clone(&self.settings), journal, network, &self.limits);
-        let mut store = Store::new(&self.runtime.engine, state);
-        store.limiter(|state| &mut state.memory);
-        let meter = Meter::new(deadline, Arc::clone(&self.runtime.turns));
-        let budget = Duration::from_millis(self.limits.cpu_ms.into());
-        meter.limit(&mut store, budget);
-        let instance = meter.run(self.plugin.instantiate(&mut store)).await?;
         Ok(Session {
             component: self,
-            running: Running {
-                store,
-                meter,
-                instance,
-                _place: place,
-            },
+            running,
+            place,
         })
     }
 
     fn by_plugin(&self, error: Error) -> Error {
-        failure::by_plugin(self.upstream.as_deref(), error)
+        failure::by_plugin(self.mould.upstream.as_deref(), error)
     }
 }
 
@@ -298,15 +279,14 @@ impl Session<'_> {
     pub async fn generate(self, request: Request) -> Result<Completion, Error> {
         let Self {
             component,
+            place,
             mut running,
         } = self;
         running.store.data_mut().network.gate = component.gate.clone();
         let accepted = running.instance.generate(&mut running.store, request);
         let accepted = running.meter.run(accepted).await?;
         let resource = accepted.map_err(|error| component.by_plugin(error))?;
-        let upstream = component.upstream.clone();
-        let most = component.limits.response_bytes;
-        Ok(Completion::new(running, resource, upstream, most))
+        Ok(Completion::new(component, running, resource, place))
     }
 }
 
@@ -321,7 +301,7 @@ impl fmt::Debug for Session<'_> {
 impl fmt::Debug for Component {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Component")
-            .field("model", &self.model)
+            .field("model", &self.mould.model)
             .field("info", &self.info)
             .field("digest", &self.digest)
             .finish_non_exhaustive()

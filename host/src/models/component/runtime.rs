@@ -13,7 +13,7 @@ use plugin_sdk::{Error, ErrorKind};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use wasmtime::component::Component;
 use wasmtime::{
-    Cache, CacheConfig, Config, Engine, InstanceAllocationStrategy, OptLevel,
+    Cache, CacheConfig, Config, Enabled, Engine, InstanceAllocationStrategy, OptLevel,
     PoolingAllocationConfig,
 };
 
@@ -28,6 +28,10 @@ const HOST_STACK: usize = 1536 << 10;
 /// looked at.
 const TICK: Duration = Duration::from_millis(2);
 
+/// Most instances that wait for their request, of all components together and beyond
+/// those that the operator allows.
+const SPARES: u32 = 32;
+
 /// What a request is told to wait when all instances are taken.
 const RETRY_AFTER_MS: u32 = 1_000;
 
@@ -38,6 +42,7 @@ pub struct Runtime {
     compiling: Mutex<Cache>,
     pub(super) turns: Arc<Semaphore>,
     places: Arc<Semaphore>,
+    spares: Arc<Semaphore>,
 }
 
 /// Why there is no [`Runtime`].
@@ -100,6 +105,7 @@ impl Runtime {
             compiling: Mutex::new(cache),
             turns: Arc::new(Semaphore::new(long_turns())),
             places: Arc::new(Semaphore::new(shared.instances as usize)),
+            spares: Arc::new(Semaphore::new(SPARES as usize)),
         })
     }
 
@@ -121,6 +127,11 @@ impl Runtime {
     pub(super) fn place(&self) -> Result<OwnedSemaphorePermit, Error> {
         let places = Arc::clone(&self.places);
         places.try_acquire_owned().map_err(|_| overloaded())
+    }
+
+    /// A place for an instance that waits for its request, if there is one.
+    pub(super) fn spare_place(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.spares).try_acquire_owned().ok()
     }
 
     /// The next place that is free, for what can wait.
@@ -167,7 +178,7 @@ fn private_folder(folder: &Path) -> Result<PathBuf, RuntimeError> {
 }
 
 fn engine(cache: Cache, shared: &Components) -> Result<Engine, RuntimeError> {
-    let instances = shared.instances;
+    let instances = shared.instances + SPARES;
     let mut pool = PoolingAllocationConfig::default();
     pool.total_component_instances(instances)
         // a component is several modules: the plugin itself and its adapters; a number
@@ -179,9 +190,11 @@ fn engine(cache: Cache, shared: &Components) -> Result<Engine, RuntimeError> {
         .total_gc_heaps(0)
         .max_memory_size(Limits::MEMORY_CEILING_MIB << 20)
         .table_elements(Limits::TABLE_CEILING)
-        // so much of a used place is cleared by hand rather than by the kernel
-        .linear_memory_keep_resident(256 << 10)
+        // so much of a used place is cleared by hand rather than by the kernel, if the
+        // kernel tells which pages were written
+        .linear_memory_keep_resident(512 << 10)
         .table_keep_resident(64 << 10)
+        .pagemap_scan(Enabled::Auto)
         .max_unused_warm_slots(100);
     let stack = shared.stack_kib << 10;
     let mut config = Config::new();
@@ -196,7 +209,10 @@ fn engine(cache: Cache, shared: &Components) -> Result<Engine, RuntimeError> {
         .cache(Some(cache));
     Engine::new(&config).map_err(|reason| {
         if reason.is::<rustix::io::Errno>() {
-            RuntimeError::AddressSpace { instances, reason }
+            RuntimeError::AddressSpace {
+                instances: shared.instances,
+                reason,
+            }
         } else {
             RuntimeError::Engine(reason)
         }

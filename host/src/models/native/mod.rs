@@ -8,6 +8,8 @@
 //! before its next step. A panic of the plugin fails the one request.
 
 mod queue;
+#[cfg(feature = "twins")]
+mod twins;
 
 use std::any::Any;
 use std::fmt;
@@ -27,7 +29,12 @@ const AHEAD: usize = 32;
 
 /// Whether a native plugin of this name is compiled in.
 pub fn is_known(plugin: &str) -> bool {
-    plugin == "gpt2"
+    match plugin {
+        "gpt2" => true,
+        #[cfg(feature = "twins")]
+        "lawgent-thinking" | "offline" => true,
+        _ => false,
+    }
 }
 
 /// How much of a model's work happens at once.
@@ -87,6 +94,12 @@ impl Native {
     ) -> Result<Self, Error> {
         match plugin {
             "gpt2" => Self::open_as::<gpt2::Gpt2>(model, settings, options).await,
+            #[cfg(feature = "twins")]
+            "lawgent-thinking" => {
+                Self::open_as::<twins::Completions>(model, settings, options).await
+            }
+            #[cfg(feature = "twins")]
+            "offline" => Self::open_as::<twins::Offline>(model, settings, options).await,
             _ => Err(Error::new(
                 ErrorKind::InvalidRequest,
                 format!("no native plugin is called {plugin:?}"),
