@@ -12,12 +12,13 @@ mod load;
 
 use std::fmt::Write;
 use std::ops::Range;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::Parser;
 use rustix::thread::{CpuSet, sched_setaffinity};
+use serde_json::json;
 
-use harness::{Act, Host, Upstream, component};
+use harness::{Act, Client, Host, Upstream, component};
 use load::{Times, paced, saturating};
 
 /// Compares components with their native twins
@@ -56,6 +57,10 @@ const ADAPTER: Twins = Twins {
 };
 /// Clients that ask one request after the other, to see the most that the server does.
 const SATURATING: usize = 32;
+/// A piece of an answer by the upstream.
+const PIECE: &str = "data: {\"choices\":[{\"text\":\" and\"}]}\n\n";
+/// Clients that leave, one after the other.
+const LEAVING: usize = 50;
 /// How many models' memory is looked at.
 const MODELS: [usize; 3] = [1, 10, 100];
 
@@ -90,9 +95,7 @@ async fn compare(options: &Options) {
         .ready()
         .await;
     pin(options.cores..options.cores + 1);
-    let customer = host
-        .customer_with(serde_json::json!({ "rate_limit": 1_000_000 }))
-        .await;
+    let customer = host.customer_with(json!({ "rate_limit": 1_000_000 })).await;
     let time = Duration::from_secs(options.seconds);
 
     println!("{} rounds of {time:?} each", options.rounds);
@@ -130,6 +133,30 @@ async fn compare(options: &Options) {
             component.rate() / native.rate(),
         );
     }
+    leave(&customer, &upstream).await;
+}
+
+/// Clients that leave in the midst of an answer: how long until the upstream is left.
+async fn leave(customer: &Client, upstream: &Upstream) {
+    upstream.act(Act::Stream(&[PIECE, PIECE]));
+    let mut times = Times::default();
+    for _ in 0..LEAVING {
+        let ask = json!({ "text": "Once", "model_id": ADAPTER.component, "stream": true });
+        let mut stream = customer.stream("/generate", ask).await;
+        stream.next().await.expect("an event");
+        assert_eq!(upstream.open(), 1);
+        drop(stream);
+        let left = Instant::now();
+        while upstream.open() > 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        times.add(vec![left.elapsed()], Duration::from_secs(1));
+    }
+    println!(
+        "{LEAVING} clients that left: the upstream was left after ms: p50 {:.1}, most {:.1}",
+        times.at(50) / 1e3,
+        times.at(100) / 1e3
+    );
 }
 
 /// Two pairs of twins, and threads enough for the native ones.
@@ -171,7 +198,7 @@ async fn weigh() {
         let customer = host.customer().await;
         let loaded = resident_mib(&host);
         for id in 1..=count {
-            let body = serde_json::json!({ "text": "hello", "model_id": id });
+            let body = json!({ "text": "hello", "model_id": id });
             customer.post("/generate", body).await.expect(200);
         }
         println!("{count:>6} {:>13.1} {:>24.1}", loaded, resident_mib(&host));

@@ -107,7 +107,7 @@ pub struct ModelLimits {
     pub max_new_tokens: u32,
     /// Milliseconds that an answer may take, waiting in the queue included.
     pub timeout_ms: u32,
-    /// Answers a native model works on at once.
+    /// Answers a native model works on at once, each a sequence of its batch.
     pub parallel: usize,
     /// Requests that wait for a native model before it refuses more.
     pub queue: usize,
@@ -154,7 +154,7 @@ impl Default for ModelLimits {
             max_prompt_bytes: 256 * 1024,
             max_new_tokens: 4096,
             timeout_ms: 120_000,
-            parallel: 2,
+            parallel: 16,
             queue: 1024,
             memory_mib: 64,
             table_elements: 20_000,

@@ -155,7 +155,10 @@ fn upstream(model: &config::Model) -> Result<Option<Upstream>, String> {
 
 /// What the plugin may know of its configuration: no secrets.
 fn settings(model: &config::Model) -> Settings {
+    // for its metrics; a component has no use for it
+    let name = (!model.is_component()).then(|| model.name.clone());
     let named = [
+        ("name", name),
         ("dtype", model.dtype.clone()),
         ("api_url", model.api_url.clone()),
         ("model_name", model.model_name.clone()),

@@ -2,28 +2,21 @@
 
 use std::sync::Arc;
 
-use candle_transformers::generation::LogitsProcessor;
-use plugin_sdk::{
-    Completion, CountSource, Error, ErrorKind, Event, Finish, FinishReason, Params, Usage,
-};
+use plugin_sdk::{Completion, CountSource, Error, Event, Finish, FinishReason, Params, Usage};
 
 use crate::checkpoint::Loaded;
 use crate::detokenize::Detokenizer;
-use crate::model::Cache;
+use crate::engine::{Engine, Tokens};
 use crate::sampling;
 use crate::stop::{Passed, StopFinder};
 
 /// New tokens where the request does not say.
 const DEFAULT_MAX_TOKENS: u32 = 100;
 
-/// One answer of GPT-2. Each step runs the model over one token; the first one
-/// over the whole prompt.
+/// One answer of GPT-2: the engine's tokens made into text.
 pub struct Generation {
     loaded: Arc<Loaded>,
-    cache: Cache,
-    sampler: LogitsProcessor,
-    /// Tokens the model has not seen yet.
-    unseen: Vec<u32>,
+    tokens: Tokens,
     characters: Detokenizer,
     stops: StopFinder,
     prompt_tokens: u32,
@@ -35,6 +28,7 @@ impl Generation {
     /// An answer to a prompt that is not empty and fits the context window.
     pub(crate) fn new(
         loaded: Arc<Loaded>,
+        engine: &Engine,
         prompt: Vec<u32>,
         params: Params,
     ) -> Result<Self, Error> {
@@ -42,38 +36,23 @@ impl Generation {
         let config = loaded.model.config();
         let left = u32::try_from(config.positions() - prompt.len()).unwrap_or(u32::MAX);
         let max_tokens = params.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS).min(left);
+        let prompt_tokens = u32::try_from(prompt.len()).unwrap_or(u32::MAX);
         Ok(Self {
-            cache: Cache::new(config, prompt.len() + max_tokens as usize),
-            sampler,
+            tokens: engine.begin(&loaded, prompt, max_tokens.max(1), sampler)?,
             characters: Detokenizer::default(),
             stops: StopFinder::new(params.stop),
-            prompt_tokens: u32::try_from(prompt.len()).unwrap_or(u32::MAX),
+            prompt_tokens,
             completion_tokens: 0,
             max_tokens,
-            unseen: prompt,
             loaded,
         })
-    }
-
-    /// Runs the model over what it has not seen and chooses the next token.
-    fn step(&mut self) -> candle_core::Result<u32> {
-        let logits = self
-            .loaded
-            .model
-            .next_logits(&self.unseen, &mut self.cache)?;
-        // rows that pad the embedding stand for no token
-        let logits = logits.narrow(0, 0, self.loaded.tokenizer.size())?;
-        let token = self.sampler.sample(&logits)?;
-        self.completion_tokens += 1;
-        self.unseen.clear();
-        self.unseen.push(token);
-        Ok(token)
     }
 
     fn usage(&self) -> Usage {
         Usage {
             prompt_tokens: self.prompt_tokens,
             completion_tokens: self.completion_tokens,
+            cached_prompt_tokens: self.tokens.cached(),
             source: CountSource::Exact,
             ..Usage::default()
         }
@@ -103,9 +82,8 @@ impl Generation {
 
 impl Completion for Generation {
     fn next(&mut self) -> Result<Vec<Event>, Error> {
-        let token = self
-            .step()
-            .map_err(|error| Error::new(ErrorKind::Internal, "the model failed").detail(error))?;
+        let token = self.tokens.next()?;
+        self.completion_tokens += 1;
         if self.loaded.end_tokens.contains(&token) {
             return Ok(self.finish(String::new(), FinishReason::Stop, false));
         }

@@ -2,41 +2,61 @@
 //!
 //! - `source`: where a checkpoint comes from: this binary, a folder, the hub
 //! - `checkpoint`, `config`, `tokenizer`: its three files
-//! - `model`: the forward pass
-//! - `generation`: one answer; `sampling`, `detokenize` and `stop` are its parts
+//! - `engine`: all answers in the making, a token a step; `sampling` chooses it
+//! - `model`: the forward pass; `kernels`: the arithmetic
+//! - `generation`: one answer; `detokenize` and `stop` are its parts
+//! - `score`: how well a given text is predicted
 
 mod checkpoint;
 mod config;
 mod detokenize;
+mod engine;
 mod generation;
+mod kernels;
 mod model;
 mod sampling;
+mod score;
 mod source;
 mod stop;
 #[cfg(test)]
 mod tests;
 mod tokenizer;
 
+use std::num::NonZeroUsize;
 use std::sync::Arc;
+use std::thread;
 
-use candle_core::DType;
 use plugin_sdk::{
     Backend, CountSource, Error, ErrorKind, Extension, ModelInfo, PluginInfo, Prompt, Request,
     Settings, TokenEstimate,
 };
 
 use checkpoint::Loaded;
+use engine::{Engine, Options};
+use kernels::{Dtype, PAGE};
+use model::Model;
 use source::Source;
 
 pub use generation::Generation;
+pub use score::Score;
+
+/// The fastest that chooses f32's tokens on 99 % of positions or more; see the
+/// README.
+const DEFAULT_DTYPE: &str = "f16";
+/// Memory for keys and values.
+const KV_CACHE_MIB: usize = 128;
+/// More threads than any machine has use for.
+const MOST_THREADS: usize = 256;
 
 /// A loaded GPT-2.
 #[derive(Debug)]
 pub struct Gpt2 {
     loaded: Arc<Loaded>,
+    engine: Engine,
     /// Where it was loaded from, by the name shown to people.
     source: String,
-    dtype: DType,
+    /// What its weights are held in.
+    dtype: &'static str,
 }
 
 impl Backend for Gpt2 {
@@ -46,20 +66,39 @@ impl Backend for Gpt2 {
     ///
     /// Settings: `model_path`, one source or a JSON list of them (`embedded`, a
     /// folder, or a hub id with an optional `@revision`; the default is
-    /// `embedded`); `dtype`, what weights and activations are held in (`f32`,
-    /// `f16` or `bf16`); `cache_dir`, the hub's cache where it is not the usual.
+    /// `embedded`); `dtype`, what weights are held in (`f32`, `f16`, `bf16` or
+    /// `q8`; the default is `f16`); `threads`, how many work on a step (the default
+    /// is the processors this process may use); `kv_cache_mib`, the memory for keys
+    /// and values (the default is [`KV_CACHE_MIB`], or two contexts where that is
+    /// more); `prefix_cache`, whether prompts that begin alike share them (`true`
+    /// or `false`, the default is `true`); `cache_dir`, the hub's cache where it
+    /// is not the usual; `name`, the model's in metrics.
     fn open(settings: &Settings) -> Result<Self, Error> {
-        let dtype = dtype(settings.get("dtype").unwrap_or("f32"))?;
+        let (dtype, dtype_name) = dtype(settings.get("dtype").unwrap_or(DEFAULT_DTYPE))?;
+        let threads = threads(settings.get("threads"))?;
         let sources = Source::list(settings.get("model_path").unwrap_or("embedded"))?;
         let cache_dir = settings.get("cache_dir");
+        let kv_cache_mib = settings.parsed("kv_cache_mib")?;
+        let is_sharing = settings.parsed("prefix_cache")?.unwrap_or(true);
         let mut refusals = Vec::new();
         for source in sources {
             match source.load(cache_dir, dtype) {
                 Ok((loaded, source)) => {
+                    let loaded = Arc::new(loaded);
+                    let options = Options {
+                        name: settings.get("name").unwrap_or("gpt2").to_owned(),
+                        threads,
+                        pages: pages(&loaded.model, kv_cache_mib)?,
+                        is_sharing,
+                    };
+                    let engine = Engine::start(Arc::clone(&loaded), &options).map_err(|error| {
+                        Error::new(ErrorKind::Internal, "threads cannot be started").detail(error)
+                    })?;
                     return Ok(Self {
-                        loaded: Arc::new(loaded),
+                        loaded,
+                        engine,
                         source,
-                        dtype,
+                        dtype: dtype_name,
                     });
                 }
                 Err(refusal) => {
@@ -81,7 +120,7 @@ impl Backend for Gpt2 {
                 id: "gpt2".to_owned(),
                 description: format!(
                     "GPT-2 of {millions:.1} million parameters, in {}",
-                    self.dtype.as_str()
+                    self.dtype
                 ),
                 context_window: Some(self.context_window()),
                 max_output_tokens: None,
@@ -118,7 +157,12 @@ impl Backend for Gpt2 {
             );
             return Err(Error::new(ErrorKind::ContextLength, message).param("prompt"));
         }
-        Generation::new(Arc::clone(&self.loaded), prompt, request.params)
+        Generation::new(
+            Arc::clone(&self.loaded),
+            &self.engine,
+            prompt,
+            request.params,
+        )
     }
 }
 
@@ -141,14 +185,47 @@ impl Gpt2 {
     }
 }
 
-fn dtype(name: &str) -> Result<DType, Error> {
-    match name {
-        "f32" => Ok(DType::F32),
-        "f16" => Ok(DType::F16),
-        "bf16" => Ok(DType::BF16),
-        other => Err(Error::new(
+/// The dtype of this name, and the name.
+fn dtype(name: &str) -> Result<(Dtype, &'static str), Error> {
+    let found = Dtype::ALL.into_iter().find(|(_, known)| *known == name);
+    found.ok_or_else(|| {
+        Error::new(
             ErrorKind::InvalidRequest,
-            format!("dtype {other:?} is unknown: expected f32, f16 or bf16"),
+            format!("dtype {name:?} is unknown: expected f32, f16, bf16 or q8"),
+        )
+    })
+}
+
+/// How many pages the cache of keys and values may have, of so many MiB if set.
+fn pages(model: &Model, mib: Option<usize>) -> Result<usize, Error> {
+    let in_context = model.config().positions().div_ceil(PAGE);
+    let in_mib = |mib: usize| mib.saturating_mul(1 << 20) / model.page_bytes();
+    match mib.map(in_mib) {
+        None => Ok(in_mib(KV_CACHE_MIB).max(2 * in_context)),
+        Some(pages) if pages >= in_context => Ok(pages),
+        Some(pages) => Err(Error::new(
+            ErrorKind::InvalidRequest,
+            format!(
+                "kv_cache_mib holds {} tokens, less than the context window of {}",
+                pages * PAGE,
+                model.config().positions()
+            ),
         )),
+    }
+}
+
+fn threads(setting: Option<&str>) -> Result<NonZeroUsize, Error> {
+    match setting {
+        None => Ok(thread::available_parallelism().unwrap_or(NonZeroUsize::MIN)),
+        Some(text) => text
+            .parse()
+            .ok()
+            .filter(|threads: &NonZeroUsize| threads.get() <= MOST_THREADS)
+            .ok_or_else(|| {
+                Error::new(
+                    ErrorKind::InvalidRequest,
+                    format!("threads is {text:?}: expected a number from 1 to {MOST_THREADS}"),
+                )
+            }),
     }
 }

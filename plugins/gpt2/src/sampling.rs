@@ -1,10 +1,56 @@
 //! Which token comes next.
 
+use std::fmt;
+
+use candle_core::{Device, Tensor};
 use candle_transformers::generation::{LogitsProcessor, Sampling};
 use plugin_sdk::{Error, ErrorKind, Params};
 
 /// Below this a temperature counts as 0: dividing logits by less overflows.
 const COLDEST: f32 = 1e-7;
+
+/// Chooses the tokens of one sequence.
+pub(crate) enum Sampler {
+    /// The likeliest; of equal ones the first.
+    Greedy,
+    /// By chance.
+    Random(Box<LogitsProcessor>),
+}
+
+impl Sampler {
+    /// Chooses a token.
+    ///
+    /// # Errors
+    /// When the logits are not finite.
+    pub(crate) fn sample(&mut self, logits: &[f32]) -> candle_core::Result<u32> {
+        match self {
+            Self::Greedy => Ok(likeliest(logits)),
+            Self::Random(processor) => {
+                processor.sample(&Tensor::from_slice(logits, logits.len(), &Device::Cpu)?)
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Sampler {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Greedy => "Greedy",
+            Self::Random(_) => "Random",
+        })
+    }
+}
+
+/// The token with the largest logit; of equal ones the first.
+pub(crate) fn likeliest(logits: &[f32]) -> u32 {
+    let mut best = (0, f32::NEG_INFINITY);
+    for (token, &logit) in (0..).zip(logits) {
+        if logit > best.1 {
+            best = (token, logit);
+        }
+    }
+    best.0
+}
 
 /// The sampler that the parameters ask for, over `vocab` tokens.
 ///
@@ -16,20 +62,23 @@ const COLDEST: f32 = 1e-7;
 /// [`ErrorKind::InvalidRequest`] for a value that makes no sense,
 /// [`ErrorKind::Unsupported`] for a penalty; both name the parameter.
 /// [`ErrorKind::Internal`] when the system gives no random seed.
-pub(crate) fn sampler(params: &Params, vocab: usize) -> Result<LogitsProcessor, Error> {
+pub(crate) fn sampler(params: &Params, vocab: usize) -> Result<Sampler, Error> {
     refuse_penalty(params.frequency_penalty, "frequency_penalty")?;
     refuse_penalty(params.presence_penalty, "presence_penalty")?;
 
+    let sampling = sampling(params, vocab)?;
+    if sampling == Sampling::ArgMax {
+        return Ok(Sampler::Greedy);
+    }
     let seed = match params.seed {
         Some(seed) => seed,
         None => getrandom::u64().map_err(|error| {
             Error::new(ErrorKind::Internal, "the system gives no random seed").detail(error)
         })?,
     };
-    Ok(LogitsProcessor::from_sampling(
-        seed,
-        sampling(params, vocab)?,
-    ))
+    Ok(Sampler::Random(Box::new(LogitsProcessor::from_sampling(
+        seed, sampling,
+    ))))
 }
 
 fn sampling(params: &Params, vocab: usize) -> Result<Sampling, Error> {

@@ -28,9 +28,14 @@ const HOST_STACK: usize = 1536 << 10;
 /// looked at.
 const TICK: Duration = Duration::from_millis(2);
 
-/// Most instances that wait for their request, of all components together and beyond
-/// those that the operator allows.
+/// Most instances that wait for their request, of all components together; so many
+/// more than the operator allows to be at work.
 const SPARES: u32 = 32;
+
+fn spares(shared: &Components) -> u32 {
+    // few, where address space is dear
+    SPARES.min(shared.instances / 8)
+}
 
 /// What a request is told to wait when all instances are taken.
 const RETRY_AFTER_MS: u32 = 1_000;
@@ -105,7 +110,7 @@ impl Runtime {
             compiling: Mutex::new(cache),
             turns: Arc::new(Semaphore::new(long_turns())),
             places: Arc::new(Semaphore::new(shared.instances as usize)),
-            spares: Arc::new(Semaphore::new(SPARES as usize)),
+            spares: Arc::new(Semaphore::new(spares(shared) as usize)),
         })
     }
 
@@ -178,7 +183,7 @@ fn private_folder(folder: &Path) -> Result<PathBuf, RuntimeError> {
 }
 
 fn engine(cache: Cache, shared: &Components) -> Result<Engine, RuntimeError> {
-    let instances = shared.instances + SPARES;
+    let instances = shared.instances + spares(shared);
     let mut pool = PoolingAllocationConfig::default();
     pool.total_component_instances(instances)
         // a component is several modules: the plugin itself and its adapters; a number

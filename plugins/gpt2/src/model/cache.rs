@@ -1,47 +1,97 @@
 //! Keys and values of the positions a sequence has been through.
 
-use candle_core::{Result, Tensor};
-use candle_nn::kv_cache::KvCache;
+use std::sync::Arc;
 
-use crate::config::Config;
+use crate::kernels::{Layout, Level, PAGE, Page, Panel};
 
-/// One sequence's keys and values, one [`KvCache`] a layer, with tensors of
-/// `[n_head, capacity, n_embd / n_head]` made at the first step.
-#[derive(Debug)]
-pub struct Cache {
-    layers: Vec<KvCache>,
-    capacity: usize,
+/// One sequence's keys and values, in pages that are made as they are needed.
+#[derive(Clone, Debug)]
+pub(crate) struct Cache {
+    layout: Layout,
+    pages: Vec<Arc<Page>>,
+    len: usize,
+}
+
+/// Positions of one page that a step fills.
+pub(super) struct Filling<'a> {
+    page: &'a mut Arc<Page>,
+    /// The first of them, in the page.
+    position: usize,
+    /// Rows of the step that they come from.
+    rows: std::ops::Range<usize>,
 }
 
 impl Cache {
-    /// An empty cache for at most `capacity` positions. It will take
-    /// `2 * n_layer * n_embd * capacity` numbers of memory.
-    pub fn new(config: &Config, capacity: usize) -> Self {
-        let capacity = capacity.min(config.positions());
+    /// A cache with nothing in it.
+    pub(super) fn new(layout: Layout) -> Self {
         Self {
-            layers: vec![KvCache::new(1, capacity); config.layers()],
-            capacity,
+            layout,
+            pages: Vec::new(),
+            len: 0,
         }
     }
 
     /// Positions held: the one that comes next has this number.
-    pub fn len(&self) -> usize {
-        self.layers.first().map_or(0, KvCache::current_seq_len)
+    pub(crate) fn len(&self) -> usize {
+        self.len
     }
 
-    /// Positions it can still take.
-    pub fn room(&self) -> usize {
-        self.capacity - self.len()
+    /// Begins with pages that are full.
+    pub(crate) fn resume(&mut self, pages: Vec<Arc<Page>>) {
+        self.len = pages.len() * PAGE;
+        self.pages = pages;
     }
 
-    /// Adds keys and values, each `[n_head, t, n_embd / n_head]` and contiguous,
-    /// and returns those of all positions, this layer's.
-    pub(super) fn append(
-        &mut self,
-        layer: usize,
-        k: &Tensor,
-        v: &Tensor,
-    ) -> Result<(Tensor, Tensor)> {
-        self.layers[layer].append(k, v)
+    /// The pages, of which only copies may be put in their place.
+    pub(crate) fn pages_mut(&mut self) -> &mut [Arc<Page>] {
+        &mut self.pages
+    }
+
+    /// Forgets positions from `len` on.
+    pub(crate) fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+    }
+
+    pub(super) fn pages(&self) -> &[Arc<Page>] {
+        &self.pages
+    }
+
+    /// Takes pages for `count` more positions.
+    pub(super) fn grow(&mut self, count: usize) {
+        self.len += count;
+        while self.pages.len() * PAGE < self.len {
+            self.pages.push(Arc::new(Page::new(self.layout)));
+        }
+    }
+
+    /// The places of the last `count` positions, which come from the rows of a
+    /// step from `first` on.
+    pub(super) fn last(&mut self, count: usize, first: usize) -> impl Iterator<Item = Filling<'_>> {
+        let (start, end) = (self.len - count, self.len);
+        let pages = self.pages.iter_mut().enumerate().skip(start / PAGE);
+        pages.map(move |(index, page)| {
+            let from = start.max(index * PAGE);
+            let to = end.min((index + 1) * PAGE);
+            Filling {
+                page,
+                position: from - index * PAGE,
+                rows: first + from - start..first + to - start,
+            }
+        })
+    }
+}
+
+impl Filling<'_> {
+    /// Writes a layer's keys and values out of the rows of `qkv`, each `width`
+    /// wide.
+    pub(super) fn write(&mut self, level: Level, layer: usize, qkv: &Panel, width: usize) {
+        // a page that another sequence has too is copied first
+        let page = Arc::make_mut(self.page);
+        let (mut keys, mut values) = (vec![0.0; width], vec![0.0; width]);
+        for (offset, row) in self.rows.clone().enumerate() {
+            qkv.read(row, width, &mut keys);
+            qkv.read(row, 2 * width, &mut values);
+            page.write(level, layer, self.position + offset, &keys, &values);
+        }
     }
 }

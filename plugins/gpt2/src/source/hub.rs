@@ -6,7 +6,8 @@
 //! ETag of a file is its SHA-256 where it is kept as a large file, otherwise the
 //! SHA-1 that git gives the blob.
 
-use std::io::IsTerminal;
+use std::fs::File;
+use std::io::{self, IsTerminal, Read};
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -184,7 +185,7 @@ struct Display {
 
 impl Display {
     fn new() -> Self {
-        let bar = std::io::stderr().is_terminal().then(|| ProgressBar::new(0));
+        let bar = io::stderr().is_terminal().then(|| ProgressBar::new(0));
         Self {
             moved: Arc::default(),
             size: 0,
@@ -224,20 +225,20 @@ impl Progress for Display {
 /// Checks a file that came against its name in the cache, the hub's ETag. A file
 /// that is not what the hub has is removed, so that the next try fetches it anew.
 fn verify(file: &'static str, path: &Path) -> Result<(), Refusal> {
-    let failed = |error: std::io::Error| Refusal::file(file, error);
+    let failed = |error: io::Error| Refusal::file(file, error);
     let blob = path.canonicalize().map_err(failed)?;
     let etag = blob
         .file_name()
         .unwrap_or_default()
         .to_string_lossy()
         .into_owned();
-    let bytes = std::fs::read(&blob).map_err(failed)?;
+    let content = File::open(&blob).map_err(failed)?;
     let sum = match etag.len() {
-        64 => hex(&Sha256::digest(&bytes)),
+        64 => sum(Sha256::new(), content).map_err(failed)?,
         40 => {
-            let mut hash = Sha1::new_with_prefix(format!("blob {}\0", bytes.len()));
-            hash.update(&bytes);
-            hex(&hash.finalize())
+            let len = content.metadata().map_err(failed)?.len();
+            let header = format!("blob {len}\0");
+            sum(Sha1::new_with_prefix(header), content).map_err(failed)?
         }
         // a mirror with ETags of its own: there is nothing to check against
         _ => return Ok(()),
@@ -253,8 +254,17 @@ fn verify(file: &'static str, path: &Path) -> Result<(), Refusal> {
     ))
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+/// What the hash makes of a file, in hexadecimal.
+fn sum(mut hash: impl Digest, mut content: File) -> io::Result<String> {
+    let mut piece = vec![0; 1 << 16];
+    loop {
+        match content.read(&mut piece)? {
+            0 => break,
+            read => hash.update(&piece[..read]),
+        }
+    }
+    let bytes = hash.finalize();
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// The whole chain of causes: "error sending request" alone says nothing.

@@ -6,15 +6,15 @@ use std::borrow::Cow;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use candle_core::DType;
 use plugin_sdk::{Error, ErrorKind};
 
-use crate::checkpoint::{Checkpoint, Loaded, Refusal};
+use crate::checkpoint::{Bytes, Checkpoint, Loaded, Refusal};
+use crate::kernels::Dtype;
 
 /// The small model in this binary; see `model/README.md`.
 const EMBEDDED: Checkpoint = Checkpoint {
     config: Cow::Borrowed(include_bytes!("../../model/config.json")),
-    weights: Cow::Borrowed(include_bytes!("../../model/model.safetensors")),
+    weights: Bytes::Here(include_bytes!("../../model/model.safetensors")),
     tokenizer: Cow::Borrowed(include_bytes!("../../model/tokenizer.json")),
 };
 
@@ -97,7 +97,7 @@ impl Source {
     pub(crate) fn load(
         &self,
         cache: Option<&str>,
-        dtype: DType,
+        dtype: Dtype,
     ) -> Result<(Loaded, String), Refusal> {
         match self {
             Self::Embedded => Ok((EMBEDDED.load(dtype)?, self.to_string())),

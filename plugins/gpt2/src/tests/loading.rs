@@ -56,10 +56,10 @@ fn settings_that_make_no_sense_are_refused() {
 }
 
 #[test]
-fn half_precision_answers_too() {
+fn every_dtype_answers() {
     let folder = fixture("plain");
     let source = folder.to_str().unwrap();
-    for dtype in ["f16", "bf16"] {
+    for dtype in ["f32", "f16", "bf16", "q8"] {
         let model = Gpt2::open(&settings(&[("model_path", source), ("dtype", dtype)])).unwrap();
         assert_eq!(
             answer(&model, "The harbour", greedy(4)).2.completion_tokens,

@@ -1,9 +1,11 @@
 //! Tests of the plugin as a whole, with the checkpoints of `tests/fixtures`.
 
+mod batch;
 mod hub;
 mod loading;
 mod parity;
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use plugin_sdk::{
@@ -11,9 +13,51 @@ use plugin_sdk::{
 };
 
 use crate::Gpt2;
+use crate::kernels::Team;
+use crate::model::{Cache, Model, Predict, Run, Workspace};
+
+/// Takes steps of a model and reads all its predictions.
+struct Runner {
+    model: Model,
+    workspace: Workspace,
+}
+
+impl Runner {
+    fn new(model: Model) -> Self {
+        let team = Team::new(NonZeroUsize::new(2).unwrap()).unwrap();
+        Self {
+            model,
+            workspace: Workspace::new(team),
+        }
+    }
+
+    /// The logits after these tokens of one sequence.
+    fn logits(&mut self, tokens: &[u32], cache: &mut Cache, predict: Predict) -> Vec<Vec<f32>> {
+        self.step(&mut [Run {
+            tokens,
+            cache,
+            predict,
+        }])
+    }
+
+    /// The logits of each prediction.
+    fn step(&mut self, runs: &mut [Run<'_>]) -> Vec<Vec<f32>> {
+        let predictions = runs.iter().map(|run| match run.predict {
+            Predict::None => 0,
+            Predict::Last => 1,
+            Predict::All => run.tokens.len(),
+        });
+        let mut all = vec![Vec::new(); predictions.sum()];
+        self.model.step(&mut self.workspace, runs);
+        let vocab = self.model.config().vocab();
+        self.workspace
+            .for_predictions(&mut all, vocab, |to, logits| *to = logits.to_vec());
+        all
+    }
+}
 
 /// The folder of a checkpoint.
-fn fixture(name: &str) -> PathBuf {
+pub(crate) fn fixture(name: &str) -> PathBuf {
     [env!("CARGO_MANIFEST_DIR"), "tests/fixtures", name]
         .iter()
         .collect()
@@ -26,7 +70,7 @@ fn settings(pairs: &[(&str, &str)]) -> Settings {
         .collect()
 }
 
-fn open(source: &str) -> Result<Gpt2, Error> {
+pub(crate) fn open(source: &str) -> Result<Gpt2, Error> {
     Gpt2::open(&settings(&[("model_path", source)]))
 }
 

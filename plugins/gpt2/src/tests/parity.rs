@@ -2,70 +2,75 @@
 
 use std::collections::HashMap;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 
-use super::fixture;
-use crate::checkpoint::{Checkpoint, Loaded};
-use crate::model::Cache;
+use super::{Runner, fixture};
+use crate::checkpoint::Checkpoint;
+use crate::kernels::Dtype;
+use crate::model::Predict;
+use crate::sampling::likeliest;
 
 const PROMPTS: usize = 4;
 const NEW_TOKENS: usize = 64;
+const NAMES: [&str; 2] = ["plain", "odd"];
 
-fn load(name: &str) -> (Loaded, HashMap<String, Tensor>) {
+/// What transformers says of a checkpoint.
+struct Expected(HashMap<String, Tensor>);
+
+impl Expected {
+    fn ids(&self, name: &str) -> Vec<u32> {
+        let ids = self.0[name].to_vec1::<i64>().unwrap();
+        ids.into_iter()
+            .map(|id| u32::try_from(id).unwrap())
+            .collect()
+    }
+
+    fn logits(&self, prompt: usize) -> Vec<Vec<f32>> {
+        self.0[&format!("{prompt}.logits")].to_vec2().unwrap()
+    }
+}
+
+fn load(name: &str, dtype: Dtype) -> (Runner, Expected) {
     let folder = fixture(name);
     let checkpoint = Checkpoint::read(|file| folder.join(file).into()).unwrap();
     let expected =
-        candle_core::safetensors::load(folder.join("expected.safetensors"), &Device::Cpu);
-    (checkpoint.load(DType::F32).unwrap(), expected.unwrap())
-}
-
-fn ids(tensor: &Tensor) -> Vec<u32> {
-    let ids = tensor.to_vec1::<i64>().unwrap();
-    ids.into_iter()
-        .map(|id| u32::try_from(id).unwrap())
-        .collect()
-}
-
-fn best(logits: &Tensor) -> u32 {
-    logits.argmax(0).unwrap().to_scalar::<u32>().unwrap()
+        candle_core::safetensors::load(folder.join("expected.safetensors"), &Device::Cpu).unwrap();
+    let loaded = checkpoint.load(dtype).unwrap();
+    (Runner::new(loaded.model), Expected(expected))
 }
 
 /// The largest difference, relative to the largest logit.
-fn difference(ours: &Tensor, theirs: &Tensor) -> f32 {
-    let largest = |tensor: &Tensor| {
-        tensor
-            .abs()
-            .unwrap()
-            .flatten_all()
-            .unwrap()
-            .max(0)
-            .unwrap()
-            .to_scalar::<f32>()
-            .unwrap()
-    };
-    largest(&ours.sub(theirs).unwrap()) / largest(theirs)
+fn difference(ours: &[Vec<f32>], theirs: &[Vec<f32>]) -> f32 {
+    assert_eq!(ours.len(), theirs.len());
+    let (ours, theirs) = (ours.iter().flatten(), theirs.iter().flatten());
+    let largest = theirs
+        .clone()
+        .fold(0.0, |largest: f32, x| largest.max(x.abs()));
+    let off = ours
+        .zip(theirs)
+        .fold(0.0, |off: f32, (x, y)| off.max((x - y).abs()));
+    off / largest
 }
 
 #[test]
 fn logits_are_those_of_transformers_at_every_position() {
-    for name in ["plain", "odd"] {
-        let (Loaded { model, .. }, expected) = load(name);
+    for name in NAMES {
+        let (mut runner, expected) = load(name, Dtype::F32);
         for prompt in 0..PROMPTS {
-            let tokens = ids(&expected[&format!("{prompt}.tokens")]);
-            let theirs = &expected[&format!("{prompt}.logits")];
-            let whole = model
-                .all_logits(&tokens, &mut Cache::new(model.config(), tokens.len()))
-                .unwrap();
-            assert!(difference(&whole, theirs) < 1e-4, "{name} {prompt}");
+            let tokens = expected.ids(&format!("{prompt}.tokens"));
+            let theirs = expected.logits(prompt);
+            let whole = runner.logits(&tokens, &mut runner.model.cache(), Predict::All);
+            assert!(difference(&whole, &theirs) < 1e-4, "{name} {prompt}");
             // the same, a token at a time out of the cache
-            let mut cache = Cache::new(model.config(), tokens.len());
+            let mut cache = runner.model.cache();
             for (position, token) in tokens.iter().enumerate() {
-                let ours = model.next_logits(&[*token], &mut cache).unwrap();
-                let difference = difference(&ours, &theirs.get(position).unwrap());
+                let ours = runner.logits(&[*token], &mut cache, Predict::Last);
+                let difference = difference(&ours, &theirs[position..=position]);
                 assert!(
                     difference < 1e-4,
                     "{name} {prompt} at {position}: {difference}"
                 );
+                assert_eq!(ours[0], whole[position], "to the bit");
             }
         }
     }
@@ -73,18 +78,18 @@ fn logits_are_those_of_transformers_at_every_position() {
 
 #[test]
 fn greedy_tokens_are_those_of_transformers_with_the_cache_and_without() {
-    for name in ["plain", "odd"] {
-        let (Loaded { model, .. }, expected) = load(name);
+    for name in NAMES {
+        let (mut runner, expected) = load(name, Dtype::F32);
         for prompt in 0..PROMPTS {
-            let tokens = ids(&expected[&format!("{prompt}.tokens")]);
-            let theirs = ids(&expected[&format!("{prompt}.greedy")]);
+            let tokens = expected.ids(&format!("{prompt}.tokens"));
+            let theirs = expected.ids(&format!("{prompt}.greedy"));
             assert_eq!(theirs.len(), NEW_TOKENS);
             let room = tokens.len() + NEW_TOKENS;
 
             let (mut cached, mut unseen) = (Vec::new(), tokens.clone());
-            let mut cache = Cache::new(model.config(), room);
+            let mut cache = runner.model.cache();
             while cached.len() < NEW_TOKENS {
-                let token = best(&model.next_logits(&unseen, &mut cache).unwrap());
+                let token = likeliest(&runner.logits(&unseen, &mut cache, Predict::Last)[0]);
                 cached.push(token);
                 unseen = vec![token];
             }
@@ -92,14 +97,36 @@ fn greedy_tokens_are_those_of_transformers_with_the_cache_and_without() {
 
             let mut all = tokens.clone();
             while all.len() < room {
-                let mut fresh = Cache::new(model.config(), room);
-                all.push(best(&model.next_logits(&all, &mut fresh).unwrap()));
+                let mut fresh = runner.model.cache();
+                all.push(likeliest(
+                    &runner.logits(&all, &mut fresh, Predict::Last)[0],
+                ));
             }
             assert_eq!(
                 all[tokens.len()..],
                 theirs,
                 "{name} {prompt} without the cache"
             );
+        }
+    }
+}
+
+#[test]
+fn narrower_weights_are_off_by_little() {
+    // random weights are about the worst there is for few bits
+    let tolerances = [(Dtype::F16, 2e-3), (Dtype::Bf16, 2e-2), (Dtype::Q8, 6e-2)];
+    for name in NAMES {
+        for (dtype, tolerance) in tolerances {
+            let (mut runner, expected) = load(name, dtype);
+            for prompt in 0..PROMPTS {
+                let tokens = expected.ids(&format!("{prompt}.tokens"));
+                let ours = runner.logits(&tokens, &mut runner.model.cache(), Predict::All);
+                let difference = difference(&ours, &expected.logits(prompt));
+                assert!(
+                    difference < tolerance,
+                    "{name} {dtype:?} {prompt}: {difference}"
+                );
+            }
         }
     }
 }

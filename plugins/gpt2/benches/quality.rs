@@ -1,0 +1,107 @@
+//! What fewer bits change: how often the likeliest token is f32's, and the
+//! perplexity, each token of a text being given.
+//!
+//!     cargo bench -p model-host-gpt2 --bench quality -- [FILE...]
+//!
+//! Measures the embedded model on the files' text, or, without any, on text
+//! that it makes itself from fixed prompts and seeds.
+
+use gpt2::{Gpt2, Score};
+use plugin_sdk::{Backend, Completion, Event, Params, Prompt, Request, Settings};
+
+const PROMPTS: [&str; 8] = [
+    "Once upon a time",
+    "The president said that",
+    "It was a dark night and",
+    "The economy of the country",
+    "\"I do not know,\" said",
+    "The whale",
+    "My dear Emma,",
+    "In the mountains",
+];
+const TOKENS: u32 = 480;
+
+fn main() {
+    let files = std::env::args()
+        .skip(1)
+        .filter(|arg| !arg.starts_with("--"));
+    let files: Vec<_> = files
+        .map(|file| {
+            std::fs::read_to_string(&file).unwrap_or_else(|error| panic!("{file}: {error}"))
+        })
+        .collect();
+    let reference = open("f32");
+    let texts = if files.is_empty() {
+        PROMPTS
+            .iter()
+            .enumerate()
+            .map(|(seed, prompt)| write(&reference, prompt, seed))
+            .collect()
+    } else {
+        files
+    };
+    let expected = score(&reference, &texts);
+    println!("{} tokens", expected.nats.len());
+    println!("| dtype | likeliest token is f32's | perplexity | change |");
+    println!("| --- | --- | --- | --- |");
+    for dtype in ["f32", "f16", "bf16", "q8"] {
+        let score = score(&open(dtype), &texts);
+        let pairs = score.likeliest.iter().zip(&expected.likeliest);
+        let same = pairs.filter(|(ours, theirs)| ours == theirs).count();
+        println!(
+            "| `{dtype}` | {:.2} % | {:.3} | {:+.2} % |",
+            100.0 * same as f64 / expected.likeliest.len() as f64,
+            perplexity(&score),
+            100.0 * (perplexity(&score) / perplexity(&expected) - 1.0),
+        );
+    }
+}
+
+fn open(dtype: &str) -> Gpt2 {
+    let settings: Settings = [("dtype".to_owned(), dtype.to_owned())]
+        .into_iter()
+        .collect();
+    Gpt2::open(&settings).expect("the embedded model")
+}
+
+/// The model's own text: sampled as it is, so it is neither easy nor hard for it.
+fn write(model: &Gpt2, prompt: &str, seed: usize) -> String {
+    let request = Request {
+        request_id: String::new(),
+        model: String::new(),
+        prompt: Prompt::Text(prompt.to_owned()),
+        params: Params {
+            max_tokens: Some(TOKENS),
+            seed: Some(seed as u64),
+            ..Params::default()
+        },
+        tools: Vec::new(),
+        deadline_ms: u32::MAX,
+        ext: Vec::new(),
+    };
+    let mut completion = model.generate(request).expect("accepted");
+    let mut text = prompt.to_owned();
+    loop {
+        for event in completion.next().expect("a step") {
+            match event {
+                Event::Text(piece) => text += &piece,
+                Event::Finish(_) => return text,
+                _ => {}
+            }
+        }
+    }
+}
+
+fn score(model: &Gpt2, texts: &[String]) -> Score {
+    let mut all = Score::default();
+    for text in texts {
+        let score = model.score(text).expect("a score");
+        all.likeliest.extend(score.likeliest);
+        all.nats.extend(score.nats);
+    }
+    all
+}
+
+fn perplexity(score: &Score) -> f64 {
+    (score.nats.iter().sum::<f64>() / score.nats.len() as f64).exp()
+}

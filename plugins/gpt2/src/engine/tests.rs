@@ -1,0 +1,134 @@
+//! The engine with sequences that the plugin itself would not let in, and how
+//! it shares out a step.
+
+use super::*;
+use crate::checkpoint::Checkpoint;
+use crate::kernels::Dtype;
+use crate::tests::fixture;
+
+fn load() -> Arc<Loaded> {
+    let folder = fixture("plain");
+    let checkpoint = Checkpoint::read(|file| folder.join(file).into()).unwrap();
+    Arc::new(checkpoint.load(Dtype::F32).unwrap())
+}
+
+fn start(loaded: &Arc<Loaded>, pages: usize, is_sharing: bool) -> Engine {
+    let options = Options {
+        name: "test".to_owned(),
+        threads: NonZeroUsize::new(2).unwrap(),
+        pages,
+        is_sharing,
+    };
+    Engine::start(Arc::clone(loaded), &options).unwrap()
+}
+
+fn say(mut tokens: Tokens) -> Vec<u32> {
+    (0..20).map(|_| tokens.next().unwrap()).collect()
+}
+
+#[test]
+fn sequences_wait_for_room_and_say_what_they_would_have_said() {
+    let loaded = load();
+    let prompts: Vec<Vec<u32>> = (0..12_u32)
+        .map(|n| (0..30 + n * 5).map(|k| (k * 3 + n / 3) % 300).collect())
+        .collect();
+    let all = |pages: usize, is_sharing: bool| -> Vec<_> {
+        let engine = start(&loaded, pages, is_sharing);
+        let begun: Vec<_> = prompts
+            .iter()
+            .map(|prompt| {
+                let sampler = Sampler::Greedy;
+                engine.begin(&loaded, prompt.clone(), 20, sampler).unwrap()
+            })
+            .collect();
+        begun.into_iter().map(say).collect()
+    };
+    let alone = all(1000, false);
+    // the first: room for one of the longest at a time
+    for (pages, is_sharing) in [(8, false), (8, true), (20, true), (1000, true)] {
+        assert!(all(pages, is_sharing) == alone, "{pages} {is_sharing}");
+    }
+}
+
+#[test]
+fn what_a_prompt_begins_with_is_found_again_until_others_need_the_room() {
+    let loaded = load();
+    let engine = start(&loaded, 12, true);
+    let prompt = |first: u32| -> Vec<u32> { (0..40).map(|k| (first + k) % 300).collect() };
+    let cached = |prompt: Vec<u32>| {
+        let mut tokens = engine.begin(&loaded, prompt, 20, Sampler::Greedy).unwrap();
+        let said: Vec<_> = (0..20).map(|_| tokens.next().unwrap()).collect();
+        (tokens.cached(), said)
+    };
+    let (nothing, said) = cached(prompt(0));
+    assert_eq!(nothing, 0);
+    // whole pages of 16, and never the whole prompt
+    assert_eq!(cached(prompt(0)), (32, said.clone()));
+    assert_eq!(cached(prompt(0)[..32].to_vec()).0, 16);
+    // what was answered is there as well
+    let conversation = [prompt(0), said.clone()].concat();
+    assert_eq!(cached(conversation).0, 48);
+    assert_eq!(cached([vec![7], prompt(0)].concat()).0, 0);
+    // others take the room of what was used least lately
+    for first in [50, 100, 150, 200] {
+        assert_eq!(cached(prompt(first)).0, 0);
+    }
+    assert_eq!(cached(prompt(0)), (0, said));
+}
+
+#[test]
+fn a_panic_fails_the_sequence_it_came_from_and_no_other() {
+    let loaded = load();
+    let engine = start(&loaded, 100, true);
+    let begin = |prompt: &[u32]| {
+        engine
+            .begin(&loaded, prompt.to_vec(), 20, Sampler::Greedy)
+            .unwrap()
+    };
+    let alone = say(begin(&[1, 2, 3]));
+    for _ in 0..10 {
+        let before = begin(&[1, 2, 3]);
+        // no such token: the embedding has no row for it
+        let mut broken = begin(&[1, u32::MAX, 3]);
+        let after = begin(&[1, 2, 3]);
+        let error = broken.next().unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Internal);
+        assert_eq!(say(before), alone);
+        assert_eq!(say(after), alone);
+    }
+}
+
+#[test]
+fn prompts_share_a_step_and_who_waits_for_a_token_gets_it() {
+    let loaded = load();
+    let shares = |unseen: &[usize]| {
+        let mut receivers = Vec::new();
+        let sequences = unseen.iter().map(|&unseen| {
+            let (sender, receiver) = mpsc::channel(AHEAD);
+            receivers.push(receiver);
+            let prompt = vec![0; unseen];
+            Sequence::new(prompt, loaded.model.cache(), 1, Sampler::Greedy, sender)
+        });
+        let mut sequences: Vec<_> = sequences.collect();
+        let planned = plan(&mut sequences);
+        planned
+            .iter()
+            .map(|(sequence, tokens)| (sequence.unseen(), *tokens))
+            .collect::<Vec<_>>()
+    };
+    // whole, when there is nothing else
+    assert_eq!(shares(&[100]), [(100, 100)]);
+    assert_eq!(shares(&[1000]), [(1000, 128)]);
+    // a short prompt beside a long one
+    assert_eq!(shares(&[1000, 20]), [(1000, 108), (20, 20)]);
+    assert_eq!(shares(&[20, 1000]), [(20, 20), (1000, 108)]);
+    // less while others wait for their next token, who all get it
+    assert_eq!(
+        shares(&[1, 1000, 1, 1000, 1]),
+        [(1, 1), (1000, 24), (1, 1), (1000, 8), (1, 1)]
+    );
+    // never more than a step takes, and the oldest always goes on
+    let many = shares(&[500; 40]);
+    assert_eq!(many.iter().map(|(_, tokens)| tokens).sum::<usize>(), 128);
+    assert!(many[0].1 >= 64);
+}

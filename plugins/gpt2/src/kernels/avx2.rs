@@ -1,0 +1,220 @@
+//! Products with AVX2 and FMA.
+
+use std::arch::x86_64::{
+    __m256, __m256i, _mm256_abs_epi8, _mm256_add_epi32, _mm256_add_ps, _mm256_cvtepi32_ps,
+    _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_maddubs_epi16,
+    _mm256_mul_ps, _mm256_set1_epi8, _mm256_set1_epi16, _mm256_set1_epi32, _mm256_set1_ps,
+    _mm256_setzero_ps, _mm256_setzero_si256, _mm256_sign_epi8, _mm256_storeu_ps, _mm256_xor_si256,
+};
+
+use super::element::{Element, LANES, Lanes};
+use super::product::{Product, in_blocks};
+use super::quantized::{GROUP, Group, Tile};
+
+/// Sixteen numbers: the lower eight and the upper.
+type Pair = [__m256; 2];
+
+/// See [`Product::add_to`].
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn dense<E: Element>(product: Product<'_, [E; 16], f32>, out: &mut [Lanes]) {
+    in_blocks!(product, out, 1, dense_block);
+}
+
+/// See [`Product::add_to`].
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn quantized(product: Product<'_, Tile, Group>, out: &mut [Lanes]) {
+    in_blocks!(product, out, 1, quantized_block);
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn dense_block<E: Element, const T: usize, const R: usize>(
+    weights: [&[[E; 16]]; T],
+    inputs: [&[f32]; R],
+) -> [[Pair; R]; T] {
+    let depth = inputs[0].len();
+    let (weights, inputs) = (weights.map(|w| &w[..depth]), inputs.map(|x| &x[..depth]));
+    let mut sums = [[[_mm256_setzero_ps(); 2]; R]; T];
+    for k in 0..depth {
+        let mut tiles = [[_mm256_setzero_ps(); 2]; T];
+        for t in 0..T {
+            tiles[t] = widen(&weights[t][k]);
+        }
+        for r in 0..R {
+            let input = _mm256_set1_ps(inputs[r][k]);
+            for t in 0..T {
+                for half in 0..2 {
+                    sums[t][r][half] = _mm256_fmadd_ps(input, tiles[t][half], sums[t][r][half]);
+                }
+            }
+        }
+    }
+    sums
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn quantized_block<const T: usize, const R: usize>(
+    weights: [&[Tile]; T],
+    inputs: [&[Group]; R],
+) -> [[Pair; R]; T] {
+    let depth = inputs[0].len();
+    let (weights, inputs) = (weights.map(|w| &w[..depth]), inputs.map(|x| &x[..depth]));
+    let (ones, sign) = (_mm256_set1_epi16(1), _mm256_set1_epi8(-128));
+    let mut sums = [[[_mm256_setzero_ps(); 2]; R]; T];
+    for g in 0..depth {
+        let mut whole = [[[_mm256_setzero_si256(); 2]; R]; T];
+        for quad in 0..GROUP / 4 {
+            for t in 0..T {
+                // with the sign bit flipped they are signed, so no correction is due
+                let [low, high] = load_bytes(&weights[t][g].weights[quad]);
+                let tile = [_mm256_xor_si256(low, sign), _mm256_xor_si256(high, sign)];
+                for r in 0..R {
+                    let input = _mm256_set1_epi32(inputs[r][g].values[quad]);
+                    let size = _mm256_abs_epi8(input);
+                    for half in 0..2 {
+                        // neither is -128, so two products fit 16 bits
+                        let signed = _mm256_sign_epi8(tile[half], input);
+                        let pairs = _mm256_maddubs_epi16(size, signed);
+                        let quads = _mm256_madd_epi16(pairs, ones);
+                        whole[t][r][half] = _mm256_add_epi32(whole[t][r][half], quads);
+                    }
+                }
+            }
+        }
+        for t in 0..T {
+            let scales = load(&weights[t][g].scales);
+            for r in 0..R {
+                for half in 0..2 {
+                    let scale = _mm256_mul_ps(scales[half], _mm256_set1_ps(inputs[r][g].scale));
+                    let sum = _mm256_mul_ps(_mm256_cvtepi32_ps(whole[t][r][half]), scale);
+                    sums[t][r][half] = _mm256_add_ps(sums[t][r][half], sum);
+                }
+            }
+        }
+    }
+    sums
+}
+
+/// How well each of 16 keys fits; see `attention`.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn scores<E: Element>(query: &[f32], keys: &[[E; LANES]]) -> Lanes {
+    let keys = &keys[..query.len()];
+    let mut sums = [[_mm256_setzero_ps(); 2]; 4];
+    let mut k = 0;
+    while k + 4 <= query.len() {
+        for part in 0..4 {
+            let key = widen(&keys[k + part]);
+            sums[part] = add_product(sums[part], _mm256_set1_ps(query[k + part]), key);
+        }
+        k += 4;
+    }
+    for part in 0..query.len() - k {
+        let key = widen(&keys[k + part]);
+        sums[part] = add_product(sums[part], _mm256_set1_ps(query[k + part]), key);
+    }
+    let [a, b, c, d] = sums;
+    let mut scores = Lanes::default();
+    let low = _mm256_add_ps(_mm256_add_ps(a[0], b[0]), _mm256_add_ps(c[0], d[0]));
+    let high = _mm256_add_ps(_mm256_add_ps(a[1], b[1]), _mm256_add_ps(c[1], d[1]));
+    store(&mut scores, [low, high]);
+    scores
+}
+
+/// Adds rows of values, each times its score; see `attention`.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn add_values<E: Element>(sums: &mut [Lanes], scores: &[f32], values: &[[E; LANES]]) {
+    let columns = sums.len();
+    let values = &values[..scores.len() * columns];
+    let mut column = 0;
+    while column < columns {
+        macro_rules! add {
+            ($n:literal) => {{
+                let mut held = [[_mm256_setzero_ps(); 2]; $n];
+                for part in 0..$n {
+                    held[part] = load(&sums[column + part]);
+                }
+                for position in 0..scores.len() {
+                    let score = _mm256_set1_ps(scores[position]);
+                    for part in 0..$n {
+                        let value = widen(&values[position * columns + column + part]);
+                        held[part] = add_product(held[part], score, value);
+                    }
+                }
+                for part in 0..$n {
+                    store(&mut sums[column + part], held[part]);
+                }
+                column += $n;
+            }};
+        }
+        if columns - column >= 4 {
+            add!(4);
+        } else {
+            add!(1);
+        }
+    }
+}
+
+/// Not fused: the portable sums are not either.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn add_product(sums: Pair, factor: __m256, numbers: Pair) -> Pair {
+    [
+        _mm256_add_ps(sums[0], _mm256_mul_ps(factor, numbers[0])),
+        _mm256_add_ps(sums[1], _mm256_mul_ps(factor, numbers[1])),
+    ]
+}
+
+#[target_feature(enable = "avx2")]
+#[inline]
+fn add(out: &mut Lanes, sums: Pair) {
+    let [low, high] = load(out);
+    store(
+        out,
+        [_mm256_add_ps(low, sums[0]), _mm256_add_ps(high, sums[1])],
+    );
+}
+
+#[target_feature(enable = "avx2")]
+#[inline]
+fn store(out: &mut Lanes, numbers: Pair) {
+    let (low, high) = out.split_at_mut(8);
+    // SAFETY: there are 8 numbers at each
+    unsafe {
+        _mm256_storeu_ps(low.as_mut_ptr(), numbers[0]);
+        _mm256_storeu_ps(high.as_mut_ptr(), numbers[1]);
+    }
+}
+
+#[target_feature(enable = "avx2")]
+#[inline]
+fn load(lanes: &Lanes) -> Pair {
+    let (low, high) = lanes.split_at(8);
+    // SAFETY: there are 8 numbers at each
+    unsafe {
+        [
+            _mm256_loadu_ps(low.as_ptr()),
+            _mm256_loadu_ps(high.as_ptr()),
+        ]
+    }
+}
+
+#[target_feature(enable = "avx2")]
+#[inline]
+fn load_bytes(bytes: &[u8; 64]) -> [__m256i; 2] {
+    let (low, high) = bytes.split_at(32);
+    // SAFETY: there are 32 bytes at each
+    unsafe {
+        [
+            _mm256_loadu_si256(low.as_ptr().cast()),
+            _mm256_loadu_si256(high.as_ptr().cast()),
+        ]
+    }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn widen<E: Element>(numbers: &[E; LANES]) -> Pair {
+    // SAFETY: the processor has what this function is compiled for
+    unsafe { E::load_256(numbers) }
+}

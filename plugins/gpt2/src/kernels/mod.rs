@@ -1,0 +1,45 @@
+//! The arithmetic, on plain slices.
+//!
+//! - `team`: the threads that share it
+//! - `matrix`: weights, packed; `product` is what they are for, and `quantized`
+//!   their form in 8 bits
+//! - `attention`: keys and values, and looking them up
+//! - `vector`: the rest; `panel`: rows as products leave them
+//! - `level`: which instructions; `avx2` and `avx512` have those that the
+//!   compiler does not find by itself
+//!
+//! Every sum has one order, whatever else is computed beside it: a row of a
+//! batch gives the same bits as the row alone.
+#![expect(
+    unsafe_code,
+    reason = "vector instructions that are there only on some processors, and threads that share \
+              what the caller borrowed"
+)]
+#![expect(
+    clippy::needless_range_loop,
+    reason = "iterators do not always become part of a function that has more instructions"
+)]
+
+mod attention;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod element;
+mod level;
+mod matrix;
+mod panel;
+mod product;
+mod quantized;
+mod team;
+#[cfg(test)]
+mod tests;
+mod vector;
+
+pub(crate) use attention::{Layout, PAGE, Page, Seen, attend};
+pub(crate) use element::Lanes;
+pub(crate) use level::Level;
+pub(crate) use matrix::{Dtype, Input, Matrix};
+pub(crate) use panel::Panel;
+pub(crate) use team::Team;
+pub(crate) use vector::{gelu, gelu_tanh, normalize, relu};

@@ -1,0 +1,195 @@
+//! The product of a few rows with some tiles of a matrix.
+//!
+//! A tile is the weights of 16 outputs, side by side. A kernel keeps the sums
+//! of a block of rows and tiles in registers. Each sum runs along the inputs
+//! in their order, whatever the block, so a row's result depends on no other.
+
+use super::element::{Element, Lanes};
+use super::level::{Level, Tier};
+use super::quantized::{GROUP, Group, Tile};
+#[cfg(target_arch = "x86_64")]
+use super::{avx2, avx512};
+
+/// Rows of `X` times tiles of `W`.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Product<'a, W, X> {
+    /// Tile after tile, each of `depth` entries.
+    pub(super) weights: &'a [W],
+    /// Entries of a tile, and of a row.
+    pub(super) depth: usize,
+    /// Row after row.
+    pub(super) rows: &'a [X],
+}
+
+/// A block of a product: its first tile and how many, its first row and how many.
+pub(super) type Shape = ((usize, usize), (usize, usize));
+
+impl<'a, W, X> Product<'a, W, X> {
+    pub(super) fn row_count(&self) -> usize {
+        self.rows.len() / self.depth
+    }
+
+    #[inline(always)]
+    pub(super) fn tile(&self, tile: usize) -> &'a [W] {
+        &self.weights[tile * self.depth..][..self.depth]
+    }
+
+    #[inline(always)]
+    pub(super) fn row(&self, row: usize) -> &'a [X] {
+        &self.rows[row * self.depth..][..self.depth]
+    }
+
+    /// The blocks that make up the whole: of 4 tiles and 1 row where there is
+    /// but one, otherwise of at most `tiles` tiles and 6, 4, 2 or 1 rows.
+    pub(super) fn blocks(&self, tiles: usize) -> impl Iterator<Item = Shape> + use<W, X> {
+        let all_tiles = self.weights.len() / self.depth;
+        let all_rows = self.row_count();
+        let widest = if all_rows == 1 { tiles * 2 } else { tiles };
+        cut(all_tiles, move |left| match left {
+            _ if left >= widest => widest,
+            _ => 1,
+        })
+        .flat_map(move |tile| {
+            let rows = cut(all_rows, |left| match left {
+                8 => 4,
+                6.. => 6,
+                4.. => 4,
+                2.. => 2,
+                _ => 1,
+            });
+            rows.map(move |row| (tile, row))
+        })
+    }
+}
+
+/// Starts and lengths of the pieces of `all`; `take` says how long the next is.
+fn cut(all: usize, take: impl Fn(usize) -> usize) -> impl Iterator<Item = (usize, usize)> {
+    let mut start = 0;
+    std::iter::from_fn(move || {
+        let len = (start < all).then(|| take(all - start))?;
+        start += len;
+        Some((start - len, len))
+    })
+}
+
+/// Calls `$block::<TILES, ROWS>` for each block of `$product`.
+macro_rules! in_blocks {
+    ($product:expr, $out:expr, $tiles:expr, $block:ident) => {{
+        let product = $product;
+        let out: &mut [$crate::kernels::Lanes] = $out;
+        let rows = product.row_count();
+        for ((tile, tiles), (row, len)) in product.blocks($tiles) {
+            macro_rules! block {
+                ($t:literal, $r:literal) => {{
+                    let weights: [_; $t] = std::array::from_fn(|t| product.tile(tile + t));
+                    let inputs: [_; $r] = std::array::from_fn(|r| product.row(row + r));
+                    let sums: [[_; $r]; $t] = $block(weights, inputs);
+                    for (t, sums) in sums.iter().enumerate() {
+                        for (r, &sums) in sums.iter().enumerate() {
+                            add(&mut out[(tile + t) * rows + row + r], sums);
+                        }
+                    }
+                }};
+            }
+            match (tiles, len) {
+                (4, _) => block!(4, 1),
+                (2, 6) => block!(2, 6),
+                (2, 4) => block!(2, 4),
+                (2, 2) => block!(2, 2),
+                (2, _) => block!(2, 1),
+                (_, 6) => block!(1, 6),
+                (_, 4) => block!(1, 4),
+                (_, 2) => block!(1, 2),
+                _ => block!(1, 1),
+            }
+        }
+    }};
+}
+pub(super) use in_blocks;
+
+impl<E: Element> Product<'_, [E; 16], f32> {
+    /// Adds the product to `out`, which holds all rows of the first tile, then
+    /// of the next.
+    pub(super) fn add_to(self, level: Level, out: &mut [Lanes]) {
+        match level.tier() {
+            Tier::Portable => in_blocks!(self, out, 1, dense),
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the level exists only where these instructions do
+            Tier::Avx2 => unsafe { avx2::dense(self, out) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above
+            Tier::Avx512 => unsafe { avx512::dense(self, out) },
+        }
+    }
+}
+
+impl Product<'_, Tile, Group> {
+    /// As for the others. All levels give the same bits: sums within a group
+    /// are whole numbers, and those of groups are added in one order.
+    pub(super) fn add_to(self, level: Level, out: &mut [Lanes]) {
+        match level.tier() {
+            Tier::Portable => in_blocks!(self, out, 1, quantized),
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the level exists only where these instructions do
+            Tier::Avx2 => unsafe { avx2::quantized(self, out) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above
+            Tier::Avx512 => unsafe { avx512::quantized(self, out) },
+        }
+    }
+}
+
+#[inline(always)]
+fn add(out: &mut Lanes, sums: Lanes) {
+    for (out, sum) in out.iter_mut().zip(sums) {
+        *out += sum;
+    }
+}
+
+#[inline(always)]
+fn dense<E: Element, const T: usize, const R: usize>(
+    weights: [&[[E; 16]]; T],
+    inputs: [&[f32]; R],
+) -> [[Lanes; R]; T] {
+    let mut sums = [[Lanes::default(); R]; T];
+    for k in 0..inputs[0].len() {
+        for t in 0..T {
+            for r in 0..R {
+                for (sum, weight) in sums[t][r].iter_mut().zip(weights[t][k]) {
+                    *sum += inputs[r][k] * weight.widen();
+                }
+            }
+        }
+    }
+    sums
+}
+
+#[inline(always)]
+fn quantized<const T: usize, const R: usize>(
+    weights: [&[Tile]; T],
+    inputs: [&[Group]; R],
+) -> [[Lanes; R]; T] {
+    let mut sums = [[Lanes::default(); R]; T];
+    for g in 0..inputs[0].len() {
+        for t in 0..T {
+            for r in 0..R {
+                let (tile, group) = (&weights[t][g], &inputs[r][g]);
+                let mut whole = [group.correction; 16];
+                for quad in 0..GROUP / 4 {
+                    let inputs = group.values[quad].to_le_bytes();
+                    for (sum, weights) in whole.iter_mut().zip(tile.weights[quad].as_chunks().0) {
+                        let [a, b, c, d]: [u8; 4] = *weights;
+                        *sum += i32::from(a) * i32::from(inputs[0].cast_signed())
+                            + i32::from(b) * i32::from(inputs[1].cast_signed())
+                            + i32::from(c) * i32::from(inputs[2].cast_signed())
+                            + i32::from(d) * i32::from(inputs[3].cast_signed());
+                    }
+                }
+                for ((sum, whole), scale) in sums[t][r].iter_mut().zip(whole).zip(tile.scales) {
+                    *sum += whole as f32 * (scale * group.scale);
+                }
+            }
+        }
+    }
+    sums
+}

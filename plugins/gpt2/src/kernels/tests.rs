@@ -1,0 +1,136 @@
+//! Products, on every level, against sums in the plainest way.
+
+use std::num::NonZeroUsize;
+
+use super::element::LANES;
+use super::{Dtype, Input, Level, Matrix, Panel, Team};
+
+/// Numbers in -1 to 1 out of a seed.
+pub(crate) struct Random(pub(crate) u64);
+
+impl Random {
+    pub(crate) fn row(&mut self, len: usize) -> Vec<f32> {
+        (0..len).map(|_| self.number()).collect()
+    }
+
+    fn number(&mut self) -> f32 {
+        // Knuth's constants
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 40) as f32 / (1 << 23) as f32 - 1.0
+    }
+}
+
+/// Rows times the matrix, added to ones.
+fn multiply(
+    level: Level,
+    threads: usize,
+    matrix: &Matrix,
+    rows: &[Vec<f32>],
+    outputs: usize,
+) -> Vec<Vec<f32>> {
+    let mut team = Team::new(NonZeroUsize::new(threads).unwrap()).unwrap();
+    let mut input = Input::Dense(Vec::new());
+    matrix.fill(level, &mut team, rows.len(), &mut input, |row, to| {
+        to.copy_from_slice(&rows[row]);
+    });
+    let mut out = Panel::default();
+    out.resize(rows.len(), matrix.tiles());
+    let ones = |_, lanes: &mut [[f32; LANES]]| lanes.fill([1.0; LANES]);
+    matrix.multiply(level, &mut team, &input, &mut out, ones, |_| ());
+    let read = |row| {
+        let mut values = vec![0.0; outputs];
+        out.read(row, 0, &mut values);
+        values
+    };
+    (0..rows.len()).map(read).collect()
+}
+
+#[test]
+fn products_are_right_on_every_level_and_rows_do_not_depend_on_each_other() {
+    let mut random = Random(7);
+    for (inputs, outputs) in [(1, 1), (48, 144), (64, 16), (65, 33), (224, 100), (300, 90)] {
+        let weights = random.row(inputs * outputs);
+        let rows: Vec<_> = (0..13).map(|_| random.row(inputs)).collect();
+        let weight = |input: usize, output: usize| weights[input * outputs + output];
+        for (dtype, name) in Dtype::ALL {
+            let matrix = Matrix::pack(dtype, inputs, outputs, weight);
+            let alone: Vec<_> = Level::all()
+                .into_iter()
+                .map(|level| {
+                    let alone = |row: &Vec<f32>| {
+                        multiply(level, 1, &matrix, std::slice::from_ref(row), outputs).remove(0)
+                    };
+                    rows.iter().map(alone).collect::<Vec<_>>()
+                })
+                .collect();
+            // against sums of the numbers that the matrix holds
+            let tolerance = if dtype == Dtype::Q8 { 0.01 } else { 1e-5 };
+            let held: Vec<_> = (0..outputs)
+                .map(|output| {
+                    let mut weights = vec![0.0; inputs];
+                    matrix.output(output, &mut weights);
+                    weights
+                })
+                .collect();
+            for (row, ours) in rows.iter().zip(&alone[0]) {
+                for (output, weights) in held.iter().enumerate() {
+                    let products = row
+                        .iter()
+                        .zip(weights)
+                        .map(|(x, w)| f64::from(*x) * f64::from(*w));
+                    let exact = 1.0 + products.sum::<f64>();
+                    let off = (f64::from(ours[output]) - exact).abs();
+                    assert!(
+                        off < tolerance * (inputs as f64).sqrt(),
+                        "{name} {inputs} {outputs}: {off}"
+                    );
+                }
+            }
+            for (level, alone_here) in Level::all().into_iter().zip(&alone) {
+                for count in 1..=13 {
+                    for threads in [1, 3] {
+                        let together = multiply(level, threads, &matrix, &rows[..count], outputs);
+                        assert_eq!(
+                            together,
+                            alone_here[..count],
+                            "{name} {level:?} {count} {threads}"
+                        );
+                    }
+                }
+                for (ours, portable) in alone_here.iter().flatten().zip(alone[0].iter().flatten()) {
+                    // only fused multiplications differ
+                    let allowed = if dtype == Dtype::Q8 { 0.0 } else { 1e-5 };
+                    assert!((ours - portable).abs() <= allowed, "{name} {level:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn weights_are_held_to_the_precision_of_their_type() {
+    let mut random = Random(9);
+    let weights = random.row(100 * 40);
+    for (dtype, name) in Dtype::ALL {
+        let matrix = Matrix::pack(dtype, 100, 40, |input, output| {
+            weights[output * 100 + input]
+        });
+        assert_eq!(matrix.len(), 4000);
+        let step = match dtype {
+            Dtype::F32 => 0.0,
+            Dtype::F16 => 1.0 / 2048.0,
+            Dtype::Bf16 => 1.0 / 256.0,
+            Dtype::Q8 => 1.0 / 253.0,
+        };
+        for output in 0..40 {
+            let mut held = vec![0.0; 100];
+            matrix.output(output, &mut held);
+            for (held, weight) in held.iter().zip(&weights[output * 100..]) {
+                assert!((held - weight).abs() <= step, "{name}: {held} {weight}");
+            }
+        }
+    }
+}
