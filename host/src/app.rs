@@ -1,14 +1,11 @@
 //! Wiring: opens what the server needs, serves, and closes it in order.
 
-use std::future::IntoFuture;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use axum::serve::ListenerExt;
 use secrecy::{ExposeSecret, SecretString};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -20,6 +17,7 @@ use crate::config::{self, Config, Server};
 use crate::generate::Generator;
 use crate::http::{self, AppState};
 use crate::keys::{Keys, Secret};
+use crate::limits::Limits;
 use crate::models::component::{Pulled, Runtime};
 use crate::models::{Current, Loader};
 use crate::reload::{self, Origin, Reloader};
@@ -28,6 +26,7 @@ use crate::store::{Claim, Outbox, Settler, Store};
 /// A server that is ready to serve.
 pub struct App {
     stripe: config::Stripe,
+    webhook: config::Webhook,
     drain: Duration,
     listener: TcpListener,
     state: AppState,
@@ -47,9 +46,12 @@ pub async fn open(config: &Config, server: &Server) -> anyhow::Result<(Store, Ke
         Outbox::Off
     };
     let file = folder.join("model-host.db");
-    let store = Store::open(&file, outbox)
+    let mut store = Store::open(&file, outbox)
         .await
         .with_context(|| format!("cannot open the database {}", file.display()))?;
+    if config.webhook.url.is_some() {
+        store = store.with_notices();
+    }
     let secret = Secret::open(&folder.join("secret"))?;
     let keys = Keys::new(store.clone(), secret, Clock);
     Ok((store, keys))
@@ -111,13 +113,27 @@ impl App {
             clock: Clock,
         };
         let Config {
-            requests, stripe, ..
+            requests,
+            stripe,
+            webhook,
+            ..
         } = config.clone();
+        let requests = Arc::new(requests);
+        let limits =
+            Limits::new(config.redis_url.as_ref(), requests.without_redis).context("REDIS_URL")?;
         let (settler, settling) = Settler::start(store.clone(), process);
         let state = AppState {
-            generator: Generator::new(live, loader, store.clone(), settler, Clock),
+            generator: Generator::new(
+                live,
+                loader,
+                store.clone(),
+                settler,
+                limits,
+                Arc::clone(&requests),
+                Clock,
+            ),
             reload: reloader.start(config),
-            requests: Arc::new(requests),
+            requests,
             trusted_proxies: trusted_proxies.into(),
             store,
             keys,
@@ -125,6 +141,7 @@ impl App {
         };
         Ok(Self {
             stripe,
+            webhook,
             drain: Duration::from_secs(server.drain_seconds),
             listener,
             state,
@@ -141,6 +158,7 @@ impl App {
     pub async fn serve(self, stop: CancellationToken) -> anyhow::Result<()> {
         let Self {
             stripe,
+            webhook,
             drain,
             listener,
             state,
@@ -152,20 +170,23 @@ impl App {
         let hangup = tokio::spawn(reload_on_hangup(state.reload.clone())?);
         let reporting = billing::start(&stripe, state.store.clone(), state.clock, stop.clone())?;
 
+        let notifying =
+            billing::webhook::start(&webhook, state.store.clone(), state.clock, stop.clone())?;
+
         let keys = state.keys.clone();
         tokio::spawn(keys.clone().write_uses_until(stop.clone()));
 
         let (store, generator) = (state.store.clone(), state.generator.clone());
-        let service = http::router(state).into_make_service_with_connect_info::<SocketAddr>();
-        let server = axum::serve(listener.tap_io(no_delay), service)
-            .with_graceful_shutdown(stop.clone().cancelled_owned())
-            .into_future();
+        let forgetting = tokio::spawn(generator.clone().forget_answers_until(stop.clone()));
+        let head_timeout = Duration::from_millis(state.requests.header_timeout_ms);
+        let stopped = stop.clone().cancelled_owned();
+        let server = http::serve(listener, http::router(state), head_timeout, stopped);
         let drained = async {
             stop.cancelled().await;
             tokio::time::sleep(drain).await;
         };
         tokio::select! {
-            served = server => served.context("the server failed")?,
+            () = server => {}
             () = drained => {
                 tracing::warn!("requests still in flight are cut off");
                 generator.cut_off();
@@ -175,9 +196,11 @@ impl App {
         generator.drained().await;
         keys.write_uses().await;
         hangup.abort();
+        // its handle to the settling task
+        forgetting.await.ok();
         drop(generator);
-        if let Some(reporting) = reporting {
-            reporting.await.ok();
+        for task in [reporting, notifying].into_iter().flatten() {
+            task.await.ok();
         }
         // the task ends when the last request's handle to it is gone
         tokio::time::timeout(Duration::from_secs(5), settling)
@@ -198,12 +221,4 @@ fn reload_on_hangup(handle: reload::Handle) -> std::io::Result<impl Future<Outpu
             handle.trigger();
         }
     })
-}
-
-/// Sends small writes at once: with Nagle's algorithm the second of them waits
-/// for the client's delayed acknowledgement, 40 ms.
-fn no_delay(stream: &mut TcpStream) {
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%error, "cannot set TCP_NODELAY");
-    }
 }

@@ -2,6 +2,8 @@
 
 use reqwest::Method;
 use serde_json::{Value, json};
+use sqlx::Connection;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 
 use crate::harness::{Act, Client, GPT2, Host, Reply, Upstream, eventually, lawgent};
 
@@ -119,6 +121,11 @@ async fn a_repeat_waits_for_its_turn_even_if_the_first_client_left() {
     assert_eq!(reply.header("retry-after"), "1");
     assert_eq!(reply.expect_error(409), "idempotency_conflict");
 
+    let mut other = ask();
+    other["max_new_tokens"] = json!(6);
+    let reply = send(&customer, "/generate", "k", &other).await;
+    assert_eq!(reply.expect_error(422), "idempotency_key_reused");
+
     first.abort();
     first.await.expect_err("it was aborted");
     upstream.release(1);
@@ -162,4 +169,36 @@ async fn of_many_at_once_one_is_charged() {
         "{statuses:?}"
     );
     assert_eq!((rows(&customer).await.len(), upstream.seen().len()), (1, 1));
+}
+
+#[tokio::test]
+async fn answers_are_deleted_after_a_day_whether_or_not_more_come() {
+    let (host, customer, _upstream) = both(Act::Answer("yes")).await;
+    for key in ["old", "new"] {
+        send(&customer, "/generate", key, &ask()).await.expect(200);
+    }
+    let database = SqliteConnectOptions::new().filename(host.dir().join("data/model-host.db"));
+    let connection = SqliteConnection::connect_with(&database).await;
+    let mut connection = connection.expect("a database");
+    sqlx::query(
+        "UPDATE answers SET created_at = created_at - 86400000 WHERE idempotency_key = 'old'",
+    )
+    .execute(&mut connection)
+    .await
+    .expect("aged");
+    connection.close().await.expect("closed");
+
+    let host = host.restart().await.ready().await;
+    let database = SqliteConnectOptions::new().filename(host.dir().join("data/model-host.db"));
+    eventually("the old one is gone", async || {
+        let mut connection = SqliteConnection::connect_with(&database)
+            .await
+            .expect("a database");
+        let kept: Vec<String> = sqlx::query_scalar("SELECT idempotency_key FROM answers")
+            .fetch_all(&mut connection)
+            .await
+            .expect("read");
+        kept == ["new"]
+    })
+    .await;
 }

@@ -19,9 +19,11 @@ const LAYERS: [&[&str]; 9] = [
 ];
 
 /// Crates, and the only places that may name them.
-const FENCES: [(&str, &[&str]); 17] = [
+const FENCES: [(&str, &[&str]); 19] = [
     ("axum", &["http", "app.rs"]),
     ("axum_extra", &["http"]),
+    ("hyper", &["http"]),
+    ("hyper_util", &["http"]),
     ("tower_http", &["http"]),
     ("maud", &["http/dashboard"]),
     ("sqlx", &["store"]),
@@ -31,7 +33,7 @@ const FENCES: [(&str, &[&str]); 17] = [
     ("gpt2", &["models/native"]),
     ("candle_core", &[]),
     ("tokenizers", &[]),
-    ("governor", &["limits"]),
+    ("redis", &["limits"]),
     ("stripe", &["billing"]),
     ("notify", &["reload/watch.rs"]),
     ("notify_debouncer_full", &["reload/watch.rs"]),
@@ -44,7 +46,7 @@ const LONGEST: usize = 500;
 const LONGEST_TEST: usize = 400;
 
 /// Merged migrations with their SHA-256: a database that ran one keeps its checksum.
-const MIGRATIONS: [(&str, &str); 4] = [
+const MIGRATIONS: [(&str, &str); 6] = [
     (
         "0001_start.sql",
         "a5ede68138489a41e32353d497e412102214eb810ba927c934ff2c5475499bb8",
@@ -60,6 +62,14 @@ const MIGRATIONS: [(&str, &str); 4] = [
     (
         "0004_keys.sql",
         "9d496d0c90d2fb6f814b97358824e37cb357f08e656375b6a8862841335f9222",
+    ),
+    (
+        "0005_limits.sql",
+        "2841b46e3cf3e42edb6deb50319f70d24401e083ade9a17ceceb19fe53a83717",
+    ),
+    (
+        "0006_notices.sql",
+        "b44a40e35ee419384b3d18f3eb4fbf9a30264ece355eed6680dde5e259bc2ced",
     ),
 ];
 

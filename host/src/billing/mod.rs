@@ -1,4 +1,5 @@
-//! Billing: tells Stripe of customers and usage.
+//! Billing: tells Stripe of customers and usage, and the operator's webhook of
+//! budgets.
 //!
 //! What there is to tell is in the store's outbox; one task sends it, message by
 //! message, and goes on trying for as long as it takes. A message is delivered
@@ -8,6 +9,7 @@
 //! one may have made. The key alone would not do: Stripe forgets it after a day.
 
 mod stripe;
+pub mod webhook;
 
 use std::time::Duration;
 

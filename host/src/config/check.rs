@@ -8,7 +8,7 @@ use reqwest::header::{self, HeaderName};
 use secrecy::ExposeSecret;
 
 use super::reference::is_sha256;
-use super::{Config, Model, ModelLimits, Reference};
+use super::{Config, HIGHEST_LIMIT, Model, ModelLimits, Reference, Webhook};
 
 /// Headers that have a meaning of their own, and can hold no key.
 const NO_KEY_HEADERS: [HeaderName; 8] = [
@@ -50,8 +50,21 @@ pub fn problems(config: &Config) -> Vec<Problem> {
             message: message.to_owned(),
         });
     };
-    if config.requests.per_minute == 0 {
-        report("requests.per_minute".into(), "must be at least 1");
+    let (requests, customer) = (&config.requests, &config.requests.customer);
+    for (field, most) in [
+        ("per_minute", Some(requests.per_minute)),
+        ("tokens_per_minute", requests.tokens_per_minute),
+        ("concurrent", requests.concurrent),
+        ("customer.per_minute", customer.per_minute),
+        ("customer.tokens_per_minute", customer.tokens_per_minute),
+        ("customer.concurrent", customer.concurrent),
+    ] {
+        if let Some(problem) = of_limit(most) {
+            report(format!("requests.{field}"), &problem);
+        }
+    }
+    if config.requests.header_timeout_ms == 0 {
+        report("requests.header_timeout_ms".into(), "must be at least 1");
     }
     if config.requests.max_body_bytes == 0 {
         report("requests.max_body_bytes".into(), "must be at least 1");
@@ -71,6 +84,9 @@ pub fn problems(config: &Config) -> Vec<Problem> {
     }
     if let Some(problem) = config.stripe.api_base.as_deref().and_then(of_url) {
         report("stripe.api_base".into(), problem);
+    }
+    for (field, problem) in of_webhook(&config.webhook) {
+        report(format!("webhook.{field}"), problem);
     }
     let (mut ids, mut names) = (HashSet::new(), HashSet::new());
     for (index, model) in config.models.iter().enumerate() {
@@ -183,8 +199,35 @@ fn of_limits(limits: &ModelLimits) -> Vec<(String, String)> {
             report(field, format!("must be from 1 to {most}"));
         }
     }
-    if limits.requests_per_minute == Some(0) {
-        report("requests_per_minute", "must be at least 1".to_owned());
+    for (field, most) in [
+        ("requests_per_minute", limits.requests_per_minute),
+        ("tokens_per_minute", limits.tokens_per_minute),
+        ("concurrent", limits.concurrent),
+    ] {
+        if let Some(problem) = of_limit(most) {
+            report(field, problem);
+        }
+    }
+    found
+}
+
+/// What is wrong with how much may be asked, if that is limited.
+fn of_limit(most: Option<u32>) -> Option<String> {
+    let is_fine = most.is_none_or(|most| (1..=HIGHEST_LIMIT).contains(&most));
+    (!is_fine).then(|| format!("must be from 1 to {HIGHEST_LIMIT}"))
+}
+
+fn of_webhook(webhook: &Webhook) -> Vec<(&'static str, &'static str)> {
+    let mut found = Vec::new();
+    if let Some(problem) = webhook.url.as_deref().and_then(of_url) {
+        found.push(("url", problem));
+    }
+    match &webhook.secret {
+        None if webhook.url.is_some() => found.push(("secret", "is missing: notices are signed")),
+        Some(secret) if Webhook::key(secret).is_none() => {
+            found.push(("secret", "must be whsec_ and 24 to 64 bytes in Base64"));
+        }
+        _ => {}
     }
     found
 }

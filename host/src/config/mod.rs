@@ -4,6 +4,7 @@ mod check;
 mod load;
 mod model;
 mod reference;
+mod webhook;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -15,6 +16,11 @@ use serde::Deserialize;
 pub use load::{Environment, Error, load};
 pub use model::{Model, ModelLimits, Sources};
 pub use reference::Reference;
+pub use webhook::Webhook;
+
+/// The most that a limit of requests or tokens may be: up to here the arithmetic
+/// of `limits` is exact in Redis, whose numbers have 53 bits.
+pub const HIGHEST_LIMIT: u32 = 100_000_000;
 
 /// Everything the configuration file says.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -28,8 +34,14 @@ pub struct Config {
     pub components: Components,
     /// Payments.
     pub stripe: Stripe,
+    /// Where the operator is told of what happens.
+    pub webhook: Webhook,
     /// The models on offer.
     pub models: Vec<Model>,
+    /// Where replicas share their limits; from the environment only, since it may
+    /// hold a password.
+    #[serde(skip)]
+    pub redis_url: Option<SecretString>,
 }
 
 /// The server itself.
@@ -64,8 +76,20 @@ impl Default for Server {
 pub struct Requests {
     /// Requests a minute for each key and model, where the key has no rate of its own.
     pub per_minute: u32,
+    /// Tokens of prompts and answers a minute for each key and model, where the
+    /// key has no limit of its own.
+    pub tokens_per_minute: Option<u32>,
+    /// Requests at work at once for each key and model, where the key has no limit
+    /// of its own.
+    pub concurrent: Option<u32>,
+    /// Limits of all keys of a customer together.
+    pub customer: CustomerLimits,
+    /// What becomes of shared limits while Redis is away.
+    pub without_redis: WithoutRedis,
     /// Largest body, in bytes.
     pub max_body_bytes: usize,
+    /// Milliseconds in which the head of a request must have come.
+    pub header_timeout_ms: u64,
     /// Milliseconds in which the whole body must have come.
     pub body_timeout_ms: u64,
 }
@@ -74,10 +98,38 @@ impl Default for Requests {
     fn default() -> Self {
         Self {
             per_minute: 60,
+            tokens_per_minute: None,
+            concurrent: None,
+            customer: CustomerLimits::default(),
+            without_redis: WithoutRedis::default(),
             max_body_bytes: 1 << 20,
+            header_timeout_ms: 30_000,
             body_timeout_ms: 10_000,
         }
     }
+}
+
+/// Limits of all keys of a customer together, at all models.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields, default)]
+pub struct CustomerLimits {
+    /// Requests a minute.
+    pub per_minute: Option<u32>,
+    /// Tokens of prompts and answers a minute.
+    pub tokens_per_minute: Option<u32>,
+    /// Requests at work at once.
+    pub concurrent: Option<u32>,
+}
+
+/// What becomes of limits that replicas share while their Redis is away.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum WithoutRedis {
+    /// Each replica holds them by itself.
+    #[default]
+    Local,
+    /// Nothing is admitted.
+    Refuse,
 }
 
 /// What all components share; changes need a restart.

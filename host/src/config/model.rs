@@ -96,6 +96,11 @@ pub enum Sources {
 pub struct ModelLimits {
     /// Requests a minute of any one key, however high its own rate.
     pub requests_per_minute: Option<u32>,
+    /// Tokens of prompts and answers a minute of any one key, however high its own
+    /// limit.
+    pub tokens_per_minute: Option<u32>,
+    /// Requests at work at once of any one key, however high its own limit.
+    pub concurrent: Option<u32>,
     /// Longest prompt, in bytes of UTF-8.
     pub max_prompt_bytes: usize,
     /// Most tokens of one answer.
@@ -144,6 +149,8 @@ impl Default for ModelLimits {
     fn default() -> Self {
         Self {
             requests_per_minute: None,
+            tokens_per_minute: None,
+            concurrent: None,
             max_prompt_bytes: 256 * 1024,
             max_new_tokens: 4096,
             timeout_ms: 120_000,

@@ -2,7 +2,7 @@
 
 use plugin_sdk::{Error as PluginError, ErrorKind};
 
-use crate::limits::Exceeded;
+use crate::limits::{Limit, Refusal, Unit};
 use crate::money::NanoDollars;
 use crate::store::ledger::Cap;
 
@@ -15,9 +15,20 @@ pub enum Error {
     /// The key may not use the model.
     #[error("the key may not use this model")]
     ModelNotAllowed,
-    /// The key has used up its rate.
-    #[error("too many requests: the limit is {} a minute for each key and model", .0.rate.limit)]
-    RateLimited(Exceeded),
+    /// A limit does not leave what the request needs now.
+    #[error("too many {}: the limit is {}", too_many(.0.by), .0.by)]
+    Limited(Box<Refusal>),
+    /// The limits are shared, and what shares them is away.
+    #[error("the limits cannot be checked now")]
+    LimitsAway,
+    /// A limit never leaves what the request needs.
+    #[error("the request may come to {tokens} tokens; the limit is {limit}")]
+    ExceedsTokenLimit {
+        /// Tokens of its prompt, guessed, and the most of its answer.
+        tokens: u32,
+        /// The limit.
+        limit: Limit,
+    },
     /// The prompt has too many bytes.
     #[error("the prompt has {bytes} bytes; the limit is {limit}")]
     PromptTooLong {
@@ -71,7 +82,9 @@ impl Error {
         match self {
             Self::UnknownModel => "model_not_found",
             Self::ModelNotAllowed => "model_not_allowed",
-            Self::RateLimited(_) => "rate_limit_exceeded",
+            Self::LimitsAway => "limits_unavailable",
+            Self::Limited(_) => "rate_limit_exceeded",
+            Self::ExceedsTokenLimit { .. } => "exceeds_token_limit",
             Self::PromptTooLong { .. } => "prompt_too_long",
             Self::NoRoom { .. } => "context_length_exceeded",
             Self::Plugin(error) => error.code.as_deref().unwrap_or(match error.kind {
@@ -100,5 +113,14 @@ impl Error {
             Self::NotRecorded => "not_recorded",
             Self::Stopping => "stopping",
         }
+    }
+}
+
+/// What there was too much of.
+fn too_many(limit: Limit) -> &'static str {
+    match limit.unit {
+        Unit::Requests => "requests",
+        Unit::Tokens => "tokens",
+        Unit::Concurrent => "requests at once",
     }
 }

@@ -7,7 +7,7 @@ use tokio_util::sync::DropGuard;
 
 use super::Error;
 use super::idempotency::Kept;
-use crate::limits::Rate;
+use crate::limits::Standing;
 use crate::money::NanoDollars;
 use crate::store::ledger::Cap;
 
@@ -64,7 +64,7 @@ pub struct Answer {
 /// A generation that was admitted. Dropping it ends the work.
 #[derive(Debug)]
 pub struct Generation {
-    rate: Option<Rate>,
+    standings: Vec<Standing>,
     pieces: mpsc::Receiver<Piece>,
     end: End,
 }
@@ -79,13 +79,13 @@ enum End {
 
 impl Generation {
     pub(super) fn new(
-        rate: Rate,
+        standings: Vec<Standing>,
         pieces: mpsc::Receiver<Piece>,
         task: JoinHandle<Result<Answer, Error>>,
         leaves_on_drop: DropGuard,
     ) -> Self {
         Self {
-            rate: Some(rate),
+            standings,
             pieces,
             end: End::Task(task, leaves_on_drop),
         }
@@ -100,15 +100,16 @@ impl Generation {
             let _ = sender.try_send(piece);
         }
         Self {
-            rate: None,
+            standings: Vec::new(),
             pieces,
             end: End::Known(Box::new(answer)),
         }
     }
 
-    /// What is left of the rate, if this counted.
-    pub fn rate(&self) -> Option<Rate> {
-        self.rate
+    /// How the limits stood that this counted in, once; what was answered before
+    /// counts in none.
+    pub fn take_standings(&mut self) -> Vec<Standing> {
+        std::mem::take(&mut self.standings)
     }
 
     /// Whether this was answered before.

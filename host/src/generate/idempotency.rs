@@ -5,13 +5,14 @@
 //! kept answer. One that comes while the first is still at work is told to try
 //! again; the work goes on even if its client left, since that client will.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use plugin_sdk::{CountSource, FinishReason, ToolCall, Usage};
 use serde::{Deserialize, Serialize};
 
-use super::{Answer, Content, Piece};
+use super::{Answer, Content, Error, Piece};
 use crate::money::NanoDollars;
 use crate::store::ledger::Cap;
 
@@ -24,26 +25,40 @@ pub struct Repeatable {
     pub fingerprint: [u8; 32],
 }
 
-/// Names of the requests at work now, by API key.
+/// An API key's number, and the client's name for a request.
+type Name = (i64, String);
+
+/// The requests at work now, by their names: what makes each the same as another.
 #[derive(Clone, Debug, Default)]
-pub(super) struct AtWork(Arc<Mutex<HashSet<(i64, String)>>>);
+pub(super) struct AtWork(Arc<Mutex<HashMap<Name, [u8; 32]>>>);
 
 /// A name in use; free again when this is dropped.
 #[derive(Debug)]
 pub(super) struct Claim {
     at_work: AtWork,
-    name: (i64, String),
+    name: Name,
 }
 
 impl AtWork {
-    /// Takes a name; none when it is in use.
-    pub(super) fn claim(&self, api_key_id: i64, key: &str) -> Option<Claim> {
-        let name = (api_key_id, key.to_owned());
+    /// Takes the request's name.
+    ///
+    /// # Errors
+    /// [`Error::AtWork`] when it is in use for the same request, and
+    /// [`Error::KeyReused`] when it is for another.
+    pub(super) fn claim(&self, api_key_id: i64, asked: &Repeatable) -> Result<Claim, Error> {
+        let name = (api_key_id, asked.key.clone());
         let mut names = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        names.insert(name.clone()).then(|| Claim {
-            at_work: self.clone(),
-            name,
-        })
+        match names.entry(name.clone()) {
+            Entry::Occupied(first) if *first.get() == asked.fingerprint => Err(Error::AtWork),
+            Entry::Occupied(_) => Err(Error::KeyReused),
+            Entry::Vacant(free) => {
+                free.insert(asked.fingerprint);
+                Ok(Claim {
+                    at_work: self.clone(),
+                    name,
+                })
+            }
+        }
     }
 }
 

@@ -6,6 +6,7 @@
 //! model produces goes to the client through a short channel: a client that
 //! reads slowly slows the model down, and one that is gone stops it.
 
+mod admit;
 mod error;
 mod generation;
 mod idempotency;
@@ -14,8 +15,8 @@ mod reserve;
 mod tokens;
 mod work;
 
-use std::num::NonZeroU32;
 use std::sync::Arc;
+use std::time::Duration;
 
 use plugin_sdk::{Extension, Params, Prompt, Tool};
 use tokio::sync::mpsc;
@@ -25,8 +26,9 @@ use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
 use crate::clock::Clock;
-use crate::limits::{Exceeded, Limits, Rate};
-use crate::models::{Current, Loader, Model};
+use crate::config::Requests;
+use crate::limits::Limits;
+use crate::models::{Current, Loader};
 use crate::store::keys::Key;
 use crate::store::{Settler, Store};
 
@@ -81,7 +83,8 @@ pub struct Ask {
 pub struct Generator {
     live: Current,
     loader: Loader,
-    limits: Arc<Limits>,
+    limits: Limits,
+    requests: Arc<Requests>,
     store: Store,
     settler: Settler,
     clock: Clock,
@@ -98,12 +101,15 @@ impl Generator {
         loader: Loader,
         store: Store,
         settler: Settler,
+        limits: Limits,
+        requests: Arc<Requests>,
         clock: Clock,
     ) -> Self {
         Self {
             live,
             loader,
-            limits: Arc::default(),
+            limits,
+            requests,
             store,
             settler,
             clock,
@@ -125,8 +131,8 @@ impl Generator {
     ///
     /// # Errors
     /// When it is not admitted, and so not on record: the model is unknown or
-    /// not allowed, the prompt too long, the rate used up, or it repeats a
-    /// request that it must not or cannot yet.
+    /// not allowed, the prompt too long, a limit reached, or it repeats a request
+    /// that it must not or cannot yet.
     pub async fn start(&self, ask: Ask) -> Result<Generation, Error> {
         let claim = match &ask.repeatable {
             None => None,
@@ -148,13 +154,11 @@ impl Generator {
         if bytes > limit {
             return Err(Error::PromptTooLong { bytes, limit });
         }
-        let rate = self.admit(&ask.key, &model).map_err(|exceeded| {
-            self.metrics.refused(&model.spec.name, "rate_limited");
-            Error::RateLimited(exceeded)
-        })?;
+        let (standings, permit) = self.admit(&ask, &model).await?;
         let admitted = Admitted {
             ask,
             model,
+            permit,
             at: self.clock.now(),
             since: Instant::now(),
         };
@@ -170,14 +174,13 @@ impl Generator {
             }
             .in_current_span(),
         );
-        Ok(Generation::new(rate, pieces, task, leaves))
+        Ok(Generation::new(standings, pieces, task, leaves))
     }
 
     /// Whether a request was answered before, or this is the first of its name.
     async fn repeat(&self, api_key_id: i64, asked: &Repeatable) -> Result<Repeat, Error> {
         // before the look at what is kept, or both could miss the other's answer
-        let claim = self.at_work.claim(api_key_id, &asked.key);
-        let claim = claim.ok_or(Error::AtWork)?;
+        let claim = self.at_work.claim(api_key_id, asked)?;
         let kept = self
             .store
             .kept_answer(api_key_id, &asked.key, self.clock.now());
@@ -191,6 +194,17 @@ impl Generator {
         Ok(Repeat::Again(Generation::replay(kept)))
     }
 
+    /// Deletes answers that were kept long enough, now and once a minute, until
+    /// `stop` is cancelled.
+    pub async fn forget_answers_until(self, stop: CancellationToken) {
+        let mut minutes = tokio::time::interval(Duration::from_secs(60));
+        while stop.run_until_cancelled(minutes.tick()).await.is_some() {
+            if let Err(error) = self.store.forget_answers(self.clock.now()).await {
+                tracing::warn!(%error, "old answers are not deleted");
+            }
+        }
+    }
+
     /// Ends all generation; what was produced until then is settled.
     pub fn cut_off(&self) {
         self.stopping.cancel();
@@ -200,12 +214,6 @@ impl Generator {
     pub async fn drained(&self) {
         self.tasks.close();
         self.tasks.wait().await;
-    }
-
-    fn admit(&self, key: &Key, model: &Model) -> Result<Rate, Exceeded> {
-        let most = model.spec.limits.requests_per_minute.unwrap_or(u32::MAX);
-        let per_minute = NonZeroU32::new(key.rate_limit.min(most)).unwrap_or(NonZeroU32::MIN);
-        self.limits.admit(key.id, model.spec.id, per_minute)
     }
 }
 

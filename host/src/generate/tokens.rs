@@ -12,6 +12,8 @@ use crate::models::{Backend, Model, Session};
 const TEMPLATE_TOKENS: usize = 1024;
 /// Tokens that an image or a like part of a message may come to.
 const PART_TOKENS: usize = 16 * 1024;
+/// Tokens that it comes to for most providers, if it is of a usual size.
+const LIKELY_PART_TOKENS: usize = 1000;
 
 /// Bytes that the caller wrote for the model to read.
 pub(super) fn bytes(ask: &Ask) -> usize {
@@ -43,16 +45,35 @@ fn of_part(part: &Part) -> usize {
 
 /// The most tokens that a plugin can honestly count for the prompt.
 pub(super) fn most_in_prompt(ask: &Ask) -> u32 {
-    let parts = match &ask.prompt {
-        Prompt::Text(_) => 0,
+    let most = bytes(ask) + TEMPLATE_TOKENS + others(ask).len() * PART_TOKENS;
+    u32::try_from(most).unwrap_or(u32::MAX)
+}
+
+/// The parts of the prompt that are no text.
+fn others(ask: &Ask) -> Vec<&Part> {
+    match &ask.prompt {
+        Prompt::Text(_) => Vec::new(),
         Prompt::Chat(messages) => messages
             .iter()
             .flat_map(|message| &message.content)
             .filter(|part| !matches!(part, Part::Text(_)))
-            .count(),
-    };
-    let most = bytes(ask) + TEMPLATE_TOKENS + parts * PART_TOKENS;
-    u32::try_from(most).unwrap_or(u32::MAX)
+            .collect(),
+    }
+}
+
+/// The most tokens that the request is taken to need, before its model counts:
+/// its prompt as guessed, and all new tokens that it allows.
+pub(super) fn reserved(ask: &Ask, model: &Model) -> u32 {
+    let others = others(ask);
+    let text = bytes(ask) - others.iter().copied().map(of_part).sum::<usize>();
+    let of_others = u32::try_from(others.len() * LIKELY_PART_TOKENS).unwrap_or(u32::MAX);
+    let prompt_tokens = guess_tokens(text).saturating_add(of_others);
+    let mut new_tokens = model.spec.limits.max_new_tokens;
+    new_tokens = new_tokens.min(ask.params.max_tokens.unwrap_or(u32::MAX));
+    if let Some(length) = ask.max_length {
+        new_tokens = new_tokens.min(length.saturating_sub(prompt_tokens));
+    }
+    prompt_tokens.saturating_add(new_tokens)
 }
 
 /// Tokens of the prompt: by the plugin or, if it does not estimate, guessed.

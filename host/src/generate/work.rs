@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::idempotency::Kept;
 use super::reserve::{Bounds, Room};
 use super::{Answer, Ask, Content, Error, Generator, Piece, tokens};
+use crate::limits::Permit;
 use crate::models::{Completion, Model};
 use crate::money::NanoDollars;
 use crate::store::answers::KeptAnswer;
@@ -31,6 +32,7 @@ const MAX_ANSWER_BYTES: usize = 4 << 20;
 pub(super) struct Admitted {
     pub(super) ask: Ask,
     pub(super) model: Arc<Model>,
+    pub(super) permit: Permit,
     pub(super) at: OffsetDateTime,
     pub(super) since: Instant,
 }
@@ -167,6 +169,8 @@ impl Generator {
         if let Err(error @ Error::Capped { .. }) = end {
             self.metrics
                 .refused(&admitted.model.spec.name, error.code());
+            // no model was asked
+            admitted.permit.settle(0).await;
             return Err(error);
         }
         self.settle(admitted, produced.counted(), end).await
@@ -228,6 +232,7 @@ impl Generator {
         let Admitted {
             ask,
             model,
+            permit,
             at,
             since,
         } = admitted;
@@ -297,6 +302,10 @@ impl Generator {
             is_held: held.is_some(),
         };
         let settled = self.settler.settle(settlement).await;
+        // before the client knows the end: its next request finds all of it free
+        permit
+            .settle(used.prompt_tokens.saturating_add(used.completion_tokens))
+            .await;
         // taking an instance apart is nothing that the client should wait for
         tokio::spawn(async move { drop(produced.ended) });
         settled.map_err(|error| match error {

@@ -1,18 +1,19 @@
 //! The only place where an error becomes a response.
 //!
-//! Body: `{"error": {"code", "message", "type", "param"?, "request_id"}}`; the
-//! same for OpenAI's SDKs, which read `message`, `type`, `param` and `code`.
+//! Body: `{"error": {"code", "message", "type", "param"?, "limit"?, "request_id"}}`;
+//! the same for OpenAI's SDKs, which read `message`, `type`, `param` and `code`.
 
 use std::any::Any;
 use std::time::Duration;
 
 use axum::Json;
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use plugin_sdk::ErrorKind;
 use serde_json::{Value, json};
 
-use crate::limits::Rate;
+use super::limits::{self, Told};
+use crate::limits::Standing;
 use crate::{generate, keys, store};
 
 /// An error as the client sees it.
@@ -23,7 +24,7 @@ pub struct ApiError {
     message: String,
     param: Option<String>,
     retry_after: Option<Duration>,
-    rate: Option<Rate>,
+    limits: Box<Told>,
 }
 
 impl ApiError {
@@ -34,7 +35,7 @@ impl ApiError {
             message: message.into(),
             param: None,
             retry_after: None,
-            rate: None,
+            limits: Box::default(),
         }
     }
 
@@ -189,10 +190,10 @@ impl ApiError {
         self
     }
 
-    /// Adds what is left of the rate.
+    /// Adds how the limits stand.
     #[must_use]
-    pub fn rate(mut self, rate: Option<Rate>) -> Self {
-        self.rate = rate;
+    pub fn with_standings(mut self, standings: Vec<Standing>) -> Self {
+        self.limits.standings = standings;
         self
     }
 
@@ -233,6 +234,9 @@ impl ApiError {
         if let Some(param) = &self.param {
             error["param"] = json!(param);
         }
+        if let Some(limit) = &self.limits.refuses {
+            error["limit"] = limits::body(limit);
+        }
         json!({ "error": error })
     }
 
@@ -244,16 +248,10 @@ impl ApiError {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         if let Some(after) = self.retry_after {
-            // whole seconds, rounded up: earlier would be refused again
-            let seconds = after.as_millis().div_ceil(1000).max(1);
-            headers.insert(
-                header::RETRY_AFTER,
-                HeaderValue::from(u64::try_from(seconds).unwrap_or(u64::MAX)),
-            );
+            let seconds = limits::whole_seconds(after).max(1);
+            headers.insert(header::RETRY_AFTER, seconds.into());
         }
-        if let Some(rate) = self.rate {
-            rate_headers(headers, rate);
-        }
+        limits::write(headers, &self.limits.standings);
         response
     }
 }
@@ -278,16 +276,6 @@ fn kind(status: StatusCode) -> &'static str {
         StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
         status if status.is_server_error() => "server_error",
         _ => "invalid_request_error",
-    }
-}
-
-/// Writes OpenAI's `x-ratelimit-*` headers.
-pub fn rate_headers(headers: &mut HeaderMap, rate: Rate) {
-    headers.insert("x-ratelimit-limit-requests", rate.limit.into());
-    headers.insert("x-ratelimit-remaining-requests", rate.remaining.into());
-    let reset = format!("{}ms", rate.reset.as_millis());
-    if let Ok(reset) = HeaderValue::from_str(&reset) {
-        headers.insert("x-ratelimit-reset-requests", reset);
     }
 }
 
@@ -358,17 +346,17 @@ impl From<generate::Error> for ApiError {
         let status = match &error {
             generate::Error::UnknownModel => StatusCode::NOT_FOUND,
             generate::Error::ModelNotAllowed => StatusCode::FORBIDDEN,
-            generate::Error::RateLimited(_) => StatusCode::TOO_MANY_REQUESTS,
-            generate::Error::PromptTooLong { .. } | generate::Error::NoRoom { .. } => {
-                StatusCode::BAD_REQUEST
-            }
+            generate::Error::Limited(_) => StatusCode::TOO_MANY_REQUESTS,
+            generate::Error::PromptTooLong { .. }
+            | generate::Error::NoRoom { .. }
+            | generate::Error::ExceedsTokenLimit { .. } => StatusCode::BAD_REQUEST,
             generate::Error::Capped { .. } => StatusCode::PAYMENT_REQUIRED,
             generate::Error::Plugin(error) => of_plugin(error.kind),
             generate::Error::AtWork => StatusCode::CONFLICT,
             generate::Error::KeyReused => StatusCode::UNPROCESSABLE_ENTITY,
-            generate::Error::NotRecorded | generate::Error::Stopping => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            generate::Error::LimitsAway
+            | generate::Error::NotRecorded
+            | generate::Error::Stopping => StatusCode::SERVICE_UNAVAILABLE,
         };
         let message = match &error {
             generate::Error::Plugin(error) => error.message.clone(),
@@ -380,9 +368,15 @@ impl From<generate::Error> for ApiError {
             generate::Error::PromptTooLong { .. } | generate::Error::NoRoom { .. } => {
                 this.at("prompt")
             }
-            generate::Error::RateLimited(exceeded) => this
-                .retry_after(exceeded.retry_after)
-                .rate(Some(exceeded.rate)),
+            generate::Error::ExceedsTokenLimit { limit, .. } => {
+                this.limits.refuses = Some(limit);
+                this.at("max_tokens")
+            }
+            generate::Error::Limited(refusal) => {
+                this.limits.refuses = Some(refusal.by);
+                this.retry_after(refusal.retry_after)
+                    .with_standings(refusal.standings)
+            }
             generate::Error::Plugin(error) => {
                 let is_temporary =
                     matches!(error.kind, ErrorKind::Overloaded | ErrorKind::RateLimited);
@@ -394,9 +388,10 @@ impl From<generate::Error> for ApiError {
                 this
             }
             generate::Error::Capped { .. } | generate::Error::KeyReused => this,
-            generate::Error::AtWork | generate::Error::NotRecorded | generate::Error::Stopping => {
-                this.retry_after(Duration::from_secs(1))
-            }
+            generate::Error::AtWork
+            | generate::Error::LimitsAway
+            | generate::Error::NotRecorded
+            | generate::Error::Stopping => this.retry_after(Duration::from_secs(1)),
         }
     }
 }

@@ -7,9 +7,11 @@ mod dashboard;
 mod envelope;
 mod error;
 mod json;
+mod limits;
 mod openai;
 mod params;
 mod respond;
+mod serve;
 
 use std::sync::Arc;
 
@@ -27,6 +29,8 @@ use crate::reload;
 use crate::store::Store;
 
 use error::ApiError;
+
+pub use serve::serve;
 
 /// What handlers work with; clones share everything.
 #[derive(Clone, Debug)]

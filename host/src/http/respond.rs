@@ -12,7 +12,8 @@ use futures_util::stream;
 use serde_json::Value;
 use tracing::Span;
 
-use super::error::{ApiError, rate_headers};
+use super::error::ApiError;
+use super::limits;
 use crate::generate::{Answer, Ask, Content, Generation, Generator, Piece};
 
 /// The last event of a stream that did not fail, as in OpenAI's API.
@@ -51,12 +52,14 @@ pub async fn respond(
     shape: impl Shape,
 ) -> Result<Response, ApiError> {
     let (id, is_streamed) = (ask.request_id.clone(), ask.is_streamed);
-    let generation = generator
+    let mut generation = generator
         .start(ask)
         .await
         .map_err(|error| shape.error(error.into()))?;
-    let (rate, is_repeated) = (generation.rate(), generation.is_repeated());
-    let failed = |shape: &dyn Shape, error| shape.error(ApiError::from(error).rate(rate));
+    let (standings, is_repeated) = (generation.take_standings(), generation.is_repeated());
+    let failed = |shape: &dyn Shape, error| {
+        shape.error(ApiError::from(error).with_standings(standings.clone()))
+    };
     let mut response = if is_streamed {
         let mut stream = Stream {
             generation: Some(generation),
@@ -78,9 +81,7 @@ pub async fn respond(
         Json(shape.whole(content, &answer)).into_response()
     };
     let headers = response.headers_mut();
-    if let Some(rate) = rate {
-        rate_headers(headers, rate);
-    }
+    limits::write(headers, &standings);
     if is_repeated {
         headers.insert(REPLAYED, HeaderValue::from_static("true"));
     }

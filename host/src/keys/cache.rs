@@ -93,7 +93,7 @@ mod tests {
     use time::OffsetDateTime;
 
     use super::*;
-    use crate::store::keys::Key;
+    use crate::store::keys::{Key, KeyLimits};
 
     fn found(id: i64) -> Arc<Found> {
         let key = Key {
@@ -102,6 +102,7 @@ mod tests {
             name: "K".to_owned(),
             public_id: id.to_string(),
             rate_limit: 1,
+            limits: KeyLimits::default(),
             allowed_models: vec![],
             scopes: vec![],
             allowed_networks: None,

@@ -329,7 +329,7 @@ mod tests {
     use super::*;
     use crate::store::Outbox;
     use crate::store::customers::NewCustomer;
-    use crate::store::keys::Scope;
+    use crate::store::keys::{KeyLimits, Scope};
 
     #[tokio::test]
     async fn a_key_in_use_and_one_that_nobody_has_are_read_once() {
@@ -350,6 +350,7 @@ mod tests {
             customer_id: customer.unwrap().id,
             name: "K".to_owned(),
             rate_limit: 1,
+            limits: KeyLimits::default(),
             allowed_models: vec![],
             scopes: Scope::ALL.to_vec(),
             allowed_networks: None,

@@ -8,6 +8,7 @@ mod watch;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
@@ -300,6 +301,16 @@ fn needs_restart(running: &Config, config: &Config) -> Vec<&'static str> {
     }
     if running.stripe != config.stripe {
         sections.push("stripe");
+    }
+    if running.webhook != config.webhook {
+        sections.push("webhook");
+    }
+    let redis = |config: &Config| {
+        let url = config.redis_url.as_ref();
+        url.map(|url| url.expose_secret().to_owned())
+    };
+    if redis(running) != redis(config) {
+        sections.push("REDIS_URL");
     }
     sections
 }

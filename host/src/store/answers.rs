@@ -30,10 +30,8 @@ pub(super) async fn insert(
     connection: &mut SqliteConnection,
     kept: &KeptAnswer,
 ) -> Result<(), Error> {
-    sqlx::query("DELETE FROM answers WHERE created_at <= $1")
-        .bind(millis(kept.created_at - KEPT))
-        .execute(&mut *connection)
-        .await?;
+    // one of the same name must make room now
+    forget(&mut *connection, kept.created_at).await?;
     sqlx::query(
         "INSERT INTO answers \
          (api_key_id, idempotency_key, fingerprint, request_id, answer, created_at) \
@@ -50,7 +48,23 @@ pub(super) async fn insert(
     Ok(())
 }
 
+async fn forget(connection: &mut SqliteConnection, now: OffsetDateTime) -> Result<(), Error> {
+    sqlx::query("DELETE FROM answers WHERE created_at <= $1")
+        .bind(millis(now - KEPT))
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
 impl Store {
+    /// Deletes the answers that were kept long enough.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn forget_answers(&self, now: OffsetDateTime) -> Result<(), Error> {
+        forget(&mut *self.write.acquire().await?, now).await
+    }
+
     /// The hash of the request and the answer that are kept under this name, if
     /// any are.
     ///
@@ -81,7 +95,7 @@ mod tests {
     use super::{KEPT, KeptAnswer, insert};
     use crate::store::audit::Actor;
     use crate::store::customers::NewCustomer;
-    use crate::store::keys::{NewKey, Text};
+    use crate::store::keys::{KeyLimits, NewKey, Text};
     use crate::store::{Outbox, Store};
     use time::{Duration, OffsetDateTime};
 
@@ -107,6 +121,7 @@ mod tests {
             customer_id,
             name: "K".into(),
             rate_limit: 1,
+            limits: KeyLimits::default(),
             allowed_models: vec![],
             scopes: vec![],
             allowed_networks: None,

@@ -6,7 +6,7 @@ use sqlx::{Connection, Row};
 use time::OffsetDateTime;
 
 use super::audit::{self, Act, Actor, Object};
-use super::{Error, Outbox, Store, from_millis, keys, millis, outbox};
+use super::{Error, Outbox, Store, from_millis, keys, ledger, millis, outbox};
 use crate::money::NanoDollars;
 
 /// A customer.
@@ -27,6 +27,9 @@ pub struct Customer {
     /// How far below 0 requests may take the balance; without one, as far as they
     /// like.
     pub credit_limit: Option<NanoDollars>,
+    /// Whether, of what its balance and limit came to when they last changed, little
+    /// is left.
+    pub is_near: bool,
     /// When it was created.
     pub created_at: OffsetDateTime,
 }
@@ -56,22 +59,24 @@ pub struct CustomerChange {
 }
 
 fn customer(row: &SqliteRow) -> Result<Customer, Error> {
+    let (posted, near_at): (i64, Option<i64>) = (row.try_get("posted")?, row.try_get("near_at")?);
     Ok(Customer {
         id: row.try_get("id")?,
         name: row.try_get("name")?,
         email: row.try_get("email")?,
         company: row.try_get("company")?,
-        balance: NanoDollars(row.try_get("posted")?),
+        balance: NanoDollars(posted),
         held: NanoDollars(row.try_get("held")?),
         credit_limit: row
             .try_get::<Option<i64>, _>("credit_limit")?
             .map(NanoDollars),
+        is_near: near_at.is_some_and(|near_at| posted <= near_at),
         created_at: from_millis(row.try_get("created_at")?),
     })
 }
 
 /// A customer with its account.
-const BY_ID: &str = "SELECT customers.*, posted, held, credit_limit FROM customers \
+const BY_ID: &str = "SELECT customers.*, posted, held, credit_limit, near_at FROM customers \
      JOIN accounts ON customer_id = customers.id \
      WHERE customers.id = $1 AND deleted_at IS NULL";
 
@@ -117,25 +122,12 @@ impl Store {
             .bind(new.credit_limit.map(|limit| limit.0))
             .execute(&mut *transaction)
             .await?;
+        ledger::renew_near(&mut transaction, id).await?;
         if let Outbox::On(_) = self.outbox {
             outbox::announce_customer(&mut transaction, id, now).await?;
         }
-        let NewCustomer {
-            name,
-            email,
-            company,
-            credit_limit,
-        } = new;
-        let customer = Customer {
-            id,
-            name,
-            email,
-            company,
-            balance: NanoDollars(0),
-            held: NanoDollars(0),
-            credit_limit,
-            created_at: now,
-        };
+        let row = sqlx::query(BY_ID).bind(id).fetch_one(&mut *transaction);
+        let customer = customer(&row.await?)?;
         let act = Act {
             action: "customer.created",
             object: Object::Customer(id),
@@ -162,7 +154,7 @@ impl Store {
     /// # Errors
     /// [`Error::NotFound`] when there is none.
     pub async fn customer_by_email(&self, email: &str) -> Result<Customer, Error> {
-        let sql = "SELECT customers.*, posted, held, credit_limit FROM customers \
+        let sql = "SELECT customers.*, posted, held, credit_limit, near_at FROM customers \
              JOIN accounts ON customer_id = customers.id \
              WHERE lower(email) = lower($1) AND deleted_at IS NULL";
         customer(&sqlx::query(sql).bind(email).fetch_one(&self.read).await?)
@@ -173,7 +165,7 @@ impl Store {
     /// # Errors
     /// When the database fails.
     pub async fn customers(&self, after: i64, limit: u32) -> Result<Vec<Customer>, Error> {
-        let sql = "SELECT customers.*, posted, held, credit_limit FROM customers \
+        let sql = "SELECT customers.*, posted, held, credit_limit, near_at FROM customers \
              JOIN accounts ON customer_id = customers.id \
              WHERE customers.id > $1 AND deleted_at IS NULL ORDER BY customers.id LIMIT $2";
         let rows = sqlx::query(sql)
@@ -217,6 +209,7 @@ impl Store {
                 .bind(limit.map(|limit| limit.0))
                 .execute(&mut *transaction)
                 .await?;
+            ledger::renew_near(&mut transaction, id).await?;
         }
         let after = one(sqlx::query(BY_ID)
             .bind(id)

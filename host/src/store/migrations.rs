@@ -8,7 +8,7 @@ use sqlx::sqlite::SqlitePool;
 
 use super::Error;
 
-const MIGRATIONS: [(i64, &str, &str); 4] = [
+const MIGRATIONS: [(i64, &str, &str); 6] = [
     (
         1,
         "start",
@@ -28,6 +28,16 @@ const MIGRATIONS: [(i64, &str, &str); 4] = [
         4,
         "keys",
         include_str!("../../../migrations/sqlite/0004_keys.sql"),
+    ),
+    (
+        5,
+        "limits",
+        include_str!("../../../migrations/sqlite/0005_limits.sql"),
+    ),
+    (
+        6,
+        "notices",
+        include_str!("../../../migrations/sqlite/0006_notices.sql"),
     ),
 ];
 
@@ -66,7 +76,7 @@ async fn apply(
 mod tests {
     use super::{MIGRATIONS, apply};
     use crate::money::NanoDollars;
-    use crate::store::keys::Scope;
+    use crate::store::keys::{KeyLimits, Scope};
     use crate::store::{Outbox, Store};
     use sqlx::sqlite::{SqliteConnectOptions, SqlitePool};
     use time::OffsetDateTime;
@@ -115,6 +125,7 @@ mod tests {
         assert_eq!((found.hash, found.until), (vec![0], None));
         let key = found.key;
         assert_eq!((key.rate_limit, &key.allowed_models[..]), (60, &[1][..]));
+        assert_eq!(key.limits, KeyLimits::default());
         assert_eq!(key.scopes, Scope::ALL);
         assert!(key.is_active && key.allowed_networks.is_none() && key.expires_at.is_none());
     }

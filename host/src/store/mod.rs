@@ -12,6 +12,7 @@ pub mod customers;
 pub mod keys;
 pub mod ledger;
 mod migrations;
+pub mod notices;
 pub mod outbox;
 mod settle;
 pub mod usage;
@@ -25,6 +26,7 @@ use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
 };
 use time::OffsetDateTime;
+use tokio::sync::Notify;
 
 use ledger::Limited;
 
@@ -67,6 +69,8 @@ pub struct Store {
     write: SqlitePool,
     read: SqlitePool,
     outbox: Outbox,
+    /// Notified of new notices; without, there are none.
+    notices: Option<Arc<Notify>>,
     key_changes: Arc<AtomicU64>,
     limited: Limited,
 }
@@ -99,9 +103,19 @@ impl Store {
             write,
             read,
             outbox,
+            notices: None,
             key_changes: Arc::default(),
             limited,
         })
+    }
+
+    /// The same, which also writes notices for the operator's webhook.
+    #[must_use]
+    pub fn with_notices(self) -> Self {
+        Self {
+            notices: Some(Arc::default()),
+            ..self
+        }
     }
 
     /// Asks the database for an answer.

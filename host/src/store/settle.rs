@@ -9,7 +9,7 @@ use tokio::task::JoinHandle;
 use super::answers::{self, KeptAnswer};
 use super::ledger::{self, Reservation, Reserved};
 use super::usage::{self, Usage};
-use super::{Error, Outbox, Store, outbox};
+use super::{Error, Outbox, Store, notices, outbox};
 use crate::money::NanoDollars;
 
 /// Jobs that may wait; more wait in their senders.
@@ -96,7 +96,7 @@ struct Batch {
 #[derive(Default)]
 struct Written {
     reserved: Vec<Reserved>,
-    near: Vec<ledger::budgets::Near>,
+    near: Vec<ledger::Near>,
     can_report: bool,
 }
 
@@ -139,6 +139,11 @@ impl Writer {
                 self.unsettled.clear();
                 for near in &written.near {
                     near.log();
+                }
+                if let Some(notices) = self.store.notices.as_ref()
+                    && !written.near.is_empty()
+                {
+                    notices.notify_one();
                 }
                 if written.can_report {
                     self.store.outbox.wake();
@@ -230,6 +235,11 @@ impl Writer {
         }
         let is_limited = self.store.is_limited(row.customer_id);
         let settled = ledger::settle(connection, row, *is_held, is_limited).await?;
+        if self.store.notices.is_some() {
+            for near in &settled.near {
+                notices::write(connection, near, row.created_at).await?;
+            }
+        }
         written.near.extend(settled.near);
         if settled.owed.0 > 0 && matches!(self.store.outbox, Outbox::On(_)) {
             written.can_report |= outbox::announce_usage(connection, row, settled.owed).await?;

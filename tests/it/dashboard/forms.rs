@@ -8,7 +8,7 @@ async fn forms_of_other_sites_are_refused() {
     let host = Host::start().await;
     host.customer().await;
     let admin = signed_in(&host, ADMIN_KEY).await;
-    let new = "name=Stolen&rate_limit=60&allowed_models=1";
+    let new = "name=Stolen&rate_limit=60&scopes=generate&allowed_models=1";
     for foreign in [
         ("origin", "http://evil.example"),
         ("origin", "null"),
@@ -53,8 +53,25 @@ async fn a_form_with_a_mistake_comes_back_as_it_was() {
         text.contains("name: must not be empty") && !text.contains(" checked"),
         "{text}"
     );
-    let text = create("name=A&rate_limit=60&allowed_models=1&allowed_models=9").await;
+    let text =
+        create("name=A&rate_limit=60&scopes=generate&allowed_models=1&allowed_models=9").await;
     assert!(text.contains("there is no model 9"), "{text}");
+
+    let text = create("name=A&rate_limit=60&allowed_models=1").await;
+    assert!(text.contains("scopes: must name at least one"), "{text}");
+    for (field, value) in [
+        ("allowed_networks", "10.0.0.0/8, nowhere"),
+        ("expires_at", "2001-01-01T00:00"),
+        ("token_limit", "0"),
+    ] {
+        let form = format!("name=A&rate_limit=60&scopes=generate&{field}={value}");
+        let text = create(&form.replace(' ', "%20").replace('/', "%2F")).await;
+        let shown = format!("{}: ", field.replace('_', " "));
+        assert!(
+            text.contains(&shown) && text.contains(&format!("value=\"{value}\"")),
+            "{text}"
+        );
+    }
 
     // one customer's key is not found at another's
     page(
@@ -66,7 +83,13 @@ async fn a_form_with_a_mistake_comes_back_as_it_was() {
         404,
     );
     page(
-        submit(&admin, "/dashboard/3/keys", "name=A&rate_limit=60", &[]).await,
+        submit(
+            &admin,
+            "/dashboard/3/keys",
+            "name=A&rate_limit=60&scopes=generate",
+            &[],
+        )
+        .await,
         404,
     );
 }

@@ -57,7 +57,7 @@ async fn acts_by_forms_are_on_record() {
     let host = Host::start().await;
     host.customer().await;
     let admin = signed_in(&host, ADMIN_KEY).await;
-    let new = "name=New&rate_limit=60&allowed_models=1";
+    let new = "name=New&rate_limit=60&scopes=generate&allowed_models=1";
     page(submit(&admin, "/dashboard/1/keys", new, &[]).await, 201);
     let grace = "grace_seconds=0";
     let rotate = "/dashboard/1/keys/2/rotate";

@@ -104,12 +104,40 @@ async fn an_operator_sees_usage_and_manages_keys_in_a_browser() {
     browser.click("#keys a.button").await;
     browser.fill("#name", "From the form").await;
     browser.fill("#rate_limit", "7").await;
+    browser.fill("#concurrent_limit", "3").await;
+    browser.click("input[value='keys:read']").await;
+    browser.fill("#allowed_networks", "127.0.0.0/8, ::1").await;
+    // how a date is typed depends on where the browser believes itself to be
+    let end = "document.querySelector('#expires_at').value = '2999-12-31T22:00'";
+    browser.driver.execute(end, vec![]).await.expect("a field");
     browser.click("main form button").await;
     let text = browser.text("#new-key").await;
     let key = host.anyone().with_header("x-api-key", text.clone());
     let answer = key.post("/generate", ask.clone()).await;
     assert_eq!(answer.header("x-ratelimit-limit-requests"), "7");
     answer.expect(200);
+
+    let shown = host
+        .admin()
+        .get("/api/keys?customer_id=1")
+        .await
+        .expect(200);
+    let shown = shown["keys"]
+        .as_array()
+        .expect("a list")
+        .last()
+        .expect("a key")
+        .clone();
+    assert_eq!(
+        shown["scopes"],
+        json!(["generate", "models:read", "usage:read", "customer:read"])
+    );
+    assert_eq!(shown["allowed_networks"], json!(["127.0.0.0/8", "::1/128"]));
+    assert_eq!(shown["expires_at"], "2999-12-31T22:00:00Z");
+    assert_eq!(
+        (&shown["token_limit"], &shown["concurrent_limit"]),
+        (&json!(null), &json!(3))
+    );
 
     // it is shown this once
     browser.click("main a.button").await;
@@ -177,7 +205,7 @@ async fn a_customer_sees_its_own_page_alone() {
 
     // and it changes nothing
     page(viewer.get("/dashboard/1/keys/new").await, 403);
-    let new = "name=More&rate_limit=60&allowed_models=1";
+    let new = "name=More&rate_limit=60&scopes=generate&allowed_models=1";
     page(submit(&viewer, "/dashboard/1/keys", new, &[]).await, 403);
     page(
         submit(&viewer, "/dashboard/2/keys/2/active", "active=false", &[]).await,

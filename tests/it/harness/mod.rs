@@ -3,6 +3,7 @@
 
 mod client;
 mod purse;
+mod redis;
 mod registry;
 mod setup;
 mod stripe;
@@ -20,6 +21,7 @@ use tempfile::TempDir;
 
 pub use client::{Client, Reply};
 pub use purse::{Purse, nanos, text};
+pub use redis::Redis;
 pub use registry::Registry;
 pub use setup::Setup;
 pub use stripe::{FakeStripe, LocalStripe, Mood, STRIPE_KEY, free_port};

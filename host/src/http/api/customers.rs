@@ -58,6 +58,7 @@ pub struct Shown {
     balance: NanoDollars,
     held: NanoDollars,
     credit_limit: Option<NanoDollars>,
+    is_near: bool,
     created_at: String,
 }
 
@@ -72,6 +73,7 @@ impl From<Customer> for Shown {
             balance: customer.balance,
             held: customer.held,
             credit_limit: customer.credit_limit,
+            is_near: customer.is_near,
             created_at: rfc3339(created_at.replace_nanosecond(0).unwrap_or(created_at)),
         }
     }

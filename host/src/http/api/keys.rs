@@ -13,6 +13,7 @@ use time::OffsetDateTime;
 
 use super::customers;
 use super::{Page, rfc3339};
+use crate::config::HIGHEST_LIMIT;
 use crate::http::AppState;
 use crate::http::auth::{Admin, KeysReader};
 use crate::http::error::ApiError;
@@ -20,7 +21,7 @@ use crate::http::json::{Id, Json, OptionalJson, Query, name, nullable, time};
 use crate::keys::{self, Issued, network};
 use crate::models::Live;
 use crate::store;
-use crate::store::keys::{Key, KeyChange, NewKey, Scope};
+use crate::store::keys::{Key, KeyChange, KeyLimits, NewKey, Scope};
 
 /// Highest rate a key may have.
 pub const HIGHEST_RATE: u32 = 1_000_000;
@@ -40,6 +41,8 @@ pub struct Create {
     name: String,
     allowed_models: Option<Vec<i64>>,
     rate_limit: Option<u32>,
+    token_limit: Option<u32>,
+    concurrent_limit: Option<u32>,
     scopes: Option<Vec<Scope>>,
     allowed_networks: Option<Vec<String>>,
     expires_at: Option<String>,
@@ -52,6 +55,10 @@ pub struct Change {
     name: Option<String>,
     allowed_models: Option<Vec<i64>>,
     rate_limit: Option<u32>,
+    #[serde(default, deserialize_with = "nullable")]
+    token_limit: Option<Option<u32>>,
+    #[serde(default, deserialize_with = "nullable")]
+    concurrent_limit: Option<Option<u32>>,
     scopes: Option<Vec<Scope>>,
     #[serde(default, deserialize_with = "nullable")]
     allowed_networks: Option<Option<Vec<String>>>,
@@ -76,6 +83,8 @@ pub struct Shown {
     customer_id: i64,
     name: String,
     rate_limit: u32,
+    token_limit: Option<u32>,
+    concurrent_limit: Option<u32>,
     allowed_models: Vec<i64>,
     scopes: Vec<Scope>,
     allowed_networks: Option<Vec<IpNet>>,
@@ -102,6 +111,8 @@ impl From<Key> for Shown {
             customer_id: key.customer_id,
             name: key.name,
             rate_limit: key.rate_limit,
+            token_limit: key.limits.tokens,
+            concurrent_limit: key.limits.concurrent,
             allowed_models: key.allowed_models,
             scopes: key.scopes,
             allowed_networks: key.allowed_networks,
@@ -149,6 +160,10 @@ pub async fn create(
         customer_id: customer.map_err(customers::missing)?.id,
         name: name("name", &body.name)?,
         rate_limit: rate(body.rate_limit.unwrap_or(state.requests.per_minute))?,
+        limits: KeyLimits {
+            tokens: most("token_limit", body.token_limit)?,
+            concurrent: most("concurrent_limit", body.concurrent_limit)?,
+        },
         allowed_models: match body.allowed_models {
             Some(models) => known(&live, models)?,
             None => live.models().map(|model| model.spec.id).collect(),
@@ -206,6 +221,14 @@ pub async fn change(
     let change = KeyChange {
         name: body.name.map(|text| name("name", &text)).transpose()?,
         rate_limit: body.rate_limit.map(rate).transpose()?,
+        token_limit: body
+            .token_limit
+            .map(|limit| most("token_limit", limit))
+            .transpose()?,
+        concurrent_limit: body
+            .concurrent_limit
+            .map(|limit| most("concurrent_limit", limit))
+            .transpose()?,
         allowed_models: body
             .allowed_models
             .map(|models| known(&live, models))
@@ -287,6 +310,18 @@ pub fn rate(per_minute: u32) -> Result<u32, ApiError> {
     }
 }
 
+/// A limit that a key may have, if it has one.
+///
+/// # Errors
+/// 422 when it is none.
+pub fn most(param: &str, limit: Option<u32>) -> Result<Option<u32>, ApiError> {
+    if limit.is_none_or(|limit| (1..=HIGHEST_LIMIT).contains(&limit)) {
+        return Ok(limit);
+    }
+    let message = format!("must be from 1 to {HIGHEST_LIMIT}, or null for what is configured");
+    Err(ApiError::invalid(param, message))
+}
+
 /// The models' numbers, each once and in order.
 ///
 /// # Errors
@@ -304,7 +339,10 @@ pub fn known(live: &Live, mut models: Vec<i64>) -> Result<Vec<i64>, ApiError> {
 }
 
 /// Scopes that a key may have, each once and in order.
-fn scopes(mut scopes: Vec<Scope>) -> Result<Vec<Scope>, ApiError> {
+///
+/// # Errors
+/// 422 when there is none.
+pub fn scopes(mut scopes: Vec<Scope>) -> Result<Vec<Scope>, ApiError> {
     if scopes.is_empty() {
         let message = "must name at least one; leave it out for all";
         return Err(ApiError::invalid("scopes", message));
@@ -315,7 +353,10 @@ fn scopes(mut scopes: Vec<Scope>) -> Result<Vec<Scope>, ApiError> {
 }
 
 /// Networks that a key may be used from.
-fn networks(texts: Vec<String>) -> Result<Vec<IpNet>, ApiError> {
+///
+/// # Errors
+/// 422 when one is none, or they are none or too many.
+pub fn networks(texts: Vec<String>) -> Result<Vec<IpNet>, ApiError> {
     let invalid = |message| ApiError::invalid("allowed_networks", message);
     if texts.is_empty() || texts.len() > MOST_NETWORKS {
         let message = format!("must name 1 to {MOST_NETWORKS} networks, or be null for any");
@@ -331,7 +372,10 @@ fn networks(texts: Vec<String>) -> Result<Vec<IpNet>, ApiError> {
 }
 
 /// The time when a key ends, which is yet to come.
-fn expiry(text: &str, now: OffsetDateTime) -> Result<OffsetDateTime, ApiError> {
+///
+/// # Errors
+/// 422 when it is none, or past.
+pub fn expiry(text: &str, now: OffsetDateTime) -> Result<OffsetDateTime, ApiError> {
     let end = time("expires_at", text)?;
     if end <= now {
         let message = "must be in the future; to end a key now, turn it off or delete it";

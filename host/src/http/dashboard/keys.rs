@@ -1,9 +1,10 @@
 //! `/dashboard/{customer_id}/keys`: a customer's keys, and for the operator
-//! the forms to create, switch and delete them. Rotating is in `rotate.rs`.
+//! the forms to switch and delete them. Creating one is in `new_key.rs`, rotating
+//! in `rotate.rs`.
 
 use axum::extract::{FromRequestParts, Path, State};
-use axum::http::{StatusCode, request::Parts};
-use axum::response::{IntoResponse, Redirect, Response};
+use axum::http::request::Parts;
+use axum::response::Redirect;
 use maud::{Markup, html};
 use secrecy::ExposeSecret;
 use serde::Deserialize;
@@ -14,26 +15,15 @@ use super::form::Form;
 use super::layout;
 use super::session::AdminViewer;
 use crate::http::AppState;
-use crate::http::api::{customers, keys as api};
+use crate::http::api::keys as api;
 use crate::http::auth::Caller;
 use crate::http::error::ApiError;
-use crate::http::json::{Id, name};
 use crate::keys::Issued;
 use crate::models::Live;
-use crate::store::customers::Customer;
-use crate::store::keys::{Key, NewKey, Scope};
+use crate::store::keys::{Key, Scope};
 
 /// Most keys that are listed.
 const MOST: u32 = 1000;
-
-/// Form of `POST /dashboard/{customer_id}/keys`.
-#[derive(Debug, Deserialize)]
-pub struct New {
-    name: String,
-    rate_limit: u32,
-    #[serde(default)]
-    allowed_models: Vec<i64>,
-}
 
 /// Form of `POST /dashboard/{customer_id}/keys/{key_id}/active`: what the key
 /// shall be, so that a second click does not undo the first.
@@ -137,7 +127,15 @@ fn row(key: &Key, live: &Live, now: OffsetDateTime, is_admin: bool) -> Markup {
                     }
                 }
             }
-            td .figure { (key.rate_limit) }
+            td .figure {
+                (key.rate_limit)
+                @if let Some(tokens) = key.limits.tokens {
+                    p .note { (tokens) " tokens" }
+                }
+                @if let Some(concurrent) = key.limits.concurrent {
+                    p .note { (concurrent) " at once" }
+                }
+            }
             td {
                 @for (place, id) in key.allowed_models.iter().enumerate() {
                     @if place > 0 { ", " }
@@ -176,57 +174,6 @@ fn scopes(key: &Key) -> String {
 /// The path that a key's pages begin with.
 pub fn path(key: &Key) -> String {
     format!("/dashboard/{}/keys/{}", key.customer_id, key.id)
-}
-
-/// `GET /dashboard/{customer_id}/keys/new`
-pub async fn new(
-    _: AdminViewer,
-    State(state): State<AppState>,
-    Id(customer_id): Id,
-) -> Result<Markup, ApiError> {
-    let customer = customer(&state, customer_id).await?;
-    let live = state.generator.live().take();
-    let form = New {
-        name: String::new(),
-        rate_limit: state.requests.per_minute,
-        allowed_models: live.models().map(|model| model.spec.id).collect(),
-    };
-    Ok(new_page(&customer, &live, &form, None))
-}
-
-/// `POST /dashboard/{customer_id}/keys`: issues a key and shows it, this once.
-pub async fn create(
-    AdminViewer(actor): AdminViewer,
-    State(state): State<AppState>,
-    Id(customer_id): Id,
-    Form(form): Form<New>,
-) -> Result<Response, ApiError> {
-    let customer = customer(&state, customer_id).await?;
-    let live = state.generator.live().take();
-    let new = match new_key(&customer, &live, &form) {
-        Ok(new) => new,
-        Err(error) => {
-            let page = new_page(&customer, &live, &form, Some(&error));
-            return Ok((error.status(), page).into_response());
-        }
-    };
-    let issued = state.keys.issue(new, &actor).await?;
-    let title = format!("Key {} for {}", issued.key.name, customer.name);
-    let page = text_page("Key created", &title, &issued);
-    Ok((StatusCode::CREATED, page).into_response())
-}
-
-/// The form has no more than most keys need; the API has the rest.
-fn new_key(customer: &Customer, live: &Live, form: &New) -> Result<NewKey, ApiError> {
-    Ok(NewKey {
-        customer_id: customer.id,
-        name: name("name", &form.name)?,
-        rate_limit: api::rate(form.rate_limit)?,
-        allowed_models: api::known(live, form.allowed_models.clone())?,
-        scopes: Scope::ALL.to_vec(),
-        allowed_networks: None,
-        expires_at: None,
-    })
 }
 
 /// `POST /dashboard/{customer_id}/keys/{key_id}/active`: turns it on or off.
@@ -268,47 +215,8 @@ pub async fn delete(
     Ok(back(key.customer_id))
 }
 
-async fn customer(state: &AppState, id: i64) -> Result<Customer, ApiError> {
-    state.store.customer(id).await.map_err(customers::missing)
-}
-
 fn back(customer_id: i64) -> Redirect {
     Redirect::to(&format!("/dashboard/{customer_id}#keys"))
-}
-
-fn new_page(customer: &Customer, live: &Live, form: &New, error: Option<&ApiError>) -> Markup {
-    let path = format!("/dashboard/{}", customer.id);
-    let content = html! {
-        h1 { "Create a key for " (customer.name) }
-        form .box method="post" action={ (path) "/keys" } {
-            @if let Some(error) = error {
-                p .problem role="alert" {
-                    @if let Some(param) = error.param() { (param.replace('_', " ")) ": " }
-                    (error.message())
-                }
-            }
-            label for="name" { "Name" }
-            input #name name="name" value=(form.name) required maxlength="200" autofocus
-                autocomplete="off";
-            label for="rate_limit" { "Requests a minute, for each model" }
-            input #rate_limit type="number" name="rate_limit" value=(form.rate_limit) required
-                min="1" max=(api::HIGHEST_RATE);
-            fieldset {
-                legend { "Models it may use" }
-                @for model in live.models() {
-                    @let id = model.spec.id;
-                    label .check {
-                        input type="checkbox" name="allowed_models" value=(id)
-                            checked[form.allowed_models.contains(&id)];
-                        " " (model.spec.name)
-                    }
-                }
-            }
-            button { "Create" }
-            " " a href=(path) { "Cancel" }
-        }
-    };
-    layout::page("Create a key", Some(&Caller::Admin), content)
 }
 
 /// The page that shows a key's text, this once.

@@ -11,6 +11,7 @@ mod keys;
 mod layout;
 mod login;
 mod money;
+mod new_key;
 mod origin;
 mod overview;
 mod rotate;
@@ -36,8 +37,8 @@ pub fn router(state: &AppState) -> Router<AppState> {
         .route("/dashboard/style.css", get(style))
         .route("/dashboard/audit", get(audit::show))
         .route("/dashboard/{customer_id}", get(customer::show))
-        .route("/dashboard/{customer_id}/keys", post(keys::create))
-        .route("/dashboard/{customer_id}/keys/new", get(keys::new))
+        .route("/dashboard/{customer_id}/keys", post(new_key::create))
+        .route("/dashboard/{customer_id}/keys/new", get(new_key::form))
         .route(
             "/dashboard/{customer_id}/keys/{key_id}/active",
             post(keys::set_active),

@@ -14,6 +14,9 @@ pub fn balance(customer: &Customer) -> Markup {
             div {
                 dt { "Balance" }
                 dd #balance { (customer.balance) }
+                @if customer.is_near {
+                    dd { span .status .failed { "nearly used" } }
+                }
                 dd .note {
                     (customer.held) " held for requests at work; "
                     @match customer.credit_limit {

@@ -10,7 +10,7 @@ use sqlx::query::Query;
 use sqlx::sqlite::{Sqlite, SqliteArguments};
 use time::OffsetDateTime;
 
-use super::{Key, Scope, key};
+use super::{Key, KeyLimits, Scope, key};
 use crate::clock::rfc3339;
 use crate::store::audit::{self, Act, Actor, Object};
 use crate::store::{Error, Store, millis};
@@ -24,6 +24,8 @@ pub struct NewKey {
     pub name: String,
     /// Requests a minute, for each model.
     pub rate_limit: u32,
+    /// Its limits of other things.
+    pub limits: KeyLimits,
     /// Numbers of the models it may use.
     pub allowed_models: Vec<i64>,
     /// What it may be used for.
@@ -50,6 +52,10 @@ pub struct KeyChange {
     pub name: Option<String>,
     /// New rate.
     pub rate_limit: Option<u32>,
+    /// New limit of tokens, or as configured.
+    pub token_limit: Option<Option<u32>>,
+    /// New limit of requests at work, or as configured.
+    pub concurrent_limit: Option<Option<u32>>,
     /// New list of models.
     pub allowed_models: Option<Vec<i64>>,
     /// New list of scopes.
@@ -70,6 +76,8 @@ fn on_record(key: &Key) -> Value {
         "name": key.name,
         "public_id": key.public_id,
         "rate_limit": key.rate_limit,
+        "token_limit": key.limits.tokens,
+        "concurrent_limit": key.limits.concurrent,
         "allowed_models": key.allowed_models,
         "scopes": key.scopes,
         "allowed_networks": key.allowed_networks,
@@ -139,8 +147,9 @@ impl Store {
         let mut transaction = self.write.begin_with("BEGIN IMMEDIATE").await?;
         let row = sqlx::query(
             "INSERT INTO api_keys (customer_id, name, public_id, hash, rate_limit, \
-             allowed_models, scopes, allowed_networks, expires_at, created_at) \
-             SELECT id, $2, $3, $4, $5, $6, $7, $8, $9, $10 FROM customers \
+             allowed_models, scopes, allowed_networks, expires_at, created_at, token_limit, \
+             concurrent_limit) \
+             SELECT id, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12 FROM customers \
              WHERE id = $1 AND deleted_at IS NULL RETURNING *",
         )
         .bind(new.customer_id)
@@ -156,6 +165,8 @@ impl Store {
         )
         .bind(new.expires_at.map(millis))
         .bind(millis(now))
+        .bind(new.limits.tokens)
+        .bind(new.limits.concurrent)
         .fetch_one(&mut *transaction)
         .await?;
         let key = key(&row)?;
@@ -195,7 +206,9 @@ impl Store {
              allowed_models = coalesce($4, allowed_models), \
              scopes = coalesce($5, scopes), \
              allowed_networks = CASE WHEN $6 THEN $7 ELSE allowed_networks END, \
-             expires_at = CASE WHEN $8 THEN $9 ELSE expires_at END \
+             expires_at = CASE WHEN $8 THEN $9 ELSE expires_at END, \
+             token_limit = CASE WHEN $10 THEN $11 ELSE token_limit END, \
+             concurrent_limit = CASE WHEN $12 THEN $13 ELSE concurrent_limit END \
              WHERE id = $1 AND deleted_at IS NULL RETURNING *",
         )
         .bind(id)
@@ -214,7 +227,11 @@ impl Store {
                 .map(|networks| json!(networks).to_string()),
         )
         .bind(change.expires_at.is_some())
-        .bind(change.expires_at.flatten().map(millis));
+        .bind(change.expires_at.flatten().map(millis))
+        .bind(change.token_limit.is_some())
+        .bind(change.token_limit.flatten())
+        .bind(change.concurrent_limit.is_some())
+        .bind(change.concurrent_limit.flatten());
         self.update_key(id, "key.changed", update, by, now).await
     }
 

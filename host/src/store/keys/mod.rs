@@ -31,6 +31,8 @@ pub struct Key {
     pub public_id: String,
     /// Requests a minute, for each model.
     pub rate_limit: u32,
+    /// Its limits of other things.
+    pub limits: KeyLimits,
     /// Numbers of the models it may use.
     pub allowed_models: Vec<i64>,
     /// What it may be used for.
@@ -47,6 +49,15 @@ pub struct Key {
     pub last_used_at: Option<OffsetDateTime>,
     /// The text that the latest rotation replaced.
     pub replaced: Option<Replaced>,
+}
+
+/// Limits of a key, for each model; without one, as configured.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KeyLimits {
+    /// Tokens of prompts and answers a minute.
+    pub tokens: Option<u32>,
+    /// Requests at work at once.
+    pub concurrent: Option<u32>,
 }
 
 /// The text that a key had before it was rotated.
@@ -81,6 +92,10 @@ fn key(row: &SqliteRow) -> Result<Key, Error> {
         name: row.try_get("name")?,
         public_id: row.try_get("public_id")?,
         rate_limit: row.try_get("rate_limit")?,
+        limits: KeyLimits {
+            tokens: row.try_get("token_limit")?,
+            concurrent: row.try_get("concurrent_limit")?,
+        },
         allowed_models: parsed(row.try_get("allowed_models")?)?,
         scopes: parsed(row.try_get("scopes")?)?,
         allowed_networks: networks.as_deref().map(parsed).transpose()?,

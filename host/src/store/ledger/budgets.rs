@@ -85,7 +85,12 @@ impl Spending {
 
 /// A budget whose end a request has brought near.
 #[derive(Clone, Copy, Debug)]
-pub struct Near(Spending);
+pub struct Near {
+    /// The budget's number.
+    pub budget_id: i64,
+    /// What was spent of it.
+    pub spending: Spending,
+}
 
 impl Near {
     /// Tells the operator.
@@ -95,7 +100,7 @@ impl Near {
             budget,
             spent,
             ..
-        } = self.0;
+        } = self.spending;
         tracing::warn!(
             customer_id = owner.customer_id,
             api_key_id = owner.api_key_id,
@@ -258,12 +263,15 @@ pub(super) async fn spend(
         return Ok(Vec::new());
     }
     let rows = rows(connection, request, false, at).await?;
-    let near = rows.into_iter().filter_map(|Row { spending, .. }| {
+    let near = rows.into_iter().filter_map(|Row { id, spending, .. }| {
         let before = Spending {
             spent: NanoDollars(spending.spent.0 - cost.0),
             ..spending
         };
-        (spending.is_near() && !before.is_near()).then_some(Near(spending))
+        (spending.is_near() && !before.is_near()).then_some(Near {
+            budget_id: id,
+            spending,
+        })
     });
     Ok(near.collect())
 }

@@ -10,6 +10,9 @@ use crate::money::NanoDollars;
 use crate::store::audit::{self, Act, Actor, Object};
 use crate::store::{Error, Store, from_millis, millis};
 
+/// The part of a customer's credit, in percent, from which its end is near.
+pub const NEAR_PERCENT: i64 = 80;
+
 /// What a transfer is booked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
@@ -69,6 +72,48 @@ fn transfer(row: &SqliteRow) -> Result<Transfer, Error> {
     })
 }
 
+/// Sets the balance at which a customer's credit is nearly used, from what there
+/// is now.
+pub(in crate::store) async fn renew_near(
+    connection: &mut SqliteConnection,
+    customer_id: i64,
+) -> Result<(), Error> {
+    sqlx::query(
+        "UPDATE accounts SET near_at = posted - (posted + credit_limit) / 100 * $2 \
+         WHERE customer_id = $1",
+    )
+    .bind(customer_id)
+    .bind(NEAR_PERCENT)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// A customer of whose credit a request has left little.
+#[derive(Clone, Debug)]
+pub struct Nearly {
+    /// The request.
+    pub request_id: String,
+    /// The customer.
+    pub customer_id: i64,
+    /// Its balance, of which requests at work may yet cost something.
+    pub balance: NanoDollars,
+    /// How far below 0 requests may take it.
+    pub limit: NanoDollars,
+}
+
+impl Nearly {
+    /// Tells the operator.
+    pub fn log(&self) {
+        tracing::warn!(
+            customer_id = self.customer_id,
+            balance_nano = self.balance.0,
+            limit_nano = self.limit.0,
+            "a customer's credit is nearly used"
+        );
+    }
+}
+
 impl Store {
     /// Books money that a customer paid or, below 0, that is taken back. It is
     /// booked once for a reference: a repeat gives the same transfer again.
@@ -121,6 +166,7 @@ impl Store {
                 .execute(&mut *transaction)
                 .await?;
         }
+        renew_near(&mut transaction, customer_id).await?;
         let act = Act {
             action: "credit.booked",
             object: Object::Customer(customer_id),

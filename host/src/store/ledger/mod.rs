@@ -26,7 +26,8 @@ use super::usage::Usage;
 use super::{Error, millis};
 use crate::money::NanoDollars;
 
-pub use credit::Transfer;
+pub(super) use credit::renew_near;
+pub use credit::{NEAR_PERCENT, Nearly, Transfer};
 pub use hold::{Cap, Reservation, Reserved};
 pub(super) use hold::{reserve, void};
 pub(super) use limited::Limited;
@@ -37,14 +38,31 @@ const REVENUE: i64 = 2;
 /// The account of what customers paid.
 const PAYMENTS: i64 = 1;
 
+/// What a request has brought near its end.
+#[derive(Debug)]
+pub(super) enum Near {
+    Budget(budgets::Near),
+    Credit(Nearly),
+}
+
+impl Near {
+    /// Tells the operator.
+    pub(super) fn log(&self) {
+        match self {
+            Self::Budget(near) => near.log(),
+            Self::Credit(near) => near.log(),
+        }
+    }
+}
+
 /// What booking a request has come to.
 #[derive(Debug, Default)]
 pub(super) struct Settled {
     /// The part of its cost that the customer has not paid before, and is to be
     /// asked for.
     pub owed: NanoDollars,
-    /// Budgets that it brings near their end.
-    pub near: Vec<budgets::Near>,
+    /// What it brings near its end.
+    pub near: Vec<Near>,
 }
 
 /// Books a request that has just got its usage row: posts its cost and frees
@@ -66,7 +84,7 @@ pub(super) async fn settle(
     }
     let row = sqlx::query(
         "UPDATE accounts SET posted = posted - $1, held = held - $2 \
-         WHERE customer_id = $3 RETURNING id, posted",
+         WHERE customer_id = $3 RETURNING id, posted, credit_limit, near_at",
     )
     .bind(cost.0)
     .bind(freed.0)
@@ -92,9 +110,23 @@ pub(super) async fn settle(
         .execute(&mut *connection)
         .await?;
     }
+    let (limit, near_at): (Option<i64>, Option<i64>) =
+        (row.try_get("credit_limit")?, row.try_get("near_at")?);
+    if let (Some(limit), Some(near_at)) = (limit, near_at)
+        && posted <= near_at
+        && posted + cost.0 > near_at
+    {
+        settled.near.push(Near::Credit(Nearly {
+            request_id: usage.request_id.clone(),
+            customer_id: usage.customer_id,
+            balance: NanoDollars(posted),
+            limit: NanoDollars(limit),
+        }));
+    }
     if is_limited {
         let owner = budgets::Owner::of_request(usage.customer_id, usage.api_key_id);
-        settled.near = budgets::spend(connection, owner, usage.created_at, cost, freed).await?;
+        let near = budgets::spend(connection, owner, usage.created_at, cost, freed).await?;
+        settled.near.extend(near.into_iter().map(Near::Budget));
     }
     Ok(settled)
 }

@@ -14,7 +14,7 @@ use super::{Cap, Period, Reservation, Reserved};
 use crate::money::{NanoDollars, Price};
 use crate::store::audit::Actor;
 use crate::store::customers::NewCustomer;
-use crate::store::keys::{NewKey, Text};
+use crate::store::keys::{KeyLimits, NewKey, Text};
 use crate::store::usage::{Status, Usage};
 use crate::store::{Outbox, Settlement, Settler, Store};
 
@@ -68,6 +68,7 @@ impl Ledger {
                     customer_id,
                     name: "K".into(),
                     rate_limit: 1,
+                    limits: KeyLimits::default(),
                     allowed_models: vec![],
                     scopes: vec![],
                     allowed_networks: None,

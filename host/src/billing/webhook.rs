@@ -1,0 +1,154 @@
+//! The operator's webhook, by Standard Webhooks 1.0: each notice is signed, sent
+//! until it is taken, and has the same `webhook-id` each time.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use hmac::{Hmac, KeyInit, Mac};
+use reqwest::{Client, redirect};
+use secrecy::SecretString;
+use sha2::Sha256;
+use time::OffsetDateTime;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::{LONGEST_SLEEP, delay, until};
+use crate::clock::Clock;
+use crate::config;
+use crate::store::notices::Notice;
+use crate::store::{self, Store};
+
+/// How long the webhook may take to answer.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Starts to send notices, if a webhook is configured.
+///
+/// The task ends, after the notice it is sending, when `stop` is cancelled.
+///
+/// # Errors
+/// When the configuration cannot be used.
+pub fn start(
+    config: &config::Webhook,
+    store: Store,
+    clock: Clock,
+    stop: CancellationToken,
+) -> anyhow::Result<Option<JoinHandle<()>>> {
+    let (Some(url), Some(secret)) = (&config.url, &config.secret) else {
+        return Ok(None);
+    };
+    let client = Client::builder()
+        .timeout(TIMEOUT)
+        .redirect(redirect::Policy::none())
+        .build()
+        .context("the client of the webhook cannot be made")?;
+    let sender = Sender {
+        client,
+        url: url.clone(),
+        secret: secret.clone(),
+        store,
+        clock,
+    };
+    Ok(Some(tokio::spawn(sender.run(stop))))
+}
+
+struct Sender {
+    client: Client,
+    url: String,
+    secret: SecretString,
+    store: Store,
+    clock: Clock,
+}
+
+impl Sender {
+    async fn run(self, stop: CancellationToken) {
+        while !stop.is_cancelled() {
+            let sleep = self.step().await.unwrap_or_else(|error| {
+                tracing::error!(%error, "cannot read or write what the webhook is to be told");
+                LONGEST_SLEEP
+            });
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = self.store.notices_changed() => {}
+                () = tokio::time::sleep(sleep) => {}
+            }
+        }
+    }
+
+    /// Sends the next notice, if one is due. Returns how long to sleep.
+    async fn step(&self) -> Result<Duration, store::Error> {
+        let now = self.clock.now();
+        let Some(notice) = self.store.due_notice(now).await? else {
+            let due = self.store.notice_due_at().await?;
+            return Ok(due.map_or(LONGEST_SLEEP, |due| until(due, now)));
+        };
+        let (id, attempt) = (notice.id, notice.attempts.saturating_add(1));
+        self.store.begin_notice(id, now + delay(attempt)).await?;
+        let problem = self.send(&notice, now).await.err();
+        let now = self.clock.now();
+        self.store.end_notice(id, problem.as_deref(), now).await?;
+        match problem {
+            None => tracing::info!(notice = notice.key, attempt, "told the webhook"),
+            Some(reason) => {
+                tracing::warn!(
+                    notice = notice.key,
+                    attempt,
+                    reason,
+                    "cannot tell the webhook yet"
+                );
+            }
+        }
+        Ok(Duration::ZERO)
+    }
+
+    /// Sends a notice; with the reason, without secrets, where it is not taken.
+    async fn send(&self, notice: &Notice, now: OffsetDateTime) -> Result<(), String> {
+        let Notice { key, body, .. } = notice;
+        let timestamp = now.unix_timestamp();
+        let signature = sign(&self.secret, &format!("{key}.{timestamp}.{body}"));
+        let request = self
+            .client
+            .post(&self.url)
+            .header("content-type", "application/json")
+            .header("webhook-id", key)
+            .header("webhook-timestamp", timestamp)
+            .header("webhook-signature", format!("v1,{signature}"))
+            .body(body.clone());
+        let answer = request.send().await;
+        // the URL may hold a secret
+        let answer = answer.map_err(|error| error.without_url().to_string())?;
+        match answer.status() {
+            status if status.is_success() => Ok(()),
+            status => Err(format!("it answered {status}")),
+        }
+    }
+}
+
+/// The signature of a text under a secret that `config` has found to be one.
+fn sign(secret: &SecretString, text: &str) -> String {
+    let key = config::Webhook::key(secret).unwrap_or_default();
+    // any length is a key's
+    let mut mac = match <Hmac<Sha256> as KeyInit>::new_from_slice(&key) {
+        Ok(mac) => mac,
+        Err(_) => return String::new(),
+    };
+    mac.update(text.as_bytes());
+    STANDARD.encode(mac.finalize().into_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_signature_is_that_of_the_specification() {
+        // the example of the specification's reference libraries
+        let secret = SecretString::from("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw");
+        let text = "msg_p5jXN8AQM9LWM0D4loKWxJek.1614265330.{\"test\": 2432232314}";
+        assert_eq!(
+            sign(&secret, text),
+            "g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+        );
+    }
+}

@@ -1,0 +1,38 @@
+//! Where the operator is told of what happens.
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use secrecy::{ExposeSecret, SecretString};
+use serde::Deserialize;
+
+/// What a secret begins with, by Standard Webhooks.
+const PREFIX: &str = "whsec_";
+
+/// A webhook; changes need a restart.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Webhook {
+    /// Where notices are posted.
+    pub url: Option<String>,
+    /// What they are signed with.
+    pub secret: Option<SecretString>,
+}
+
+impl Webhook {
+    /// The key in a secret: 24 to 64 bytes in Base64, behind `whsec_`.
+    pub fn key(secret: &SecretString) -> Option<Vec<u8>> {
+        let text = secret.expose_secret().strip_prefix(PREFIX)?;
+        let key = STANDARD.decode(text).ok()?;
+        (24..=64).contains(&key.len()).then_some(key)
+    }
+}
+
+impl PartialEq for Webhook {
+    fn eq(&self, other: &Self) -> bool {
+        let secret = |webhook: &Self| {
+            let secret = webhook.secret.as_ref();
+            secret.map(|secret| secret.expose_secret().to_owned())
+        };
+        self.url == other.url && secret(self) == secret(other)
+    }
+}

@@ -1,0 +1,117 @@
+//! Connections: what `axum::serve` does, with a bound on the time in which a client
+//! sends the head of a request. Without one, clients that send a byte now and then
+//! hold connections for as long as they like.
+
+use std::convert::Infallible;
+use std::io::{self, ErrorKind};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::ConnectInfo;
+use hyper::Request;
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto::Builder;
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpStream};
+use tower::{ServiceExt, service_fn};
+
+/// Until connections are accepted again when there is no room for one.
+const NO_ROOM: Duration = Duration::from_secs(1);
+
+/// Serves until `stop` is there, and then until the last request is answered.
+/// Who takes longer than `head_timeout` for a request's head is cut off.
+pub async fn serve(
+    listener: TcpListener,
+    router: Router,
+    head_timeout: Duration,
+    stop: impl Future<Output = ()>,
+) {
+    let mut builder = Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(head_timeout);
+    builder.http2().timer(TokioTimer::new());
+    let connections = GracefulShutdown::new();
+    tokio::pin!(stop);
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = &mut stop => break,
+        };
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
+            // the client's own doing
+            Err(error) if is_of_one(&error) => continue,
+            Err(error) => {
+                tracing::warn!(%error, "a connection is not accepted");
+                tokio::time::sleep(NO_ROOM).await;
+                continue;
+            }
+        };
+        no_delay(&stream);
+        let has_asked = Arc::new(AtomicBool::new(false));
+        let service = service(router.clone(), peer, Arc::clone(&has_asked));
+        let connection = builder
+            .serve_connection_with_upgrades(TokioIo::new(stream), service)
+            .into_owned();
+        let connection = connections.watch(connection);
+        tokio::spawn(async move {
+            // until the first bytes tell which HTTP it is, no timeout of hyper's runs
+            let says_nothing = async {
+                tokio::time::sleep(head_timeout).await;
+                if has_asked.load(Ordering::Relaxed) {
+                    std::future::pending::<()>().await;
+                }
+            };
+            tokio::select! {
+                ended = connection => if let Err(error) = ended {
+                    tracing::debug!(%peer, error, "a connection broke");
+                },
+                () = says_nothing => tracing::debug!(%peer, "a connection without a request is cut off"),
+            }
+        });
+    }
+    drop(listener);
+    connections.shutdown().await;
+}
+
+/// Whether it is the end of one connection, rather than that there is no room.
+fn is_of_one(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::ConnectionAborted | ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset
+    )
+}
+
+fn service(
+    router: Router,
+    peer: SocketAddr,
+    has_asked: Arc<AtomicBool>,
+) -> TowerToHyperService<
+    impl tower::Service<
+        Request<Incoming>,
+        Response = axum::response::Response,
+        Error = Infallible,
+        Future: Send,
+    > + Clone,
+> {
+    TowerToHyperService::new(service_fn(move |mut request: Request<Incoming>| {
+        has_asked.store(true, Ordering::Relaxed);
+        request.extensions_mut().insert(ConnectInfo(peer));
+        router.clone().oneshot(request)
+    }))
+}
+
+/// Sends small writes at once: with Nagle's algorithm the second of them waits
+/// for the client's delayed acknowledgement, 40 ms.
+fn no_delay(stream: &TcpStream) {
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%error, "cannot set TCP_NODELAY");
+    }
+}

@@ -1,0 +1,248 @@
+//! Clients that leave, at every phase of an answer: what was produced until then
+//! is charged and nothing after it, by a native model and by a component.
+
+use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
+
+use crate::harness::{Act, Client, GPT2, Host, Upstream, component, eventually, nanos};
+
+const PRICE: &str = "price_per_million = { prompt = 1.00, completion = 3.00 }\n";
+
+/// Requests that a customer may have at work.
+const PLACES: usize = 20;
+
+/// A piece at a time: two of text, the end, and the count.
+const STREAM: &[&str] = &[
+    "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"eight by\"}}]}\n\n",
+    "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"tes more\"}}]}\n\n",
+    "data: {\"choices\":[{\"index\":0,\"delta\":{},\"finish_reason\":\"stop\"}]}\n\n",
+    "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":8,\"completion_tokens\":5,\"total_tokens\":13}}\n\ndata: [DONE]\n\n",
+];
+const WHOLE: &str = r#"{"choices":[{"index":0,"message":{"role":"assistant","content":"Hi."},
+  "finish_reason":"stop"}],"usage":{"prompt_tokens":8,"completion_tokens":5,"total_tokens":13}}"#;
+
+/// A server with GPT-2, which answers one at a time, and a component.
+async fn both(act: Act) -> (Host, Upstream) {
+    let upstream = Upstream::start(act).await;
+    let (plugin, url) = (component("openai"), upstream.base());
+    let config = format!(
+        "[requests]\ncustomer = {{ concurrent = {PLACES} }}\n{GPT2}{PRICE}[models.limits]\nparallel = 1\n\
+         [[models]]\nid = 2\nname = \"chatty\"\nplugin = \"{plugin}\"\napi_url = \"{url}\"\n\
+         api_key = \"sk-upstream-secret\"\nmodel_name = \"upstream\"\n{PRICE}"
+    );
+    let host = Host::builder().config(config).start().await.ready().await;
+    (host, upstream)
+}
+
+fn chat(is_streamed: bool) -> Value {
+    let messages = json!([{ "role": "user", "content": "Hello" }]);
+    json!({ "model": "chatty", "messages": messages, "stream": is_streamed })
+}
+
+fn generate(max_new_tokens: u32, is_streamed: bool) -> Value {
+    json!({ "model_id": 1, "text": "Once upon a time", "temperature": 0,
+        "max_new_tokens": max_new_tokens, "stream": is_streamed })
+}
+
+/// Sends a request whose client waits for the answer until the task is aborted.
+fn wait_for(customer: &Client, path: &str, body: &Value) -> JoinHandle<()> {
+    let request = customer.request(reqwest::Method::POST, path).json(body);
+    tokio::spawn(async move {
+        request.send().await.expect("an answer");
+    })
+}
+
+/// The latest row, once there are so many.
+async fn latest(customer: &Client, count: usize) -> Value {
+    let rows = of_model(customer, None, count).await;
+    rows.last().expect("a row").clone()
+}
+
+/// The rows of GPT-2, once there are so many.
+async fn of_gpt2(customer: &Client, count: usize) -> Vec<Value> {
+    of_model(customer, Some(1), count).await
+}
+
+async fn of_model(customer: &Client, model: Option<i64>, count: usize) -> Vec<Value> {
+    let all = async || {
+        let rows = customer.get("/usage/requests?limit=1000").await.expect(200);
+        let rows = rows["requests"]
+            .as_array()
+            .expect("a list")
+            .clone()
+            .into_iter();
+        rows.filter(|row| model.is_none_or(|model| row["model_id"] == model))
+            .collect::<Vec<_>>()
+    };
+    eventually("they are on record", async || all().await.len() == count).await;
+    all().await
+}
+
+fn tokens(row: &Value) -> (i64, i64) {
+    let count = |name: &str| row[name].as_i64().expect("a number");
+    (count("prompt_tokens"), count("completion_tokens"))
+}
+
+/// The policy: an answer costs its tokens, an unfinished one those that were
+/// produced and its prompt, and a prompt that no token answered nothing.
+#[track_caller]
+fn assert_charged(row: &Value) {
+    let (prompt, completion) = tokens(row);
+    let is_charged = row["status"] == "ok" || completion > 0;
+    let cost = if is_charged {
+        prompt * 1000 + completion * 3000
+    } else {
+        0
+    };
+    assert_eq!(nanos(&row["cost"]), cost, "{row}");
+}
+
+#[track_caller]
+fn assert_left(row: &Value, completion_tokens: i64) {
+    assert_eq!(row["status"], "cancelled", "{row}");
+    assert_eq!(tokens(row).1, completion_tokens, "{row}");
+    assert_charged(row);
+}
+
+#[tokio::test]
+async fn of_a_component_before_the_first_token() {
+    let (host, upstream) = both(Act::Stall).await;
+    let customer = host.customer().await;
+    for (number, is_streamed) in [true, false].into_iter().enumerate() {
+        let asking = wait_for(&customer, "/v1/chat/completions", &chat(is_streamed));
+        eventually("the upstream has it", async || upstream.open() == 1).await;
+        asking.abort();
+        assert_left(&latest(&customer, number + 1).await, 0);
+        eventually("the upstream is left too", async || upstream.open() == 0).await;
+    }
+}
+
+#[tokio::test]
+async fn of_a_component_in_the_stream_and_after_its_last_token() {
+    // eight bytes are two tokens, where nobody has counted
+    for (pieces, completion_tokens) in [(1, 2), (2, 4), (3, 4)] {
+        let (host, upstream) = both(Act::Stream(STREAM)).await;
+        let customer = host.customer().await;
+        let mut stream = customer.stream("/v1/chat/completions", chat(true)).await;
+        // the third is the end, which no token comes with
+        for piece in 1..=pieces.min(2) {
+            let mut text = Value::Null;
+            while text.as_str().is_none_or(str::is_empty) {
+                let event = stream.next().await.expect("an event");
+                text = event["choices"][0]["delta"]["content"].clone();
+            }
+            if piece < pieces {
+                upstream.release(1);
+            }
+        }
+        drop(stream);
+        assert_left(&latest(&customer, 1).await, completion_tokens);
+        eventually("the upstream is left too", async || upstream.open() == 0).await;
+        assert_eq!(upstream.seen().len(), 1);
+    }
+}
+
+/// Waits until so many requests of the customer are at work, as an answer of the
+/// other model tells.
+async fn at_work(customer: &Client, count: usize) {
+    eventually("they are at work", async || {
+        let answer = customer.post("/v1/chat/completions", chat(false)).await;
+        let left = format!("\"customer-concurrent\";r={}", PLACES - count - 1);
+        answer.header("ratelimit").contains(&left)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn of_a_native_model_before_the_first_token_and_in_a_whole_answer() {
+    let (host, _upstream) = both(Act::Json(WHOLE)).await;
+    let (busy, customer) = (host.customer().await, host.customer().await);
+    let long = generate(900, false);
+    let first: Vec<_> = (0..8)
+        .map(|_| wait_for(&busy, "/generate", &long))
+        .collect();
+    at_work(&busy, 8).await;
+    let waiting = wait_for(&customer, "/generate", &long);
+    at_work(&customer, 1).await;
+    // the model has not come to it
+    waiting.abort();
+    let left = of_gpt2(&customer, 1).await;
+    assert_left(&left[0], 0);
+
+    for one in first {
+        one.abort();
+    }
+    let rows = of_gpt2(&busy, 8).await;
+    assert!(
+        rows.iter().any(|row| row["status"] == "cancelled"),
+        "{rows:?}"
+    );
+    for row in &rows {
+        assert!(row["status"] == "ok" || tokens(row).1 < 900, "{row}");
+        assert_charged(row);
+    }
+}
+
+#[tokio::test]
+async fn of_a_native_model_in_the_stream_and_after_its_last_token() {
+    let (host, _upstream) = both(Act::Stall).await;
+    let customer = host.customer().await;
+    let mut stream = customer.stream("/generate", generate(900, true)).await;
+    stream.next().await.expect("an event");
+    drop(stream);
+    let row = &latest(&customer, 1).await;
+    assert_eq!(row["status"], "cancelled");
+    let (_, produced) = tokens(row);
+    assert!((1..900).contains(&produced), "{row}");
+    assert_charged(row);
+
+    let whole = customer
+        .post("/generate", generate(12, false))
+        .await
+        .expect(200);
+    let whole = whole["response"].as_str().expect("a text");
+    let mut stream = customer.stream("/generate", generate(12, true)).await;
+    let mut text = String::new();
+    while text.len() < whole.len() {
+        let event = stream.next().await.expect("an event");
+        text += event["text"].as_str().expect("a text");
+    }
+    drop(stream);
+    // all tokens are there: whether the end was still on its way changes nothing
+    let row = &latest(&customer, 3).await;
+    assert_eq!(tokens(row).1, 12);
+    assert_charged(row);
+}
+
+#[tokio::test]
+async fn of_both_without_reading_a_finished_answer() {
+    let (host, _upstream) = both(Act::Json(WHOLE)).await;
+    let customer = host.customer().await;
+    let address = host.url().trim_start_matches("http://");
+    for (number, (path, body, completion_tokens)) in [
+        ("/generate", generate(12, false), 12),
+        ("/generate", generate(12, true), 12),
+        ("/v1/chat/completions", chat(false), 5),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut socket = TcpStream::connect(address).await.expect("a connection");
+        let (body, key) = (body.to_string(), customer.key());
+        let request = format!(
+            "POST {path} HTTP/1.1\r\nhost: {address}\r\nx-api-key: {key}\r\n\
+             content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        socket.write_all(request.as_bytes()).await.expect("sent");
+        let row = &latest(&customer, number + 1).await;
+        drop(socket);
+        assert_eq!(
+            (&row["status"], tokens(row).1),
+            (&json!("ok"), completion_tokens)
+        );
+        assert_charged(row);
+    }
+}

@@ -1,0 +1,83 @@
+//! A real Redis, Debian's, that can be stopped and come back.
+
+use std::process::{Child, Command, Stdio};
+
+use tempfile::TempDir;
+use tokio::net::TcpStream;
+
+use super::{eventually, free_port};
+
+/// A running Redis; it is killed when the test ends.
+#[derive(Debug)]
+pub struct Redis {
+    child: Child,
+    port: u16,
+    dir: TempDir,
+}
+
+impl Redis {
+    /// Starts one that is empty.
+    pub async fn start() -> Self {
+        let (port, dir) = (free_port(), TempDir::new().expect("a folder"));
+        let child = Self::spawn(port, &dir);
+        let this = Self { child, port, dir };
+        this.answers().await;
+        this
+    }
+
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "tests/run says where it installed Redis"
+    )]
+    fn spawn(port: u16, dir: &TempDir) -> Child {
+        let program = std::env::var("MODEL_HOST_TEST_REDIS")
+            .expect("MODEL_HOST_TEST_REDIS is not set: run the tests by tests/run");
+        Command::new(program)
+            .args(["--bind", "127.0.0.1", "--save", "", "--port"])
+            .arg(port.to_string())
+            .current_dir(dir.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("Redis starts")
+    }
+
+    async fn answers(&self) {
+        eventually("Redis listens", async || {
+            TcpStream::connect(("127.0.0.1", self.port)).await.is_ok()
+        })
+        .await;
+    }
+
+    /// Its address.
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    /// Ends it, and all that it knew.
+    pub fn stop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+
+    /// Lets it say nothing more, though its connections stay; or go on.
+    pub fn hang(&self, is_hung: bool) {
+        let signal = if is_hung { "STOP" } else { "CONT" };
+        let id = self.child.id().to_string();
+        let status = Command::new("kill").args(["-s", signal, &id]).status();
+        assert!(status.expect("kill runs").success());
+    }
+
+    /// Starts it again, empty, where it was.
+    pub async fn start_again(&mut self) {
+        self.child = Self::spawn(self.port, &self.dir);
+        self.answers().await;
+    }
+}
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
