@@ -2,6 +2,7 @@
 
 use std::future::IntoFuture;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,7 +24,7 @@ use crate::keys::{Keys, Secret};
 use crate::models::component::{Pulled, Runtime};
 use crate::models::{Current, Loader};
 use crate::reload::{self, Origin, Reloader};
-use crate::store::{Claim, Outbox, Settler, Store};
+use crate::store::{Claim, Outbox, Place, Settler, Store};
 
 /// A server that is ready to serve.
 pub struct App {
@@ -46,13 +47,25 @@ pub async fn open(config: &Config, server: &Server) -> anyhow::Result<(Store, Ke
     } else {
         Outbox::Off
     };
-    let file = folder.join("model-host.db");
-    let store = Store::open(&file, outbox)
+    let place = place(config, folder);
+    let store = Store::open(&place, outbox)
         .await
-        .with_context(|| format!("cannot open the database {}", file.display()))?;
+        .with_context(|| format!("cannot open the database {place}"))?;
     let secret = Secret::open(&folder.join("secret"))?;
     let keys = Keys::new(store.clone(), secret, Clock);
     Ok((store, keys))
+}
+
+/// Where the configuration has the database: in the server's folder, unless it
+/// says otherwise.
+fn place(config: &Config, folder: &Path) -> Place {
+    let Some(url) = &config.database.url else {
+        return Place::File(folder.join("model-host.db"));
+    };
+    match url.expose_secret().strip_prefix(config::SQLITE) {
+        Some(path) => Place::File(path.into()),
+        None => Place::Server(url.clone()),
+    }
 }
 
 impl App {

@@ -143,6 +143,10 @@ pub fn load(path: &Path, environment: &Environment) -> Result<Config, Error> {
         .get("STRIPE_SECRET_KEY")
         .cloned()
         .map(SecretString::from);
+    config.database.url = variables
+        .get("DATABASE_URL")
+        .cloned()
+        .map(SecretString::from);
     if let Some(base) = variables.get("STRIPE_API_BASE") {
         config.stripe.api_base = Some(base.clone());
     }

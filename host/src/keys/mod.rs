@@ -330,12 +330,13 @@ mod tests {
     use crate::store::Outbox;
     use crate::store::customers::NewCustomer;
     use crate::store::keys::Scope;
+    use crate::store::scratch::Scratch;
 
     #[tokio::test]
     async fn a_key_in_use_and_one_that_nobody_has_are_read_once() {
         let folder = tempfile::TempDir::new().unwrap();
-        let file = folder.path().join("db");
-        let store = Store::open(&file, Outbox::Off).await.unwrap();
+        let scratch = Scratch::new();
+        let store = scratch.open(Outbox::Off).await;
         let secret = Secret::open(&folder.path().join("secret")).unwrap();
         let keys = Keys::new(store.clone(), secret, Clock);
         let customer = NewCustomer {

@@ -1,8 +1,8 @@
 //! Answers kept for requests that may be repeated.
 
-use sqlx::{Row, SqliteConnection};
 use time::{Duration, OffsetDateTime};
 
+use super::db::{Transaction, query};
 use super::{Error, Store, millis};
 
 /// How long an answer is kept.
@@ -27,14 +27,14 @@ pub struct KeptAnswer {
 
 /// Writes an answer, and forgets those that were kept long enough.
 pub(super) async fn insert(
-    connection: &mut SqliteConnection,
+    transaction: &mut Transaction<'_>,
     kept: &KeptAnswer,
 ) -> Result<(), Error> {
-    sqlx::query("DELETE FROM answers WHERE created_at <= $1")
+    query("DELETE FROM answers WHERE created_at <= $1")
         .bind(millis(kept.created_at - KEPT))
-        .execute(&mut *connection)
+        .execute(&mut *transaction)
         .await?;
-    sqlx::query(
+    query(
         "INSERT INTO answers \
          (api_key_id, idempotency_key, fingerprint, request_id, answer, created_at) \
          VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT DO NOTHING",
@@ -45,7 +45,7 @@ pub(super) async fn insert(
     .bind(&kept.request_id)
     .bind(&kept.answer)
     .bind(millis(kept.created_at))
-    .execute(connection)
+    .execute(transaction)
     .await?;
     Ok(())
 }
@@ -62,7 +62,7 @@ impl Store {
         idempotency_key: &str,
         now: OffsetDateTime,
     ) -> Result<Option<(Vec<u8>, String)>, Error> {
-        let row = sqlx::query(
+        let row = query(
             "SELECT fingerprint, answer FROM answers \
              WHERE api_key_id = $1 AND idempotency_key = $2 AND created_at > $3",
         )
@@ -79,18 +79,17 @@ impl Store {
 #[cfg(test)]
 mod tests {
     use super::{KEPT, KeptAnswer, insert};
+    use crate::store::Outbox;
     use crate::store::audit::Actor;
     use crate::store::customers::NewCustomer;
     use crate::store::keys::{NewKey, Text};
-    use crate::store::{Outbox, Store};
+    use crate::store::scratch::Scratch;
     use time::{Duration, OffsetDateTime};
 
     #[tokio::test]
     async fn answers_are_kept_for_a_day() {
-        let folder = tempfile::TempDir::new().expect("a folder");
-        let store = Store::open(&folder.path().join("db"), Outbox::Off)
-            .await
-            .expect("a database");
+        let scratch = Scratch::new();
+        let store = scratch.open(Outbox::Off).await;
         let now = OffsetDateTime::from_unix_timestamp(1_800_000_000).expect("a time");
         let customer = NewCustomer {
             name: "A".into(),
@@ -126,11 +125,11 @@ mod tests {
             answer: "{}".to_owned(),
             created_at,
         };
-        let mut connection = store.write.acquire().await.expect("a connection");
-        insert(&mut connection, &kept("one", now))
+        let mut transaction = store.write.begin().await.expect("a transaction");
+        insert(&mut transaction, &kept("one", now))
             .await
             .expect("written");
-        drop(connection);
+        transaction.commit().await.expect("committed");
         let found = async |at| {
             store
                 .kept_answer(api_key_id, "one", at)
@@ -142,11 +141,11 @@ mod tests {
         assert_eq!(found(now + KEPT).await, None);
 
         // and the next one to be kept takes its place
-        let mut connection = store.write.acquire().await.expect("a connection");
-        insert(&mut connection, &kept("two", now + KEPT))
+        let mut transaction = store.write.begin().await.expect("a transaction");
+        insert(&mut transaction, &kept("two", now + KEPT))
             .await
             .expect("written");
-        drop(connection);
+        transaction.commit().await.expect("committed");
         assert_eq!(found(almost).await, None);
     }
 }

@@ -2,6 +2,7 @@
 //! and a port of its own, killed when the test ends.
 
 mod client;
+mod database;
 mod purse;
 mod registry;
 mod stripe;
@@ -18,6 +19,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 pub use client::{Client, Reply};
+pub use database::{Database, Scratch};
 pub use purse::{Purse, nanos, text};
 pub use registry::Registry;
 pub use stripe::{FakeStripe, LocalStripe, Mood, STRIPE_KEY, free_port};
@@ -76,9 +78,16 @@ pub struct Setup {
     arguments: Vec<String>,
     has_admin_key: bool,
     has_free_port: bool,
+    database: Option<Arc<Scratch>>,
 }
 
 impl Setup {
+    /// Keeps everything in this database on a server.
+    pub fn on(mut self, database: Arc<Scratch>) -> Self {
+        self.database = Some(database);
+        self
+    }
+
     /// Uses this as the configuration file.
     pub fn config(mut self, config: impl Into<String>) -> Self {
         self.config = config.into();
@@ -116,7 +125,10 @@ impl Setup {
     }
 
     /// Starts the server and waits until it listens.
-    pub async fn start(self) -> Host {
+    pub async fn start(mut self) -> Host {
+        if self.database.is_none() {
+            self.database = Scratch::if_asked().map(Arc::new);
+        }
         let dir = TempDir::new().expect("a folder");
         self.write(dir.path());
         Host::spawn(self, dir).await
@@ -156,6 +168,7 @@ impl Host {
             arguments: Vec::new(),
             has_admin_key: true,
             has_free_port: true,
+            database: None,
         }
     }
 
@@ -171,6 +184,9 @@ impl Host {
             .env("HF_HOME", dir.join("hub"));
         if setup.has_admin_key {
             command.env("MODEL_HOST_ADMIN_KEY", ADMIN_KEY);
+        }
+        if let Some(database) = &setup.database {
+            command.env("DATABASE_URL", database.url());
         }
         command.envs(setup.env.iter().map(|(name, value)| (name, value)));
         command
@@ -267,6 +283,14 @@ impl Host {
     /// The folder it runs in: `model-host.toml` and `data/`.
     pub fn dir(&self) -> &Path {
         self.dir.path()
+    }
+
+    /// Its database, by another way in.
+    pub fn database(&self) -> Database {
+        match &self.setup.database {
+            Some(database) => Database::Server(database.url()),
+            None => Database::File(self.dir().join("data/model-host.db")),
+        }
     }
 
     /// What it wrote to standard error.

@@ -5,14 +5,12 @@ use std::sync::atomic::Ordering;
 
 use ipnet::IpNet;
 use serde_json::{Value, json};
-use sqlx::SqliteConnection;
-use sqlx::query::Query;
-use sqlx::sqlite::{Sqlite, SqliteArguments};
 use time::OffsetDateTime;
 
 use super::{Key, Scope, key};
 use crate::clock::rfc3339;
 use crate::store::audit::{self, Act, Actor, Object};
+use crate::store::db::{Query, Transaction, query};
 use crate::store::{Error, Store, millis};
 
 /// What the operator says of a key to be.
@@ -91,12 +89,12 @@ fn act(action: &'static str, id: i64, before: Option<&Key>, after: Option<&Key>)
 
 /// Deletes all keys of a customer who is being deleted.
 pub async fn delete_all(
-    transaction: &mut SqliteConnection,
+    transaction: &mut Transaction<'_>,
     customer_id: i64,
     by: &Actor,
     now: OffsetDateTime,
 ) -> Result<(), Error> {
-    let rows = sqlx::query(
+    let rows = query(
         "UPDATE api_keys SET deleted_at = $1 \
          WHERE customer_id = $2 AND deleted_at IS NULL RETURNING *",
     )
@@ -136,8 +134,9 @@ impl Store {
         by: &Actor,
         now: OffsetDateTime,
     ) -> Result<Key, Error> {
-        let mut transaction = self.write.begin_with("BEGIN IMMEDIATE").await?;
-        let row = sqlx::query(
+        let mut transaction = self.write.begin().await?;
+        transaction.lock_customers([new.customer_id]).await?;
+        let row = query(
             "INSERT INTO api_keys (customer_id, name, public_id, hash, rate_limit, \
              allowed_models, scopes, allowed_networks, expires_at, created_at) \
              SELECT id, $2, $3, $4, $5, $6, $7, $8, $9, $10 FROM customers \
@@ -156,7 +155,7 @@ impl Store {
         )
         .bind(new.expires_at.map(millis))
         .bind(millis(now))
-        .fetch_one(&mut *transaction)
+        .fetch_one(&mut transaction)
         .await?;
         let key = key(&row)?;
         let act = act("key.created", key.id, None, Some(&key));
@@ -171,9 +170,9 @@ impl Store {
     /// # Errors
     /// [`Error::NotFound`] when there is none.
     pub async fn toggle_key(&self, id: i64, by: &Actor, now: OffsetDateTime) -> Result<Key, Error> {
-        let sql = "UPDATE api_keys SET is_active = 1 - is_active \
+        let sql = "UPDATE api_keys SET is_active = NOT is_active \
                    WHERE id = $1 AND deleted_at IS NULL RETURNING *";
-        let update = sqlx::query(sql).bind(id);
+        let update = query(sql).bind(id);
         self.update_key(id, "key.toggled", update, by, now).await
     }
 
@@ -189,7 +188,7 @@ impl Store {
         now: OffsetDateTime,
     ) -> Result<Key, Error> {
         let networks = change.allowed_networks.as_ref();
-        let update = sqlx::query(
+        let update = query(
             "UPDATE api_keys SET name = coalesce($2, name), \
              rate_limit = coalesce($3, rate_limit), \
              allowed_models = coalesce($4, allowed_models), \
@@ -231,7 +230,7 @@ impl Store {
         by: &Actor,
         now: OffsetDateTime,
     ) -> Result<Key, Error> {
-        let update = sqlx::query(
+        let update = query(
             "UPDATE api_keys SET replaced_public_id = public_id, replaced_hash = hash, \
              replaced_until = $2, public_id = $3, hash = $4 \
              WHERE id = $1 AND deleted_at IS NULL RETURNING *",
@@ -248,13 +247,13 @@ impl Store {
     /// # Errors
     /// [`Error::NotFound`] when there is none.
     pub async fn delete_key(&self, id: i64, by: &Actor, now: OffsetDateTime) -> Result<(), Error> {
-        let mut transaction = self.write.begin_with("BEGIN IMMEDIATE").await?;
-        let row = sqlx::query(
+        let mut transaction = self.write.begin().await?;
+        let row = query(
             "UPDATE api_keys SET deleted_at = $1 WHERE id = $2 AND deleted_at IS NULL RETURNING *",
         )
         .bind(millis(now))
         .bind(id)
-        .fetch_one(&mut *transaction)
+        .fetch_one(&mut transaction)
         .await?;
         let before = key(&row)?;
         let act = act("key.deleted", id, Some(&before), None);
@@ -269,19 +268,16 @@ impl Store {
         &self,
         id: i64,
         action: &'static str,
-        update: Query<'_, Sqlite, SqliteArguments>,
+        update: Query<'_>,
         by: &Actor,
         now: OffsetDateTime,
     ) -> Result<Key, Error> {
-        // the lock first: between the reading and the writing nobody else writes
-        let mut transaction = self.write.begin_with("BEGIN IMMEDIATE").await?;
+        let mut transaction = self.write.begin().await?;
+        transaction.lock_key(id).await?;
         let sql = "SELECT * FROM api_keys WHERE id = $1 AND deleted_at IS NULL";
-        let before = sqlx::query(sql)
-            .bind(id)
-            .fetch_one(&mut *transaction)
-            .await?;
+        let before = query(sql).bind(id).fetch_one(&mut transaction).await?;
         let before = key(&before)?;
-        let after = key(&update.fetch_one(&mut *transaction).await?)?;
+        let after = key(&update.fetch_one(&mut transaction).await?)?;
         let act = act(action, id, Some(&before), Some(&after));
         audit::record(&mut transaction, by, act, now).await?;
         transaction.commit().await?;
