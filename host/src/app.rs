@@ -33,7 +33,9 @@ pub struct App {
     listener: TcpListener,
     state: AppState,
     settling: JoinHandle<()>,
-    claim: Claim,
+    claim: Option<Claim>,
+    process: String,
+    joined: CancellationToken,
 }
 
 /// Opens the database and the keys of a configuration.
@@ -53,6 +55,7 @@ pub async fn open(config: &Config, server: &Server) -> anyhow::Result<(Store, Ke
         .with_context(|| format!("cannot open the database {place}"))?;
     let secret = Secret::open(&folder.join("secret"))?;
     let keys = Keys::new(store.clone(), secret, Clock);
+    keys.check_secret().await?;
     Ok((store, keys))
 }
 
@@ -79,10 +82,20 @@ impl App {
         origin: Origin,
         admin_key: Option<&SecretString>,
     ) -> anyhow::Result<Self> {
-        let claim = Claim::take(&server.data_dir)?;
+        let place = place(&config, &server.data_dir);
+        let claim = match &place {
+            Place::File(_) => Some(Claim::take(&server.data_dir)?),
+            // has many servers
+            Place::Server(_) => None,
+        };
         let (store, keys) = open(&config, &server).await?;
         let process = Uuid::now_v7().to_string();
-        let voided = store.void_holds_of_others(&process).await?;
+        let joined = CancellationToken::new();
+        store.join(&process, joined.clone()).await?;
+        let voided = match place {
+            Place::File(_) => store.void_holds_of_others(&process).await?,
+            Place::Server(_) => 0,
+        };
         if voided > 0 {
             tracing::warn!(
                 voided,
@@ -126,7 +139,7 @@ impl App {
         let Config {
             requests, stripe, ..
         } = config.clone();
-        let (settler, settling) = Settler::start(store.clone(), process);
+        let (settler, settling) = Settler::start(store.clone(), process.clone());
         let state = AppState {
             generator: Generator::new(live, loader, store.clone(), settler, Clock),
             reload: reloader.start(config),
@@ -143,6 +156,8 @@ impl App {
             state,
             settling,
             claim,
+            process,
+            joined,
         })
     }
 
@@ -159,6 +174,8 @@ impl App {
             state,
             settling,
             claim,
+            process,
+            joined,
         } = self;
         let address = listener.local_addr()?;
         tracing::info!(%address, "serving http://{address}");
@@ -196,6 +213,10 @@ impl App {
         tokio::time::timeout(Duration::from_secs(5), settling)
             .await
             .ok();
+        joined.cancel();
+        if let Err(error) = store.leave(&process).await {
+            tracing::warn!(%error, "the lease ends by itself");
+        }
         store.close().await;
         drop(claim);
         tracing::info!("stopped");

@@ -1,4 +1,5 @@
--- The schema of SQLite's migrations 1 to 4, for PostgreSQL. Times are
+-- The schema of SQLite's migrations 1 to 4, for PostgreSQL, and a table of the
+-- servers, of which a file of SQLite's has one alone. Times are
 -- milliseconds since 1970 (UTC), money is nano-dollars. What tables and columns
 -- mean is said where they were made, in migrations/sqlite.
 
@@ -171,3 +172,18 @@ BEGIN
 END $$;
 CREATE TRIGGER audit_is_not_changed BEFORE UPDATE OR DELETE OR TRUNCATE ON audit
     FOR EACH STATEMENT EXECUTE FUNCTION audit_is_not_changed();
+
+-- Of the secret that keys are hashed with, which all servers must have: a
+-- fingerprint, so that one with another secret is told so.
+CREATE TABLE secret (
+    id          BIGINT PRIMARY KEY CHECK (id = 1),
+    fingerprint BYTEA NOT NULL
+);
+
+CREATE TABLE servers (
+    -- a run of a server
+    process    TEXT PRIMARY KEY,
+    -- by the database's clock, the only one they have in common. What a server
+    -- holds is freed by the others once its lease is over
+    lease_ends TIMESTAMPTZ NOT NULL
+);

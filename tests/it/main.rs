@@ -24,6 +24,7 @@ mod openai;
 mod plugin;
 mod process;
 mod reload;
+mod replicas;
 mod sandbox;
 mod stream;
 mod telemetry;

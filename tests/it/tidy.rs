@@ -44,21 +44,25 @@ const LONGEST: usize = 500;
 const LONGEST_TEST: usize = 400;
 
 /// Merged migrations with their SHA-256: a database that ran one keeps its checksum.
-const MIGRATIONS: [(&str, &str); 4] = [
+const MIGRATIONS: [(&str, &str); 5] = [
     (
-        "0001_start.sql",
+        "postgres/0001_start.sql",
+        "32075466013a903059ac7e05329c2a1f08bfe4b29e28ff4f9aaa48549aca0c19",
+    ),
+    (
+        "sqlite/0001_start.sql",
         "a5ede68138489a41e32353d497e412102214eb810ba927c934ff2c5475499bb8",
     ),
     (
-        "0002_answers.sql",
+        "sqlite/0002_answers.sql",
         "f6cc4e13bacf6c46a716bbc358b8939f7bdf90ae6094d8ef1301a9a5257ac91e",
     ),
     (
-        "0003_ledger.sql",
+        "sqlite/0003_ledger.sql",
         "6c471a2ba21bb0ace6dac9003aae008740783d08536a0a624e303baf47081e25",
     ),
     (
-        "0004_keys.sql",
+        "sqlite/0004_keys.sql",
         "9d496d0c90d2fb6f814b97358824e37cb357f08e656375b6a8862841335f9222",
     ),
 ];
@@ -246,15 +250,12 @@ fn no_file_is_longer_than_a_room() {
 
 #[test]
 fn merged_migrations_stay_as_they_are() {
-    let folder = root().join("migrations/sqlite");
+    let folder = root().join("migrations");
     let mut found: Vec<_> = files(&folder, ".sql")
         .into_iter()
         .map(|(path, text)| {
-            let name = path
-                .file_name()
-                .expect("a name")
-                .to_string_lossy()
-                .into_owned();
+            let name = path.strip_prefix(&folder).expect("below");
+            let name = name.to_string_lossy().into_owned();
             let hash: String = Sha256::digest(text)
                 .iter()
                 .map(|byte| format!("{byte:02x}"))

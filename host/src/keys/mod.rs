@@ -51,6 +51,11 @@ pub enum Error {
     /// It may not be used from where the client is.
     #[error("the key may not be used from {0}")]
     NetworkNotAllowed(IpAddr),
+    /// The database's keys were hashed with another secret.
+    #[error(
+        "the file `secret` in the data folder is not that of the database's other servers: copy theirs"
+    )]
+    OtherSecret,
     /// The preset admin key is too easy to guess.
     #[error("an admin key needs at least {SHORTEST_ADMIN_KEY} characters")]
     WeakAdminKey,
@@ -71,7 +76,7 @@ impl Error {
             | Self::Expired
             | Self::Replaced
             | Self::NetworkNotAllowed(_) => true,
-            Self::WeakAdminKey | Self::Randomness(_) | Self::Store(_) => false,
+            Self::OtherSecret | Self::WeakAdminKey | Self::Randomness(_) | Self::Store(_) => false,
         }
     }
 }
@@ -104,6 +109,18 @@ impl Keys {
             clock,
             cache: Arc::default(),
             uses: Arc::default(),
+        }
+    }
+
+    /// Makes sure that all servers of the database have the same secret.
+    ///
+    /// # Errors
+    /// [`Error::OtherSecret`] when this one has another.
+    pub async fn check_secret(&self) -> Result<(), Error> {
+        let fingerprint = self.mac(b"fingerprint").finalize().into_bytes();
+        match self.store.shares_secret(&fingerprint).await? {
+            true => Ok(()),
+            false => Err(Error::OtherSecret),
         }
     }
 

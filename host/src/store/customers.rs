@@ -5,6 +5,7 @@ use time::OffsetDateTime;
 
 use super::audit::{self, Act, Actor, Object};
 use super::db::{Row, query};
+use super::servers::{self, Change};
 use super::{Error, Outbox, Store, from_millis, keys, millis, outbox};
 use crate::money::NanoDollars;
 
@@ -142,6 +143,7 @@ impl Store {
         audit::record(&mut transaction, by, act, now).await?;
         if customer.credit_limit.is_some() {
             self.limited.insert(id);
+            servers::tell(&mut transaction, Change::Limits(id)).await?;
         }
         transaction.commit().await?;
         self.outbox.wake();
@@ -223,6 +225,7 @@ impl Store {
             after: Some(on_record(&after)),
         };
         audit::record(&mut transaction, by, act, now).await?;
+        servers::tell(&mut transaction, Change::Limits(id)).await?;
         transaction.commit().await?;
         limited.finish(&self.read).await?;
         Ok(after)
@@ -254,8 +257,6 @@ impl Store {
         };
         audit::record(&mut transaction, by, act, now).await?;
         keys::delete_all(&mut transaction, id, by, now).await?;
-        transaction.commit().await?;
-        self.keys_changed();
-        Ok(())
+        self.commit_keys(transaction).await
     }
 }

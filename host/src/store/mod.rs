@@ -16,6 +16,7 @@ mod migrations;
 pub mod outbox;
 #[cfg(test)]
 pub mod scratch;
+mod servers;
 mod settle;
 pub mod usage;
 
@@ -26,6 +27,7 @@ use time::OffsetDateTime;
 
 use db::{Pool, query};
 use ledger::Limited;
+use servers::Hearing;
 
 pub use claim::Claim;
 pub use db::Place;
@@ -69,6 +71,7 @@ pub struct Store {
     outbox: Outbox,
     key_changes: Arc<AtomicU64>,
     limited: Limited,
+    hearing: Hearing,
 }
 
 impl Store {
@@ -81,6 +84,7 @@ impl Store {
         migrations::run(&write).await?;
         Ok(Self {
             limited: Limited::load(&write).await?,
+            hearing: Hearing::new(&write),
             read: db::readers(place).await?,
             write,
             outbox,

@@ -8,7 +8,7 @@ use super::answers::{self, KeptAnswer};
 use super::db::{Connection, Transaction};
 use super::ledger::{self, Reservation, Reserved};
 use super::usage::{self, Usage};
-use super::{Error, Outbox, Store, outbox};
+use super::{Error, Outbox, Store, outbox, servers};
 use crate::money::NanoDollars;
 
 /// Jobs that may wait; more wait in their senders.
@@ -199,6 +199,9 @@ impl Writer {
             {
                 earned.0 += settlement.usage.cost.0;
             }
+        }
+        if !batch.reservations.is_empty() {
+            servers::renew(&mut transaction, &self.process).await?;
         }
         for (reservation, _) in &batch.reservations {
             let reserved = ledger::reserve(&mut transaction, &self.process, reservation).await?;

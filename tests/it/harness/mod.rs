@@ -1,10 +1,12 @@
 //! The built server, started as a user starts it: a process with a database
 //! and a port of its own, killed when the test ends.
 
+mod cable;
 mod client;
 mod database;
 mod purse;
 mod registry;
+mod setup;
 mod stripe;
 mod upstream;
 
@@ -18,10 +20,12 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+pub use cable::Cable;
 pub use client::{Client, Reply};
 pub use database::{Database, Scratch};
 pub use purse::{Purse, nanos, text};
 pub use registry::Registry;
+pub use setup::Setup;
 pub use stripe::{FakeStripe, LocalStripe, Mood, STRIPE_KEY, free_port};
 pub use upstream::{Act, Upstream};
 
@@ -69,90 +73,6 @@ pub struct Host {
     out: Arc<Mutex<String>>,
 }
 
-/// How to start a server.
-#[derive(Clone, Debug)]
-pub struct Setup {
-    config: String,
-    env: Vec<(String, String)>,
-    files: Vec<(&'static str, Vec<u8>)>,
-    arguments: Vec<String>,
-    has_admin_key: bool,
-    has_free_port: bool,
-    database: Option<Arc<Scratch>>,
-}
-
-impl Setup {
-    /// Keeps everything in this database on a server.
-    pub fn on(mut self, database: Arc<Scratch>) -> Self {
-        self.database = Some(database);
-        self
-    }
-
-    /// Uses this as the configuration file.
-    pub fn config(mut self, config: impl Into<String>) -> Self {
-        self.config = config.into();
-        self
-    }
-
-    /// Sets an environment variable.
-    pub fn env(mut self, name: &str, value: impl Into<String>) -> Self {
-        self.env.push((name.to_owned(), value.into()));
-        self
-    }
-
-    /// Puts a file into the server's folder.
-    pub fn file(mut self, name: &'static str, content: impl Into<Vec<u8>>) -> Self {
-        self.files.push((name, content.into()));
-        self
-    }
-
-    /// Adds an argument of the command line.
-    pub fn argument(mut self, argument: impl Into<String>) -> Self {
-        self.arguments.push(argument.into());
-        self
-    }
-
-    /// Lets the server make its admin key.
-    pub fn without_admin_key(mut self) -> Self {
-        self.has_admin_key = false;
-        self
-    }
-
-    /// Leaves the address to the configuration, rather than take a free port.
-    pub fn listening_as_configured(mut self) -> Self {
-        self.has_free_port = false;
-        self
-    }
-
-    /// Starts the server and waits until it listens.
-    pub async fn start(mut self) -> Host {
-        if self.database.is_none() {
-            self.database = Scratch::if_asked().map(Arc::new);
-        }
-        let dir = TempDir::new().expect("a folder");
-        self.write(dir.path());
-        Host::spawn(self, dir).await
-    }
-
-    /// Starts the server, which must refuse to start: its status and what it says.
-    pub fn refused(self) -> (ExitStatus, String) {
-        let dir = TempDir::new().expect("a folder");
-        self.write(dir.path());
-        let output = Host::serve(&self, dir.path()).output().expect("it runs");
-        (
-            output.status,
-            String::from_utf8_lossy(&output.stderr).into_owned(),
-        )
-    }
-
-    fn write(&self, dir: &Path) {
-        std::fs::write(dir.join("model-host.toml"), &self.config).expect("a file");
-        for (name, content) in &self.files {
-            std::fs::write(dir.join(name), content).expect("a file");
-        }
-    }
-}
-
 impl Host {
     /// A server with GPT-2 alone.
     pub async fn start() -> Self {
@@ -161,15 +81,7 @@ impl Host {
 
     /// A server to be set up.
     pub fn builder() -> Setup {
-        Setup {
-            config: GPT2.to_owned(),
-            env: Vec::new(),
-            files: Vec::new(),
-            arguments: Vec::new(),
-            has_admin_key: true,
-            has_free_port: true,
-            database: None,
-        }
+        Setup::default()
     }
 
     /// A command of the binary in the server's folder and environment.
@@ -283,6 +195,12 @@ impl Host {
     /// The folder it runs in: `model-host.toml` and `data/`.
     pub fn dir(&self) -> &Path {
         self.dir.path()
+    }
+
+    /// Its database on a server, for another server of it.
+    pub fn scratch(&self) -> Arc<Scratch> {
+        let scratch = self.setup.database.as_ref();
+        Arc::clone(scratch.expect("it keeps everything in a file"))
     }
 
     /// Its database, by another way in.

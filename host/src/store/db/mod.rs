@@ -24,16 +24,16 @@ use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
 };
-use sqlx::{Connection as _, Postgres, Sqlite};
+use sqlx::{ConnectOptions as _, Connection as _, Postgres, Sqlite};
 
 use super::Error;
 
 pub use query::{On, Query, query};
 pub use row::Row;
 
-/// Connections to PostgreSQL that write: for settling, for what is rare, and for
-/// the server's own lease.
-const WRITERS: u32 = 4;
+/// Connections to PostgreSQL that write: for settling, for the server's lease, for
+/// its ear, for Stripe, and for what is rare.
+const WRITERS: u32 = 6;
 /// Connections that read.
 const READERS: u32 = 8;
 /// How long a query waits for a connection, which includes making one.
@@ -138,7 +138,10 @@ async fn server(url: &SecretString, connections: u32) -> Result<Pool, Error> {
             ("default_transaction_isolation", "read committed"),
             ("statement_timeout", "60s"),
             ("idle_in_transaction_session_timeout", "60s"),
-        ]);
+        ])
+        // it asks whether its line would be logged, and where layers have filters
+        // of their own, tracing loses the next line of this thread over that
+        .disable_statement_logging();
     let pool = PgPoolOptions::new()
         .max_connections(connections)
         .acquire_timeout(PATIENCE)

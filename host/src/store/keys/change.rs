@@ -11,6 +11,7 @@ use super::{Key, Scope, key};
 use crate::clock::rfc3339;
 use crate::store::audit::{self, Act, Actor, Object};
 use crate::store::db::{Query, Transaction, query};
+use crate::store::servers::{self, Change};
 use crate::store::{Error, Store, millis};
 
 /// What the operator says of a key to be.
@@ -112,15 +113,28 @@ pub async fn delete_all(
 
 impl Store {
     /// How often keys have changed. What was read of them at another count may
-    /// be out of date.
+    /// be out of date; where other servers cannot be heard, no count comes twice.
     pub fn key_changes(&self) -> u64 {
+        if !self.hearing.is_good() {
+            self.count_change();
+        }
         self.key_changes.load(Ordering::Acquire)
     }
 
-    /// Every change of a key ends here, once it is on the disk: whoever keeps
-    /// keys in memory looks at the count. Other replicas are to be told here.
-    pub(in crate::store) fn keys_changed(&self) {
-        self.key_changes.fetch_add(1, Ordering::Release);
+    /// Every change of a key ends here: it is counted once it is on the disk, for
+    /// whoever keeps keys in memory, here and in other servers.
+    pub(in crate::store) async fn commit_keys(
+        &self,
+        mut transaction: Transaction<'_>,
+    ) -> Result<(), Error> {
+        servers::tell(&mut transaction, Change::Keys).await?;
+        transaction.commit().await?;
+        self.count_change();
+        Ok(())
+    }
+
+    pub(in crate::store) fn count_change(&self) {
+        self.key_changes.fetch_add(1, Ordering::AcqRel);
     }
 
     /// Stores a new key.
@@ -160,8 +174,7 @@ impl Store {
         let key = key(&row)?;
         let act = act("key.created", key.id, None, Some(&key));
         audit::record(&mut transaction, by, act, now).await?;
-        transaction.commit().await?;
-        self.keys_changed();
+        self.commit_keys(transaction).await?;
         Ok(key)
     }
 
@@ -258,9 +271,7 @@ impl Store {
         let before = key(&row)?;
         let act = act("key.deleted", id, Some(&before), None);
         audit::record(&mut transaction, by, act, now).await?;
-        transaction.commit().await?;
-        self.keys_changed();
-        Ok(())
+        self.commit_keys(transaction).await
     }
 
     /// Runs an update of one key that returns it, and puts it on record.
@@ -280,8 +291,7 @@ impl Store {
         let after = key(&update.fetch_one(&mut transaction).await?)?;
         let act = act(action, id, Some(&before), Some(&after));
         audit::record(&mut transaction, by, act, now).await?;
-        transaction.commit().await?;
-        self.keys_changed();
+        self.commit_keys(transaction).await?;
         Ok(after)
     }
 }

@@ -10,6 +10,7 @@ use super::{Cap, Period};
 use crate::money::NanoDollars;
 use crate::store::audit::{self, Act, Actor, Object};
 use crate::store::db::{self, On, Transaction, query};
+use crate::store::servers::{self, Change};
 use crate::store::{Error, Store, millis};
 
 /// Whose spending: a customer's as a whole, or that of one of its keys.
@@ -351,6 +352,7 @@ impl Store {
             after: Some(budgets.iter().map(shown).collect()),
         };
         audit::record(&mut transaction, by, act, now).await?;
+        servers::tell(&mut transaction, Change::Limits(owner.customer_id)).await?;
         transaction.commit().await?;
         limited.finish(&self.read).await
     }

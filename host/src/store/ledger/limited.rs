@@ -36,13 +36,19 @@ const LIMITED: &str = "\
 impl Limited {
     /// As it is in the database.
     pub async fn load(pool: &Pool) -> Result<Self, Error> {
+        let this = Self::default();
+        this.reload(pool).await?;
+        Ok(this)
+    }
+
+    /// Takes all of it from the database again.
+    pub async fn reload(&self, pool: &Pool) -> Result<(), Error> {
+        let _others_wait = self.changing.lock().await;
         let rows = query(LIMITED).bind(None::<i64>).fetch_all(pool).await?;
-        let ids = rows.iter().map(|row| row.try_get("customer_id"));
-        let ids: Result<HashSet<i64>, _> = ids.collect();
-        Ok(Self {
-            ids: Arc::new(RwLock::new(ids?)),
-            changing: Arc::default(),
-        })
+        let found: Result<HashSet<i64>, _> =
+            rows.iter().map(|row| row.try_get("customer_id")).collect();
+        *self.ids.write().unwrap_or_else(PoisonError::into_inner) = found?;
+        Ok(())
     }
 
     /// Whether anything caps the customer's requests.
@@ -86,8 +92,9 @@ impl Changing {
 
 impl Store {
     /// Whether the customer's requests must be reserved for: it has a credit limit
-    /// or a budget, of its own or of a key.
+    /// or a budget, of its own or of a key. Where other servers cannot be heard, it
+    /// may have.
     pub fn is_limited(&self, customer_id: i64) -> bool {
-        self.limited.contains(customer_id)
+        !self.hearing.is_good() || self.limited.contains(customer_id)
     }
 }

@@ -1,0 +1,109 @@
+//! How a server under test is started.
+
+use std::path::Path;
+use std::process::ExitStatus;
+use std::sync::Arc;
+
+use tempfile::TempDir;
+
+use super::{GPT2, Host, Scratch};
+
+/// How to start a server.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    config: String,
+    pub(super) env: Vec<(String, String)>,
+    files: Vec<(&'static str, Vec<u8>)>,
+    pub(super) arguments: Vec<String>,
+    pub(super) has_admin_key: bool,
+    pub(super) has_free_port: bool,
+    pub(super) database: Option<Arc<Scratch>>,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            config: GPT2.to_owned(),
+            env: Vec::new(),
+            files: Vec::new(),
+            arguments: Vec::new(),
+            has_admin_key: true,
+            has_free_port: true,
+            database: None,
+        }
+    }
+}
+
+impl Setup {
+    /// Keeps everything in this database on a server.
+    pub fn on(mut self, database: Arc<Scratch>) -> Self {
+        self.database = Some(database);
+        self
+    }
+
+    /// Uses this as the configuration file.
+    pub fn config(mut self, config: impl Into<String>) -> Self {
+        self.config = config.into();
+        self
+    }
+
+    /// Sets an environment variable.
+    pub fn env(mut self, name: &str, value: impl Into<String>) -> Self {
+        self.env.push((name.to_owned(), value.into()));
+        self
+    }
+
+    /// Puts a file into the server's folder.
+    pub fn file(mut self, name: &'static str, content: impl Into<Vec<u8>>) -> Self {
+        self.files.push((name, content.into()));
+        self
+    }
+
+    /// Adds an argument of the command line.
+    pub fn argument(mut self, argument: impl Into<String>) -> Self {
+        self.arguments.push(argument.into());
+        self
+    }
+
+    /// Lets the server make its admin key.
+    pub fn without_admin_key(mut self) -> Self {
+        self.has_admin_key = false;
+        self
+    }
+
+    /// Leaves the address to the configuration, rather than take a free port.
+    pub fn listening_as_configured(mut self) -> Self {
+        self.has_free_port = false;
+        self
+    }
+
+    /// Starts the server and waits until it listens.
+    pub async fn start(mut self) -> Host {
+        if self.database.is_none() {
+            self.database = Scratch::if_asked().map(Arc::new);
+        }
+        let dir = TempDir::new().expect("a folder");
+        self.write(dir.path());
+        Host::spawn(self, dir).await
+    }
+
+    /// Starts the server, which must refuse to start: its status and what it says.
+    pub fn refused(self) -> (ExitStatus, String) {
+        let dir = TempDir::new().expect("a folder");
+        self.write(dir.path());
+        let output = Host::serve(&self, dir.path()).output().expect("it runs");
+        (
+            output.status,
+            String::from_utf8_lossy(&output.stderr).into_owned(),
+        )
+    }
+
+    fn write(&self, dir: &Path) {
+        std::fs::write(dir.join("model-host.toml"), &self.config).expect("a file");
+        for (name, content) in &self.files {
+            let path = dir.join(name);
+            std::fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
+            std::fs::write(path, content).expect("a file");
+        }
+    }
+}
