@@ -31,14 +31,6 @@ impl Scratch {
         }
     }
 
-    /// On a server.
-    pub fn server() -> Self {
-        Self {
-            server: Some(database::Scratch::new()),
-            ..Self::file()
-        }
-    }
-
     /// Where it is.
     pub fn place(&self) -> Place {
         match &self.server {

@@ -119,7 +119,7 @@ impl<'q> Query<'q> {
             Value::Int(value) => arguments.add(value),
             Value::Bool(value) => arguments.add(value),
             Value::Text(value) => arguments.add(value.as_deref()),
-            Value::Blob(value) => arguments.add(&*value),
+            Value::Blob(value) => arguments.add(&**value),
         })?;
         Ok(sqlx::query_with(self.sql, arguments))
     }
