@@ -8,6 +8,7 @@ mod billing;
 mod budgets;
 mod chat;
 mod component;
+mod copy;
 mod credit;
 mod customers;
 mod dashboard;

@@ -8,6 +8,7 @@ pub mod admin;
 pub mod answers;
 pub mod audit;
 mod claim;
+mod copy;
 pub mod customers;
 mod db;
 pub mod keys;

@@ -20,6 +20,11 @@ impl Scratch {
         (variable("MODEL_HOST_TEST_STORE")? == "postgres").then(Self::new)
     }
 
+    /// A new one, if there is a server.
+    pub fn if_there() -> Option<Self> {
+        variable("MODEL_HOST_TEST_POSTGRES").map(|_| Self::new())
+    }
+
     /// A new one.
     ///
     /// # Panics
