@@ -138,9 +138,11 @@ async fn server(url: &SecretString, connections: u32) -> Result<Pool, Error> {
             ("default_transaction_isolation", "read committed"),
             ("statement_timeout", "60s"),
             ("idle_in_transaction_session_timeout", "60s"),
+            ("client_min_messages", "warning"),
         ])
-        // it asks whether its line would be logged, and where layers have filters
-        // of their own, tracing loses the next line of this thread over that
+        // for a statement or a notice sqlx asks whether its line would be logged, and
+        // where layers have filters of their own, tracing loses the next line of
+        // the thread over an answer of no
         .disable_statement_logging();
     let pool = PgPoolOptions::new()
         .max_connections(connections)
