@@ -22,7 +22,12 @@ impl Scratch {
 
     /// A new one, if there is a server.
     pub fn if_there() -> Option<Self> {
-        variable("MODEL_HOST_TEST_POSTGRES").map(|_| Self::new())
+        let this = Self {
+            server: variable("MODEL_HOST_TEST_POSTGRES")?,
+            name: format!("test_{}", uuid::Uuid::now_v7().simple()),
+        };
+        this.manage(format!("CREATE DATABASE {}", this.name));
+        Some(this)
     }
 
     /// A new one.
@@ -30,13 +35,7 @@ impl Scratch {
     /// # Panics
     /// When there is no server.
     pub fn new() -> Self {
-        let server = variable("MODEL_HOST_TEST_POSTGRES");
-        let this = Self {
-            server: server.expect("MODEL_HOST_TEST_POSTGRES: tests/run starts one"),
-            name: format!("test_{}", uuid::Uuid::now_v7().simple()),
-        };
-        this.manage(format!("CREATE DATABASE {}", this.name));
-        this
+        Self::if_there().expect("MODEL_HOST_TEST_POSTGRES: tests/run starts one")
     }
 
     /// Its URL.

@@ -240,7 +240,8 @@ pub(super) async fn hold(
     at: OffsetDateTime,
     amount: NanoDollars,
 ) -> Result<(), Error> {
-    change(transaction, request, at, NanoDollars(0), amount).await
+    change(transaction, request, at, NanoDollars(0), amount).await?;
+    Ok(())
 }
 
 /// Moves what was held for a request to what was spent, and frees the rest.
@@ -253,8 +254,8 @@ pub(super) async fn spend(
     cost: NanoDollars,
     freed: NanoDollars,
 ) -> Result<Vec<Near>, Error> {
-    change(transaction, request, at, cost, NanoDollars(-freed.0)).await?;
-    if cost.0 == 0 {
+    let changed = change(transaction, request, at, cost, NanoDollars(-freed.0)).await?;
+    if changed == 0 || cost.0 == 0 {
         return Ok(Vec::new());
     }
     let rows = rows(transaction, request, false, at).await?;
@@ -268,18 +269,20 @@ pub(super) async fn spend(
     Ok(near.collect())
 }
 
+/// Changes what was spent and is held in the open periods of a request; returns how
+/// many they are.
 async fn change(
     transaction: &mut Transaction<'_>,
     request: Owner,
     at: OffsetDateTime,
     spent: NanoDollars,
     held: NanoDollars,
-) -> Result<(), Error> {
+) -> Result<u64, Error> {
     let sql = format!(
         "UPDATE spending SET spent = spent + $3, held = held + $6 \
          WHERE (budget_id, start) IN ({COUNTS_IN})"
     );
-    query(sqlx::AssertSqlSafe(sql))
+    let changed = query(sqlx::AssertSqlSafe(sql))
         .bind(request.customer_id)
         .bind(request.api_key_id)
         .bind(spent.0)
@@ -288,7 +291,7 @@ async fn change(
         .bind(held.0)
         .execute(transaction)
         .await?;
-    Ok(())
+    Ok(changed)
 }
 
 impl Store {
