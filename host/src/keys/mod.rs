@@ -352,7 +352,8 @@ mod tests {
     #[tokio::test]
     async fn a_key_in_use_and_one_that_nobody_has_are_read_once() {
         let folder = tempfile::TempDir::new().unwrap();
-        let scratch = Scratch::new();
+        // on a server nothing in memory serves while that cannot be reached
+        let scratch = Scratch::file();
         let store = scratch.open(Outbox::Off).await;
         let secret = Secret::open(&folder.path().join("secret")).unwrap();
         let keys = Keys::new(store.clone(), secret, Clock);
