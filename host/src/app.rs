@@ -1,5 +1,6 @@
 //! Wiring: opens what the server needs, serves, and closes it in order.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,7 +22,7 @@ use crate::limits::Limits;
 use crate::models::component::{Pulled, Runtime};
 use crate::models::{Current, Loader};
 use crate::reload::{self, Origin, Reloader};
-use crate::store::{Claim, Outbox, Settler, Store};
+use crate::store::{Claim, Outbox, Place, Settler, Store};
 
 /// A server that is ready to serve.
 pub struct App {
@@ -31,7 +32,9 @@ pub struct App {
     listener: TcpListener,
     state: AppState,
     settling: JoinHandle<()>,
-    claim: Claim,
+    claim: Option<Claim>,
+    process: String,
+    joined: CancellationToken,
 }
 
 /// Opens the database and the keys of a configuration.
@@ -45,16 +48,29 @@ pub async fn open(config: &Config, server: &Server) -> anyhow::Result<(Store, Ke
     } else {
         Outbox::Off
     };
-    let file = folder.join("model-host.db");
-    let mut store = Store::open(&file, outbox)
+    let place = place(config, folder);
+    let mut store = Store::open(&place, outbox)
         .await
-        .with_context(|| format!("cannot open the database {}", file.display()))?;
+        .with_context(|| format!("cannot open the database {place}"))?;
     if config.webhook.url.is_some() {
         store = store.with_notices();
     }
     let secret = Secret::open(&folder.join("secret"))?;
     let keys = Keys::new(store.clone(), secret, Clock);
+    keys.check_secret().await?;
     Ok((store, keys))
+}
+
+/// Where the configuration has the database: in the server's folder, unless it
+/// says otherwise.
+fn place(config: &Config, folder: &Path) -> Place {
+    let Some(url) = &config.database.url else {
+        return Place::File(folder.join("model-host.db"));
+    };
+    match url.expose_secret().strip_prefix(config::SQLITE) {
+        Some(path) => Place::File(path.into()),
+        None => Place::Server(url.clone()),
+    }
 }
 
 impl App {
@@ -68,10 +84,20 @@ impl App {
         origin: Origin,
         admin_key: Option<&SecretString>,
     ) -> anyhow::Result<Self> {
-        let claim = Claim::take(&server.data_dir)?;
+        let place = place(&config, &server.data_dir);
+        let claim = match &place {
+            Place::File(_) => Some(Claim::take(&server.data_dir)?),
+            // has many servers
+            Place::Server(_) => None,
+        };
         let (store, keys) = open(&config, &server).await?;
         let process = Uuid::now_v7().to_string();
-        let voided = store.void_holds_of_others(&process).await?;
+        let joined = CancellationToken::new();
+        store.join(&process, joined.clone()).await?;
+        let voided = match place {
+            Place::File(_) => store.void_holds_of_others(&process).await?,
+            Place::Server(_) => 0,
+        };
         if voided > 0 {
             tracing::warn!(
                 voided,
@@ -121,7 +147,7 @@ impl App {
         let requests = Arc::new(requests);
         let limits =
             Limits::new(config.redis_url.as_ref(), requests.without_redis).context("REDIS_URL")?;
-        let (settler, settling) = Settler::start(store.clone(), process);
+        let (settler, settling) = Settler::start(store.clone(), process.clone());
         let state = AppState {
             generator: Generator::new(
                 live,
@@ -147,6 +173,8 @@ impl App {
             state,
             settling,
             claim,
+            process,
+            joined,
         })
     }
 
@@ -164,6 +192,8 @@ impl App {
             state,
             settling,
             claim,
+            process,
+            joined,
         } = self;
         let address = listener.local_addr()?;
         tracing::info!(%address, "serving http://{address}");
@@ -206,6 +236,10 @@ impl App {
         tokio::time::timeout(Duration::from_secs(5), settling)
             .await
             .ok();
+        joined.cancel();
+        if let Err(error) = store.leave(&process).await {
+            tracing::warn!(%error, "the lease ends by itself");
+        }
         store.close().await;
         drop(claim);
         tracing::info!("stopped");

@@ -4,8 +4,6 @@ use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
-use sqlx::{AssertSqlSafe, Connection};
 
 use crate::harness::{
     Client, FakeStripe, GPT2, Host, LocalStripe, Mood, STRIPE_KEY, Setup, eventually, free_port,
@@ -36,16 +34,7 @@ async fn ask(customer: &Client) {
 
 /// A number from the server's database.
 async fn number(host: &Host, sql: &str) -> i64 {
-    let options = SqliteConnectOptions::new()
-        .filename(host.dir().join("data/model-host.db"))
-        .read_only(true);
-    let mut database = SqliteConnection::connect_with(&options)
-        .await
-        .expect("a database");
-    let found = sqlx::query_scalar(AssertSqlSafe(sql))
-        .fetch_one(&mut database)
-        .await;
-    found.expect("a number")
+    host.database().number(sql).await
 }
 
 /// Waits until no message is on its way and no whole cent is left to report.
@@ -60,7 +49,8 @@ async fn all_reported(host: &Host) {
 
 /// What a customer used, and of that what is not reported yet, in nano-dollars.
 async fn used_and_left(host: &Host, customer: i64) -> (i64, i64) {
-    let used = format!("SELECT sum(cost) FROM usage WHERE customer_id = {customer}");
+    let used =
+        format!("SELECT CAST(sum(cost) AS BIGINT) FROM usage WHERE customer_id = {customer}");
     let left =
         format!("SELECT amount FROM outbox WHERE customer_id = {customer} AND sealed_at IS NULL");
     (number(host, &used).await, number(host, &left).await)
@@ -339,7 +329,7 @@ async fn what_stripe_refuses_is_kept_and_holds_up_nobody_else() {
         AND last_error = 'status 400: as the test wants it'";
     assert_eq!(number(&host, refused).await, 1);
     let (used, left) = used_and_left(&host, 1).await;
-    let kept = "SELECT sum(amount) FROM outbox WHERE customer_id = 1 AND sealed_at IS NOT NULL";
+    let kept = "SELECT CAST(sum(amount) AS BIGINT) FROM outbox WHERE customer_id = 1 AND sealed_at IS NOT NULL";
     assert_eq!(number(&host, kept).await + left, used);
 }
 

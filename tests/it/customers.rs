@@ -55,10 +55,8 @@ async fn an_address_belongs_to_one_customer_until_that_is_deleted() {
         host.admin().delete("/customers/1").await.expect_error(404),
         "customer_not_found"
     );
-    assert_eq!(
-        host.admin().post("/customers", new).await.expect(201)["id"],
-        2
-    );
+    let next = host.admin().post("/customers", new).await.expect(201);
+    assert!(next["id"].as_i64() > Some(1), "{next}");
 }
 
 #[tokio::test]

@@ -130,7 +130,7 @@ async fn options_come_from_the_command_line_and_from_the_environment() {
         .await;
     let models = host.admin().get("/models").await.expect(200);
     assert_eq!(models["models"][0]["name"], "elsewhere");
-    assert!(data.join("model-host.db").is_file());
+    assert!(data.join("secret").is_file());
     assert!(!host.dir().join("data").exists());
 }
 

@@ -46,29 +46,33 @@ const LONGEST: usize = 500;
 const LONGEST_TEST: usize = 400;
 
 /// Merged migrations with their SHA-256: a database that ran one keeps its checksum.
-const MIGRATIONS: [(&str, &str); 6] = [
+const MIGRATIONS: [(&str, &str); 7] = [
     (
-        "0001_start.sql",
+        "postgres/0001_start.sql",
+        "b9da639c03dd53eac2a0fc4f0b6e86bb62a0a737a55ca058845eb21abc76a324",
+    ),
+    (
+        "sqlite/0001_start.sql",
         "a5ede68138489a41e32353d497e412102214eb810ba927c934ff2c5475499bb8",
     ),
     (
-        "0002_answers.sql",
+        "sqlite/0002_answers.sql",
         "f6cc4e13bacf6c46a716bbc358b8939f7bdf90ae6094d8ef1301a9a5257ac91e",
     ),
     (
-        "0003_ledger.sql",
+        "sqlite/0003_ledger.sql",
         "6c471a2ba21bb0ace6dac9003aae008740783d08536a0a624e303baf47081e25",
     ),
     (
-        "0004_keys.sql",
+        "sqlite/0004_keys.sql",
         "9d496d0c90d2fb6f814b97358824e37cb357f08e656375b6a8862841335f9222",
     ),
     (
-        "0005_limits.sql",
+        "sqlite/0005_limits.sql",
         "2841b46e3cf3e42edb6deb50319f70d24401e083ade9a17ceceb19fe53a83717",
     ),
     (
-        "0006_notices.sql",
+        "sqlite/0006_notices.sql",
         "b44a40e35ee419384b3d18f3eb4fbf9a30264ece355eed6680dde5e259bc2ced",
     ),
 ];
@@ -256,15 +260,12 @@ fn no_file_is_longer_than_a_room() {
 
 #[test]
 fn merged_migrations_stay_as_they_are() {
-    let folder = root().join("migrations/sqlite");
+    let folder = root().join("migrations");
     let mut found: Vec<_> = files(&folder, ".sql")
         .into_iter()
         .map(|(path, text)| {
-            let name = path
-                .file_name()
-                .expect("a name")
-                .to_string_lossy()
-                .into_owned();
+            let name = path.strip_prefix(&folder).expect("below");
+            let name = name.to_string_lossy().into_owned();
             let hash: String = Sha256::digest(text)
                 .iter()
                 .map(|byte| format!("{byte:02x}"))

@@ -1,15 +1,18 @@
 //! Kills the server at random moments under load and starts it again on the same
 //! data: whatever a client has in hand must be on record, once and at its price,
-//! all sums of money must be as kept, and nothing may be held for the dead.
+//! all sums of money must be as kept, and nothing may be held for the dead. Then the
+//! same for three servers of one PostgreSQL, where that is stopped too.
 //!
 //!     cargo test --release --test kill -- --rounds 50
 
 #[path = "../it/harness/mod.rs"]
 #[expect(dead_code, unused_imports, reason = "the tests use the rest")]
 mod harness;
+mod servers;
 
 use std::collections::HashMap;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -57,6 +60,7 @@ async fn main() -> ExitCode {
     // limited, so that something is held for each request
     let mut purse = Purse::prepaid(&host, 9_000_000_000_000_000).await;
     let answers = Answers::default();
+    let stop = Arc::new(AtomicBool::new(false));
     println!("{} clients, {} rounds", options.clients, options.rounds);
     for round in 1..=options.rounds {
         let clients: Vec<_> = (0..options.clients)
@@ -65,6 +69,7 @@ async fn main() -> ExitCode {
                     purse.customer.clone(),
                     number,
                     Arc::clone(&answers),
+                    Arc::clone(&stop),
                 ))
             })
             .collect();
@@ -91,15 +96,27 @@ async fn main() -> ExitCode {
         println!("FAILED: nothing was ever answered\n0 passed, 1 failed");
         return ExitCode::FAILURE;
     }
+    if let Err(problem) = servers::run(&options).await {
+        println!("FAILED: {problem}\n0 passed, 1 failed");
+        return ExitCode::FAILURE;
+    }
     println!(
         "every answer is on record once, at its price; the ledger is sound\n1 passed, 0 failed"
     );
     ExitCode::SUCCESS
 }
 
-/// One client: asks, streamed and not, until there is nobody to ask.
-async fn ask_until_it_dies(customer: Client, number: usize, answers: Answers) {
+/// One client: asks, streamed and not, until there is nobody to ask, or it is stopped.
+async fn ask_until_it_dies(
+    customer: Client,
+    number: usize,
+    answers: Answers,
+    stop: Arc<AtomicBool>,
+) {
     for turn in number.. {
+        if stop.load(Ordering::Relaxed) {
+            return;
+        }
         let (model, is_streamed) = (1 + turn % 2, turn % 4 < 2);
         let body = json!({
             "text": "Once upon a time", "model_id": model, "max_new_tokens": 4, "stream": is_streamed

@@ -88,6 +88,9 @@ impl Reporter {
 
     /// Sends the next message, if one is due. Returns how long to sleep.
     async fn step(&self, is_announced: &mut bool) -> Result<Duration, store::Error> {
+        let Some(_sender) = self.store.sender().await? else {
+            return Ok(FIRST_DELAY);
+        };
         let now = self.clock.now();
         if !*is_announced {
             self.store.announce_customers(now).await?;

@@ -60,6 +60,15 @@ enum AdminCommand {
 enum DbCommand {
     /// Make every sum of money again and say where it is not as kept
     Audit(Options),
+    /// Copy the file with the database, which no server may use, to a PostgreSQL server
+    Copy {
+        /// URL of an empty database, postgres://…; rather by the variable: arguments can be
+        /// read by every user
+        #[arg(long, env = "MODEL_HOST_COPY_TO", hide_env_values = true, value_name = "URL", value_parser = secret)]
+        to: SecretString,
+        #[command(flatten)]
+        options: Options,
+    },
 }
 
 #[derive(Clone, Debug, Args)]
@@ -137,6 +146,9 @@ pub fn main() -> ExitCode {
         Some(Command::Db {
             command: DbCommand::Audit(options),
         }) => db::audit(&options, &environment).map(|()| ExitCode::SUCCESS),
+        Some(Command::Db {
+            command: DbCommand::Copy { to, options },
+        }) => db::copy(to, &options, &environment).map(|()| ExitCode::SUCCESS),
         Some(Command::Plugin { command }) => plugin::run(&command),
     };
     match outcome {

@@ -8,7 +8,7 @@ use reqwest::header::{self, HeaderName};
 use secrecy::ExposeSecret;
 
 use super::reference::is_sha256;
-use super::{Config, HIGHEST_LIMIT, Model, ModelLimits, Reference, Webhook};
+use super::{Config, HIGHEST_LIMIT, Model, ModelLimits, POSTGRES, Reference, SQLITE, Webhook};
 
 /// Headers that have a meaning of their own, and can hold no key.
 const NO_KEY_HEADERS: [HeaderName; 8] = [
@@ -87,6 +87,17 @@ pub fn problems(config: &Config) -> Vec<Problem> {
     }
     for (field, problem) in of_webhook(&config.webhook) {
         report(format!("webhook.{field}"), problem);
+    }
+    if let Some(url) = &config.database.url
+        && !POSTGRES
+            .into_iter()
+            .chain([SQLITE])
+            .any(|scheme| url.expose_secret().starts_with(scheme))
+    {
+        report(
+            "DATABASE_URL".into(),
+            "must begin with postgres:// or sqlite:",
+        );
     }
     let (mut ids, mut names) = (HashSet::new(), HashSet::new());
     for (index, model) in config.models.iter().enumerate() {

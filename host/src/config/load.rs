@@ -144,6 +144,10 @@ pub fn load(path: &Path, environment: &Environment) -> Result<Config, Error> {
         .cloned()
         .map(SecretString::from);
     config.redis_url = variables.get("REDIS_URL").cloned().map(SecretString::from);
+    config.database.url = variables
+        .get("DATABASE_URL")
+        .cloned()
+        .map(SecretString::from);
     if let Some(base) = variables.get("STRIPE_API_BASE") {
         config.stripe.api_base = Some(base.clone());
     }

@@ -32,6 +32,8 @@ pub struct Config {
     pub requests: Requests,
     /// What all components share.
     pub components: Components,
+    /// Where everything is kept.
+    pub database: Database,
     /// Payments.
     pub stripe: Stripe,
     /// Where the operator is told of what happens.
@@ -150,6 +152,21 @@ impl Default for Components {
             stack_kib: 512,
         }
     }
+}
+
+/// What a URL of a database begins with that is a file of SQLite's.
+pub const SQLITE: &str = "sqlite:";
+/// What one begins with that is on a PostgreSQL server.
+const POSTGRES: [&str; 2] = ["postgres://", "postgresql://"];
+
+/// Where everything is kept; changes need a restart.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Database {
+    /// From the environment only, since it may hold a password. Without one it is
+    /// a file in the server's folder.
+    #[serde(skip)]
+    pub url: Option<SecretString>,
 }
 
 /// Payments; nothing of it runs without `STRIPE_SECRET_KEY`, and changes need

@@ -51,6 +51,11 @@ pub enum Error {
     /// It may not be used from where the client is.
     #[error("the key may not be used from {0}")]
     NetworkNotAllowed(IpAddr),
+    /// The database's keys were hashed with another secret.
+    #[error(
+        "the file `secret` in the data folder is not that of the database's other servers: copy theirs"
+    )]
+    OtherSecret,
     /// The preset admin key is too easy to guess.
     #[error("an admin key needs at least {SHORTEST_ADMIN_KEY} characters")]
     WeakAdminKey,
@@ -71,7 +76,7 @@ impl Error {
             | Self::Expired
             | Self::Replaced
             | Self::NetworkNotAllowed(_) => true,
-            Self::WeakAdminKey | Self::Randomness(_) | Self::Store(_) => false,
+            Self::OtherSecret | Self::WeakAdminKey | Self::Randomness(_) | Self::Store(_) => false,
         }
     }
 }
@@ -104,6 +109,18 @@ impl Keys {
             clock,
             cache: Arc::default(),
             uses: Arc::default(),
+        }
+    }
+
+    /// Makes sure that all servers of the database have the same secret.
+    ///
+    /// # Errors
+    /// [`Error::OtherSecret`] when this one has another.
+    pub async fn check_secret(&self) -> Result<(), Error> {
+        let fingerprint = self.mac(b"fingerprint").finalize().into_bytes();
+        match self.store.shares_secret(&fingerprint).await? {
+            true => Ok(()),
+            false => Err(Error::OtherSecret),
         }
     }
 
@@ -330,12 +347,14 @@ mod tests {
     use crate::store::Outbox;
     use crate::store::customers::NewCustomer;
     use crate::store::keys::{KeyLimits, Scope};
+    use crate::store::scratch::Scratch;
 
     #[tokio::test]
     async fn a_key_in_use_and_one_that_nobody_has_are_read_once() {
         let folder = tempfile::TempDir::new().unwrap();
-        let file = folder.path().join("db");
-        let store = Store::open(&file, Outbox::Off).await.unwrap();
+        // on a server nothing in memory serves while that cannot be reached
+        let scratch = Scratch::file();
+        let store = scratch.open(Outbox::Off).await;
         let secret = Secret::open(&folder.path().join("secret")).unwrap();
         let keys = Keys::new(store.clone(), secret, Clock);
         let customer = NewCustomer {

@@ -1,9 +1,9 @@
 //! The admin key's keyed hash.
 
-use sqlx::Row;
 use time::OffsetDateTime;
 
 use super::audit::{self, Act, Actor, Object};
+use super::db::query;
 use super::{Error, Store, millis};
 
 impl Store {
@@ -12,7 +12,7 @@ impl Store {
     /// # Errors
     /// When the database fails.
     pub async fn admin_hash(&self) -> Result<Option<Vec<u8>>, Error> {
-        let row = sqlx::query("SELECT hash FROM admin_key")
+        let row = query("SELECT hash FROM admin_key")
             .fetch_optional(&self.read)
             .await?;
         Ok(row.map(|row| row.try_get("hash")).transpose()?)
@@ -28,12 +28,15 @@ impl Store {
         by: &Actor,
         now: OffsetDateTime,
     ) -> Result<(), Error> {
-        let mut transaction = self.write.begin_with("BEGIN IMMEDIATE").await?;
-        sqlx::query("REPLACE INTO admin_key (id, hash, created_at) VALUES (1, $1, $2)")
-            .bind(hash)
-            .bind(millis(now))
-            .execute(&mut *transaction)
-            .await?;
+        let mut transaction = self.write.begin().await?;
+        query(
+            "INSERT INTO admin_key (id, hash, created_at) VALUES (1, $1, $2) \
+             ON CONFLICT (id) DO UPDATE SET hash = excluded.hash, created_at = excluded.created_at",
+        )
+        .bind(hash)
+        .bind(millis(now))
+        .execute(&mut transaction)
+        .await?;
         let act = Act {
             action: "admin_key.reset",
             object: Object::AdminKey,

@@ -1,8 +1,8 @@
 //! Answers kept for requests that may be repeated.
 
-use sqlx::{Row, SqliteConnection};
 use time::{Duration, OffsetDateTime};
 
+use super::db::{On, Transaction, query};
 use super::{Error, Store, millis};
 
 /// How long an answer is kept.
@@ -27,12 +27,12 @@ pub struct KeptAnswer {
 
 /// Writes an answer, and forgets those that were kept long enough.
 pub(super) async fn insert(
-    connection: &mut SqliteConnection,
+    transaction: &mut Transaction<'_>,
     kept: &KeptAnswer,
 ) -> Result<(), Error> {
     // one of the same name must make room now
-    forget(&mut *connection, kept.created_at).await?;
-    sqlx::query(
+    forget(&mut *transaction, kept.created_at).await?;
+    query(
         "INSERT INTO answers \
          (api_key_id, idempotency_key, fingerprint, request_id, answer, created_at) \
          VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT DO NOTHING",
@@ -43,15 +43,15 @@ pub(super) async fn insert(
     .bind(&kept.request_id)
     .bind(&kept.answer)
     .bind(millis(kept.created_at))
-    .execute(connection)
+    .execute(transaction)
     .await?;
     Ok(())
 }
 
-async fn forget(connection: &mut SqliteConnection, now: OffsetDateTime) -> Result<(), Error> {
-    sqlx::query("DELETE FROM answers WHERE created_at <= $1")
+async fn forget<'a, 'c: 'a>(on: impl Into<On<'a, 'c>>, now: OffsetDateTime) -> Result<(), Error> {
+    query("DELETE FROM answers WHERE created_at <= $1")
         .bind(millis(now - KEPT))
-        .execute(connection)
+        .execute(on)
         .await?;
     Ok(())
 }
@@ -62,7 +62,7 @@ impl Store {
     /// # Errors
     /// When the database fails.
     pub async fn forget_answers(&self, now: OffsetDateTime) -> Result<(), Error> {
-        forget(&mut *self.write.acquire().await?, now).await
+        forget(&self.write, now).await
     }
 
     /// The hash of the request and the answer that are kept under this name, if
@@ -76,7 +76,7 @@ impl Store {
         idempotency_key: &str,
         now: OffsetDateTime,
     ) -> Result<Option<(Vec<u8>, String)>, Error> {
-        let row = sqlx::query(
+        let row = query(
             "SELECT fingerprint, answer FROM answers \
              WHERE api_key_id = $1 AND idempotency_key = $2 AND created_at > $3",
         )
@@ -93,18 +93,17 @@ impl Store {
 #[cfg(test)]
 mod tests {
     use super::{KEPT, KeptAnswer, insert};
+    use crate::store::Outbox;
     use crate::store::audit::Actor;
     use crate::store::customers::NewCustomer;
     use crate::store::keys::{KeyLimits, NewKey, Text};
-    use crate::store::{Outbox, Store};
+    use crate::store::scratch::Scratch;
     use time::{Duration, OffsetDateTime};
 
     #[tokio::test]
     async fn answers_are_kept_for_a_day() {
-        let folder = tempfile::TempDir::new().expect("a folder");
-        let store = Store::open(&folder.path().join("db"), Outbox::Off)
-            .await
-            .expect("a database");
+        let scratch = Scratch::new();
+        let store = scratch.open(Outbox::Off).await;
         let now = OffsetDateTime::from_unix_timestamp(1_800_000_000).expect("a time");
         let customer = NewCustomer {
             name: "A".into(),
@@ -141,11 +140,11 @@ mod tests {
             answer: "{}".to_owned(),
             created_at,
         };
-        let mut connection = store.write.acquire().await.expect("a connection");
-        insert(&mut connection, &kept("one", now))
+        let mut transaction = store.write.begin().await.expect("a transaction");
+        insert(&mut transaction, &kept("one", now))
             .await
             .expect("written");
-        drop(connection);
+        transaction.commit().await.expect("committed");
         let found = async |at| {
             store
                 .kept_answer(api_key_id, "one", at)
@@ -157,11 +156,11 @@ mod tests {
         assert_eq!(found(now + KEPT).await, None);
 
         // and the next one to be kept takes its place
-        let mut connection = store.write.acquire().await.expect("a connection");
-        insert(&mut connection, &kept("two", now + KEPT))
+        let mut transaction = store.write.begin().await.expect("a transaction");
+        insert(&mut transaction, &kept("two", now + KEPT))
             .await
             .expect("written");
-        drop(connection);
+        transaction.commit().await.expect("committed");
         assert_eq!(found(almost).await, None);
     }
 }

@@ -4,10 +4,10 @@
 use std::net::IpAddr;
 
 use serde_json::Value;
-use sqlx::sqlite::SqliteRow;
-use sqlx::{QueryBuilder, Row, Sqlite, SqliteConnection};
+use sqlx::AssertSqlSafe;
 use time::OffsetDateTime;
 
+use super::db::{Row, Transaction, query};
 use super::{Error, Store, from_millis, millis};
 
 /// By whose authority something is done.
@@ -101,7 +101,7 @@ pub struct Recorded {
 
 /// Writes the act down, in the transaction that does it.
 pub(super) async fn record(
-    transaction: &mut SqliteConnection,
+    transaction: &mut Transaction<'_>,
     by: &Actor,
     act: Act,
     at: OffsetDateTime,
@@ -110,7 +110,7 @@ pub(super) async fn record(
         Actor::AdminKey { request_id, client } => (Some(request_id), Some(client.to_string())),
         Actor::CommandLine | Actor::Server => (None, None),
     };
-    sqlx::query(
+    query(
         "INSERT INTO audit (at, actor, action, object, before, after, request_id, client) \
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
     )
@@ -127,7 +127,7 @@ pub(super) async fn record(
     Ok(())
 }
 
-fn recorded(row: &SqliteRow) -> Result<Recorded, Error> {
+fn recorded(row: &Row) -> Result<Recorded, Error> {
     let json = |column: &str| -> Result<Option<Value>, Error> {
         let text: Option<String> = row.try_get(column)?;
         text.map(|text| serde_json::from_str(&text))
@@ -153,8 +153,9 @@ impl Store {
     /// # Errors
     /// When the database fails.
     pub async fn record(&self, by: &Actor, act: Act, at: OffsetDateTime) -> Result<(), Error> {
-        let mut connection = self.write.acquire().await?;
-        record(&mut connection, by, act, at).await
+        let mut transaction = self.write.begin().await?;
+        record(&mut transaction, by, act, at).await?;
+        Ok(transaction.commit().await?)
     }
 
     /// At most `limit` acts with numbers above `after`, in order; of one object
@@ -169,16 +170,22 @@ impl Store {
         after: i64,
         limit: u32,
     ) -> Result<Vec<Recorded>, Error> {
-        let mut query = QueryBuilder::<Sqlite>::new("SELECT * FROM audit WHERE id > ");
-        query.push_bind(after);
+        // only what is asked for, so that an index of it is used
+        let filter = match (object, since) {
+            (None, None) => "",
+            (Some(_), None) => "AND object = $3",
+            (None, Some(_)) => "AND at >= $3",
+            (Some(_), Some(_)) => "AND object = $3 AND at >= $4",
+        };
+        let sql = format!("SELECT * FROM audit WHERE id > $1 {filter} ORDER BY id LIMIT $2");
+        let mut acts = query(AssertSqlSafe(sql)).bind(after).bind(limit);
         if let Some(object) = object {
-            query.push(" AND object = ").push_bind(object);
+            acts = acts.bind(object);
         }
         if let Some(since) = since {
-            query.push(" AND at >= ").push_bind(millis(since));
+            acts = acts.bind(millis(since));
         }
-        query.push(" ORDER BY id LIMIT ").push_bind(limit);
-        let rows = query.build().fetch_all(&self.read).await?;
+        let rows = acts.fetch_all(&self.read).await?;
         rows.iter().map(recorded).collect()
     }
 
@@ -188,7 +195,7 @@ impl Store {
     /// When the database fails.
     pub async fn latest_acts(&self, before: i64, limit: u32) -> Result<Vec<Recorded>, Error> {
         let sql = "SELECT * FROM audit WHERE id < $1 ORDER BY id DESC LIMIT $2";
-        let query = sqlx::query(sql).bind(before).bind(limit);
+        let query = query(sql).bind(before).bind(limit);
         let rows = query.fetch_all(&self.read).await?;
         rows.iter().map(recorded).collect()
     }

@@ -1,11 +1,11 @@
 //! Customers: who owns keys and pays.
 
 use serde_json::{Value, json};
-use sqlx::sqlite::SqliteRow;
-use sqlx::{Connection, Row};
 use time::OffsetDateTime;
 
 use super::audit::{self, Act, Actor, Object};
+use super::db::{Row, query};
+use super::servers::{self, Change};
 use super::{Error, Outbox, Store, from_millis, keys, ledger, millis, outbox};
 use crate::money::NanoDollars;
 
@@ -58,7 +58,7 @@ pub struct CustomerChange {
     pub credit_limit: Option<Option<NanoDollars>>,
 }
 
-fn customer(row: &SqliteRow) -> Result<Customer, Error> {
+fn customer(row: &Row) -> Result<Customer, Error> {
     let (posted, near_at): (i64, Option<i64>) = (row.try_get("posted")?, row.try_get("near_at")?);
     Ok(Customer {
         id: row.try_get("id")?,
@@ -67,9 +67,7 @@ fn customer(row: &SqliteRow) -> Result<Customer, Error> {
         company: row.try_get("company")?,
         balance: NanoDollars(posted),
         held: NanoDollars(row.try_get("held")?),
-        credit_limit: row
-            .try_get::<Option<i64>, _>("credit_limit")?
-            .map(NanoDollars),
+        credit_limit: row.try_get::<Option<i64>>("credit_limit")?.map(NanoDollars),
         is_near: near_at.is_some_and(|near_at| posted <= near_at),
         created_at: from_millis(row.try_get("created_at")?),
     })
@@ -101,32 +99,32 @@ impl Store {
         by: &Actor,
         now: OffsetDateTime,
     ) -> Result<Customer, Error> {
-        let mut connection = self.write.acquire().await?;
-        let mut transaction = connection.begin().await?;
-        let id = sqlx::query(
-            "INSERT INTO customers (name, email, company, created_at) VALUES ($1, $2, $3, $4)",
+        let mut transaction = self.write.begin().await?;
+        let id: i64 = query(
+            "INSERT INTO customers (name, email, company, created_at) VALUES ($1, $2, $3, $4) \
+             RETURNING id",
         )
         .bind(&new.name)
         .bind(&new.email)
         .bind(&new.company)
         .bind(millis(now))
-        .execute(&mut *transaction)
+        .fetch_one(&mut transaction)
         .await
         .map_err(|error| match error.as_database_error() {
             Some(database) if database.is_unique_violation() => Error::EmailTaken,
             _ => error.into(),
         })?
-        .last_insert_rowid();
-        sqlx::query("INSERT INTO accounts (customer_id, credit_limit) VALUES ($1, $2)")
+        .try_get("id")?;
+        query("INSERT INTO accounts (customer_id, credit_limit) VALUES ($1, $2)")
             .bind(id)
             .bind(new.credit_limit.map(|limit| limit.0))
-            .execute(&mut *transaction)
+            .execute(&mut transaction)
             .await?;
         ledger::renew_near(&mut transaction, id).await?;
         if let Outbox::On(_) = self.outbox {
             outbox::announce_customer(&mut transaction, id, now).await?;
         }
-        let row = sqlx::query(BY_ID).bind(id).fetch_one(&mut *transaction);
+        let row = query(BY_ID).bind(id).fetch_one(&mut transaction);
         let customer = customer(&row.await?)?;
         let act = Act {
             action: "customer.created",
@@ -135,8 +133,11 @@ impl Store {
             after: Some(on_record(&customer)),
         };
         audit::record(&mut transaction, by, act, now).await?;
+        if customer.credit_limit.is_some() {
+            self.limited.insert(id);
+            servers::tell(&mut transaction, Change::Limits(id)).await?;
+        }
         transaction.commit().await?;
-        self.limited.renew(&mut connection, id).await?;
         self.outbox.wake();
         Ok(customer)
     }
@@ -146,7 +147,7 @@ impl Store {
     /// # Errors
     /// [`Error::NotFound`] when there is none.
     pub async fn customer(&self, id: i64) -> Result<Customer, Error> {
-        customer(&sqlx::query(BY_ID).bind(id).fetch_one(&self.read).await?)
+        customer(&query(BY_ID).bind(id).fetch_one(&self.read).await?)
     }
 
     /// The customer with this address, in any case.
@@ -157,7 +158,7 @@ impl Store {
         let sql = "SELECT customers.*, posted, held, credit_limit, near_at FROM customers \
              JOIN accounts ON customer_id = customers.id \
              WHERE lower(email) = lower($1) AND deleted_at IS NULL";
-        customer(&sqlx::query(sql).bind(email).fetch_one(&self.read).await?)
+        customer(&query(sql).bind(email).fetch_one(&self.read).await?)
     }
 
     /// At most `limit` customers with numbers above `after`, in order.
@@ -168,7 +169,7 @@ impl Store {
         let sql = "SELECT customers.*, posted, held, credit_limit, near_at FROM customers \
              JOIN accounts ON customer_id = customers.id \
              WHERE customers.id > $1 AND deleted_at IS NULL ORDER BY customers.id LIMIT $2";
-        let rows = sqlx::query(sql)
+        let rows = query(sql)
             .bind(after)
             .bind(limit)
             .fetch_all(&self.read)
@@ -187,34 +188,29 @@ impl Store {
         by: &Actor,
         now: OffsetDateTime,
     ) -> Result<Customer, Error> {
-        let mut connection = self.write.acquire().await?;
-        let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
-        let one = |row: SqliteRow| customer(&row);
-        let before = one(sqlx::query(BY_ID)
-            .bind(id)
-            .fetch_one(&mut *transaction)
-            .await?)?;
-        sqlx::query(
+        let limited = self.limited.change(id).await;
+        let mut transaction = self.write.begin().await?;
+        transaction.lock_customers([id]).await?;
+        let one = |row: Row| customer(&row);
+        let before = one(query(BY_ID).bind(id).fetch_one(&mut transaction).await?)?;
+        query(
             "UPDATE customers SET name = coalesce($2, name), company = coalesce($3, company) \
              WHERE id = $1",
         )
         .bind(id)
         .bind(change.name)
         .bind(change.company)
-        .execute(&mut *transaction)
+        .execute(&mut transaction)
         .await?;
         if let Some(limit) = change.credit_limit {
-            sqlx::query("UPDATE accounts SET credit_limit = $2 WHERE customer_id = $1")
+            query("UPDATE accounts SET credit_limit = $2 WHERE customer_id = $1")
                 .bind(id)
                 .bind(limit.map(|limit| limit.0))
-                .execute(&mut *transaction)
+                .execute(&mut transaction)
                 .await?;
             ledger::renew_near(&mut transaction, id).await?;
         }
-        let after = one(sqlx::query(BY_ID)
-            .bind(id)
-            .fetch_one(&mut *transaction)
-            .await?)?;
+        let after = one(query(BY_ID).bind(id).fetch_one(&mut transaction).await?)?;
         let act = Act {
             action: "customer.changed",
             object: Object::Customer(id),
@@ -222,8 +218,9 @@ impl Store {
             after: Some(on_record(&after)),
         };
         audit::record(&mut transaction, by, act, now).await?;
+        servers::tell(&mut transaction, Change::Limits(id)).await?;
         transaction.commit().await?;
-        self.limited.renew(&mut connection, id).await?;
+        limited.finish(&self.read).await?;
         Ok(after)
     }
 
@@ -237,15 +234,13 @@ impl Store {
         by: &Actor,
         now: OffsetDateTime,
     ) -> Result<(), Error> {
-        let mut transaction = self.write.begin_with("BEGIN IMMEDIATE").await?;
-        let row = sqlx::query(BY_ID)
-            .bind(id)
-            .fetch_one(&mut *transaction)
-            .await?;
-        sqlx::query("UPDATE customers SET deleted_at = $1 WHERE id = $2")
+        let mut transaction = self.write.begin().await?;
+        transaction.lock_customers([id]).await?;
+        let row = query(BY_ID).bind(id).fetch_one(&mut transaction).await?;
+        query("UPDATE customers SET deleted_at = $1 WHERE id = $2")
             .bind(millis(now))
             .bind(id)
-            .execute(&mut *transaction)
+            .execute(&mut transaction)
             .await?;
         let act = Act {
             action: "customer.deleted",
@@ -255,8 +250,6 @@ impl Store {
         };
         audit::record(&mut transaction, by, act, now).await?;
         keys::delete_all(&mut transaction, id, by, now).await?;
-        transaction.commit().await?;
-        self.keys_changed();
-        Ok(())
+        self.commit_keys(transaction).await
     }
 }

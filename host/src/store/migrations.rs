@@ -4,11 +4,14 @@
 use std::borrow::Cow;
 
 use sqlx::migrate::{Migration, MigrationType, Migrator};
-use sqlx::sqlite::SqlitePool;
 
 use super::Error;
+use super::db::Pool;
 
-const MIGRATIONS: [(i64, &str, &str); 6] = [
+/// Version, name and text.
+type Script = (i64, &'static str, &'static str);
+
+const SQLITE: [Script; 6] = [
     (
         1,
         "start",
@@ -41,16 +44,27 @@ const MIGRATIONS: [(i64, &str, &str); 6] = [
     ),
 ];
 
-/// Runs what the database has not run yet.
-pub async fn run(pool: &SqlitePool) -> Result<(), Error> {
-    apply(pool, &MIGRATIONS).await
+const POSTGRES: [Script; 1] = [(
+    1,
+    "start",
+    include_str!("../../../migrations/postgres/0001_start.sql"),
+)];
+
+/// Runs what the database has not run yet. Servers that start together on one
+/// database wait for each other.
+pub async fn run(pool: &Pool) -> Result<(), Error> {
+    apply(
+        pool,
+        match pool {
+            Pool::Sqlite(_) => &SQLITE,
+            Pool::Postgres(_) => &POSTGRES,
+        },
+    )
+    .await
 }
 
-async fn apply(
-    pool: &SqlitePool,
-    migrations: &[(i64, &'static str, &'static str)],
-) -> Result<(), Error> {
-    let migrations = migrations
+async fn apply(pool: &Pool, scripts: &[Script]) -> Result<(), Error> {
+    let migrations = scripts
         .iter()
         .map(|&(version, description, sql)| {
             Migration::new(
@@ -66,49 +80,49 @@ async fn apply(
         migrations: Cow::Owned(migrations),
         ..Migrator::DEFAULT
     };
-    migrator
-        .run(pool)
-        .await
-        .map_err(|e| Error::Database(e.to_string()))
+    let done = match pool {
+        Pool::Sqlite(pool) => migrator.run(pool).await,
+        Pool::Postgres(pool) => migrator.run(pool).await,
+    };
+    done.map_err(|error| Error::Database(error.to_string()))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{MIGRATIONS, apply};
+    use super::{SQLITE, apply};
     use crate::money::NanoDollars;
+    use crate::store::db::{self, query};
     use crate::store::keys::{KeyLimits, Scope};
-    use crate::store::{Outbox, Store};
-    use sqlx::sqlite::{SqliteConnectOptions, SqlitePool};
+    use crate::store::{Outbox, Place, Store};
     use time::OffsetDateTime;
 
     /// A database as the first version left it: two customers, one of whom used
     /// something.
-    const FIRST: &str = "\
-        INSERT INTO customers (name, email, company, created_at) \
-        VALUES ('A', 'a@example.com', '', 1), ('B', 'b@example.com', '', 1); \
-        INSERT INTO api_keys (customer_id, name, public_id, hash, rate_limit, allowed_models, created_at) \
-        VALUES (1, 'K', 'k', x'00', 60, '[1]', 1); \
-        INSERT INTO usage (request_id, customer_id, api_key_id, model_id, model_name, prompt_tokens, \
+    const FIRST: [&str; 3] = [
+        "INSERT INTO customers (name, email, company, created_at) \
+        VALUES ('A', 'a@example.com', '', 1), ('B', 'b@example.com', '', 1)",
+        "INSERT INTO api_keys (customer_id, name, public_id, hash, rate_limit, allowed_models, created_at) \
+        VALUES (1, 'K', 'k', x'00', 60, '[1]', 1)",
+        "INSERT INTO usage (request_id, customer_id, api_key_id, model_id, model_name, prompt_tokens, \
         completion_tokens, tokens_estimated, prompt_price, completion_price, cost, status, latency_ms, \
         created_at) VALUES ('req_1', 1, 1, 1, 'm', 1, 1, 0, 1, 1, 30, 'ok', 1, 5), \
         ('req_2', 1, 1, 1, 'm', 1, 1, 0, 1, 1, 0, 'failed', 1, 6), \
-        ('req_3', 1, 1, 1, 'm', 1, 1, 0, 1, 1, 12, 'cancelled', 1, 7)";
+        ('req_3', 1, 1, 1, 'm', 1, 1, 0, 1, 1, 12, 'cancelled', 1, 7)",
+    ];
 
     #[tokio::test]
     async fn what_the_first_version_kept_is_taken_over() {
         let folder = tempfile::TempDir::new().expect("a folder");
-        let file = folder.path().join("db");
-        let options = SqliteConnectOptions::new().filename(&file);
-        let pool = SqlitePool::connect_with(options.create_if_missing(true)).await;
-        let pool = pool.expect("a database");
-        apply(&pool, &MIGRATIONS[..1])
-            .await
-            .expect("the first version");
-        sqlx::raw_sql(FIRST).execute(&pool).await.expect("its data");
+        let place = Place::File(folder.path().join("db"));
+        let pool = db::writers(&place).await.expect("a database");
+        apply(&pool, &SQLITE[..1]).await.expect("the first version");
+        for statement in FIRST {
+            query(statement).execute(&pool).await.expect("its data");
+        }
         pool.close().await;
 
         // what was used is booked in the ledger
-        let store = Store::open(&file, Outbox::Off).await.expect("migrated");
+        let store = Store::open(&place, Outbox::Off).await.expect("migrated");
         let audit = store
             .audit(OffsetDateTime::UNIX_EPOCH)
             .await

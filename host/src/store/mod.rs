@@ -1,36 +1,39 @@
-//! The database: the only place with SQL. One connection writes, several read.
+//! The database: the only place with SQL. It is a file of SQLite's or a PostgreSQL
+//! server, which [`db`] makes one of.
 //!
 //! Usage is settled, and room for requests reserved, by [`settle`], a task that
-//! commits many rows at once; all other writes are rare and take the writing
-//! connection one after another.
+//! commits many rows at once; all other writes are rare.
 
 pub mod admin;
 pub mod answers;
 pub mod audit;
 mod claim;
+mod copy;
 pub mod customers;
+mod db;
 pub mod keys;
 pub mod ledger;
 mod migrations;
 pub mod notices;
 pub mod outbox;
+#[cfg(test)]
+pub mod scratch;
+mod servers;
 mod settle;
 pub mod usage;
 
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::time::Duration;
 
-use sqlx::sqlite::{
-    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
-};
 use time::OffsetDateTime;
 use tokio::sync::Notify;
 
+use db::{Pool, query};
 use ledger::Limited;
+use servers::Hearing;
 
 pub use claim::Claim;
+pub use db::Place;
 pub use outbox::Outbox;
 pub use settle::{Settlement, Settler};
 
@@ -66,46 +69,32 @@ impl From<sqlx::Error> for Error {
 /// A handle to the database; clones share its connections.
 #[derive(Clone, Debug)]
 pub struct Store {
-    write: SqlitePool,
-    read: SqlitePool,
+    write: Pool,
+    read: Pool,
     outbox: Outbox,
     /// Notified of new notices; without, there are none.
     notices: Option<Arc<Notify>>,
     key_changes: Arc<AtomicU64>,
     limited: Limited,
+    hearing: Hearing,
 }
 
 impl Store {
-    /// Opens the database file, making and migrating it as needed.
+    /// Opens the database, making and migrating it as needed.
     ///
     /// # Errors
-    /// When the file cannot be opened or migrated.
-    pub async fn open(file: &Path, outbox: Outbox) -> Result<Self, Error> {
-        let options = SqliteConnectOptions::new()
-            .filename(file)
-            .create_if_missing(true)
-            .journal_mode(SqliteJournalMode::Wal)
-            // a commit is on the disk when it returns: usage is money
-            .synchronous(SqliteSynchronous::Full)
-            .foreign_keys(true)
-            .busy_timeout(Duration::from_secs(5));
-        let write = SqlitePoolOptions::new()
-            .max_connections(1)
-            .connect_with(options.clone())
-            .await?;
+    /// When it cannot be reached or migrated.
+    pub async fn open(place: &Place, outbox: Outbox) -> Result<Self, Error> {
+        let write = db::writers(place).await?;
         migrations::run(&write).await?;
-        let limited = Limited::load(&write).await?;
-        let read = SqlitePoolOptions::new()
-            .max_connections(4)
-            .connect_with(options.read_only(true).create_if_missing(false))
-            .await?;
         Ok(Self {
+            limited: Limited::load(&write).await?,
+            hearing: Hearing::new(&write),
+            read: db::readers(place).await?,
             write,
-            read,
             outbox,
             notices: None,
             key_changes: Arc::default(),
-            limited,
         })
     }
 
@@ -123,7 +112,7 @@ impl Store {
     /// # Errors
     /// When it gives none.
     pub async fn ping(&self) -> Result<(), Error> {
-        sqlx::query("SELECT 1").execute(&self.read).await?;
+        query("SELECT 1").execute(&self.read).await?;
         Ok(())
     }
 

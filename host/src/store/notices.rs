@@ -2,9 +2,9 @@
 //! that they tell of.
 
 use serde_json::{Value, json};
-use sqlx::{Row, SqliteConnection};
 use time::OffsetDateTime;
 
+use super::db::{Transaction, query};
 use super::ledger::{NEAR_PERCENT, Near, Nearly, budgets};
 use super::{Error, Store, from_millis, millis};
 use crate::clock::rfc3339;
@@ -25,7 +25,7 @@ pub struct Notice {
 /// Writes that something's end is near: of a budget once in its period, of credit
 /// once until there is more.
 pub(super) async fn write(
-    connection: &mut SqliteConnection,
+    transaction: &mut Transaction<'_>,
     near: &Near,
     at: OffsetDateTime,
 ) -> Result<(), Error> {
@@ -34,14 +34,14 @@ pub(super) async fn write(
         Near::Credit(near) => of_credit(near),
     };
     let body = json!({ "type": kind, "timestamp": rfc3339(at), "data": data });
-    sqlx::query(
+    query(
         "INSERT INTO notices (key, body, created_at, next_attempt_at) VALUES ($1, $2, $3, $3) \
          ON CONFLICT (key) DO NOTHING",
     )
     .bind(key)
     .bind(body.to_string())
     .bind(millis(at))
-    .execute(connection)
+    .execute(transaction)
     .await?;
     Ok(())
 }
@@ -87,7 +87,7 @@ impl Store {
     /// # Errors
     /// When the database fails.
     pub async fn due_notice(&self, now: OffsetDateTime) -> Result<Option<Notice>, Error> {
-        let row = sqlx::query(
+        let row = query(
             "SELECT id, key, body, attempts FROM notices WHERE next_attempt_at <= $1 \
              ORDER BY next_attempt_at, id LIMIT 1",
         )
@@ -110,7 +110,7 @@ impl Store {
     /// # Errors
     /// When the database fails.
     pub async fn notice_due_at(&self) -> Result<Option<OffsetDateTime>, Error> {
-        let row = sqlx::query("SELECT min(next_attempt_at) AS at FROM notices")
+        let row = query("SELECT min(next_attempt_at) AS at FROM notices")
             .fetch_one(&self.read)
             .await?;
         let at: Option<i64> = row.try_get("at")?;
@@ -123,13 +123,11 @@ impl Store {
     /// # Errors
     /// When the database fails.
     pub async fn begin_notice(&self, id: i64, retry_at: OffsetDateTime) -> Result<(), Error> {
-        sqlx::query(
-            "UPDATE notices SET attempts = attempts + 1, next_attempt_at = $2 WHERE id = $1",
-        )
-        .bind(id)
-        .bind(millis(retry_at))
-        .execute(&self.write)
-        .await?;
+        query("UPDATE notices SET attempts = attempts + 1, next_attempt_at = $2 WHERE id = $1")
+            .bind(id)
+            .bind(millis(retry_at))
+            .execute(&self.write)
+            .await?;
         Ok(())
     }
 
@@ -145,7 +143,7 @@ impl Store {
         now: OffsetDateTime,
     ) -> Result<(), Error> {
         let delivered_at = problem.is_none().then(|| millis(now));
-        sqlx::query(
+        query(
             "UPDATE notices SET last_error = $2, delivered_at = $3, \
              next_attempt_at = CASE WHEN $3 IS NULL THEN next_attempt_at END WHERE id = $1",
         )

@@ -8,11 +8,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::sqlite::SqliteRow;
-use sqlx::{Row, SqliteConnection};
+use sqlx::AssertSqlSafe;
 use time::OffsetDateTime;
 use tokio::sync::Notify;
 
+use super::db::{Row, Transaction, query};
 use super::usage::Usage;
 use super::{Error, Store, from_millis, millis};
 use crate::money::NanoDollars;
@@ -78,17 +78,17 @@ pub enum Content {
 
 /// Writes that a customer is to be created at Stripe.
 pub(super) async fn announce_customer(
-    connection: &mut SqliteConnection,
+    transaction: &mut Transaction<'_>,
     customer_id: i64,
     now: OffsetDateTime,
 ) -> Result<(), Error> {
-    sqlx::query(
+    query(
         "INSERT INTO outbox (kind, customer_id, created_at, sealed_at, next_attempt_at) \
          VALUES ('customer', $1, $2, $2, $2)",
     )
     .bind(customer_id)
     .bind(millis(now))
-    .execute(connection)
+    .execute(transaction)
     .await?;
     Ok(())
 }
@@ -96,19 +96,19 @@ pub(super) async fn announce_customer(
 /// Adds usage to what is to be reported to Stripe: the part of it that is owed.
 /// Returns whether that has now come to a cent.
 pub(super) async fn announce_usage(
-    connection: &mut SqliteConnection,
+    transaction: &mut Transaction<'_>,
     usage: &Usage,
     owed: NanoDollars,
 ) -> Result<bool, Error> {
-    let row = sqlx::query(
+    let row = query(
         "INSERT INTO outbox (kind, customer_id, amount, created_at) \
          VALUES ('usage', $1, $2, $3) ON CONFLICT (customer_id) WHERE sealed_at IS NULL \
-         DO UPDATE SET amount = amount + excluded.amount RETURNING amount",
+         DO UPDATE SET amount = outbox.amount + excluded.amount RETURNING amount",
     )
     .bind(usage.customer_id)
     .bind(owed.0)
     .bind(millis(usage.created_at))
-    .fetch_one(connection)
+    .fetch_one(transaction)
     .await?;
     let amount: i64 = row.try_get("amount")?;
     let before = amount - owed.0;
@@ -124,7 +124,7 @@ const READY: &str = "\
     AND NOT EXISTS (SELECT 1 FROM outbox other WHERE other.customer_id = open.customer_id \
         AND other.kind = 'usage' AND other.sealed_at IS NOT NULL AND other.delivered_at IS NULL)";
 
-fn message(row: &SqliteRow) -> Result<Message, Error> {
+fn message(row: &Row) -> Result<Message, Error> {
     let content = match row.try_get("kind")? {
         "customer" => Content::Customer {
             name: row.try_get("name")?,
@@ -147,7 +147,34 @@ fn message(row: &SqliteRow) -> Result<Message, Error> {
     })
 }
 
+/// The right to send messages, until it is dropped.
+pub struct Sender {
+    _lock: Option<Transaction<'static>>,
+}
+
 impl Store {
+    /// The right to send messages, which one server of a database has at a time;
+    /// none while another has it.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn sender(&self) -> Result<Option<Sender>, Error> {
+        if !self.write.is_shared() {
+            return Ok(Some(Sender { _lock: None }));
+        }
+        let mut transaction = self.write.begin().await?;
+        // Stripe may take longer to answer than a transaction may otherwise be idle
+        query("SET LOCAL idle_in_transaction_session_timeout = 0")
+            .execute(&mut transaction)
+            .await?;
+        let row = query("SELECT pg_try_advisory_xact_lock(hashtext('outbox')) AS is_ours")
+            .fetch_one(&mut transaction)
+            .await?;
+        Ok(row.try_get::<bool>("is_ours")?.then_some(Sender {
+            _lock: Some(transaction),
+        }))
+    }
+
     /// Waits until there is something new to be sent, since the last time.
     pub async fn outbox_changed(&self) {
         match &self.outbox {
@@ -162,10 +189,11 @@ impl Store {
     /// # Errors
     /// When the database fails.
     pub async fn announce_customers(&self, now: OffsetDateTime) -> Result<(), Error> {
-        sqlx::query(
+        query(
             "INSERT INTO outbox (kind, customer_id, created_at, sealed_at, next_attempt_at) \
              SELECT 'customer', id, $1, $1, $1 FROM customers WHERE deleted_at IS NULL \
-             AND id NOT IN (SELECT customer_id FROM outbox WHERE kind = 'customer')",
+             AND id NOT IN (SELECT customer_id FROM outbox WHERE kind = 'customer') \
+             ON CONFLICT DO NOTHING",
         )
         .bind(millis(now))
         .execute(&self.write)
@@ -183,36 +211,47 @@ impl Store {
         opened_before: OffsetDateTime,
         now: OffsetDateTime,
     ) -> Result<(), Error> {
-        let mut transaction = self.write.begin().await?;
-        let sql = format!(
-            "SELECT open.id, open.customer_id, open.amount {READY} AND open.created_at <= $1"
-        );
-        let ready = sqlx::query(sqlx::AssertSqlSafe(sql))
+        let sql = format!("SELECT open.customer_id {READY} AND open.created_at <= $1");
+        let ready = query(AssertSqlSafe(sql))
             .bind(millis(opened_before))
-            .fetch_all(&mut *transaction)
+            .fetch_all(&self.write)
             .await?;
         for row in ready {
-            let amount = NanoDollars(row.try_get("amount")?);
-            let (_, rest) = amount.cents();
-            sqlx::query(
-                "UPDATE outbox SET amount = $2, sealed_at = $3, next_attempt_at = $3 WHERE id = $1",
-            )
-            .bind(row.try_get::<i64, _>("id")?)
+            self.seal(row.try_get("customer_id")?, now).await?;
+        }
+        Ok(())
+    }
+
+    /// Makes the customer's usage ready to be sent, if it still is.
+    async fn seal(&self, customer_id: i64, now: OffsetDateTime) -> Result<(), Error> {
+        let mut transaction = self.write.begin().await?;
+        transaction.lock_customers([customer_id]).await?;
+        let sql = format!("SELECT open.id, open.amount {READY} AND open.customer_id = $1");
+        let open = query(AssertSqlSafe(sql))
+            .bind(customer_id)
+            .fetch_optional(&mut transaction)
+            .await?;
+        let Some(open) = open else {
+            return Ok(());
+        };
+        let amount = NanoDollars(open.try_get("amount")?);
+        let (_, rest) = amount.cents();
+        query("UPDATE outbox SET amount = $2, sealed_at = $3, next_attempt_at = $3 WHERE id = $1")
+            .bind(open.try_get::<i64>("id")?)
             .bind(amount.0 - rest.0)
             .bind(millis(now))
-            .execute(&mut *transaction)
+            .execute(&mut transaction)
             .await?;
-            // always, even of nothing: the time until the next report starts here
-            sqlx::query(
-                "INSERT INTO outbox (kind, customer_id, amount, created_at) \
-                 VALUES ('usage', $1, $2, $3)",
-            )
-            .bind(row.try_get::<i64, _>("customer_id")?)
-            .bind(rest.0)
-            .bind(millis(now))
-            .execute(&mut *transaction)
-            .await?;
-        }
+        // always, even of nothing: the time until the next report starts here
+        query(
+            "INSERT INTO outbox (kind, customer_id, amount, created_at) \
+             VALUES ('usage', $1, $2, $3)",
+        )
+        .bind(customer_id)
+        .bind(rest.0)
+        .bind(millis(now))
+        .execute(&mut transaction)
+        .await?;
         transaction.commit().await?;
         Ok(())
     }
@@ -222,7 +261,7 @@ impl Store {
     /// # Errors
     /// When the database fails.
     pub async fn due_message(&self, now: OffsetDateTime) -> Result<Option<Message>, Error> {
-        let row = sqlx::query(
+        let row = query(
             "SELECT outbox.id, key, kind, customer_id, amount, outbox.created_at, sealed_at, \
              attempts, name, email, company, customers.stripe_id \
              FROM outbox JOIN customers ON customers.id = customer_id \
@@ -244,9 +283,9 @@ impl Store {
         let sql = format!(
             "SELECT min(at) AS at FROM (SELECT next_attempt_at AS at FROM outbox \
              WHERE sealed_at IS NOT NULL AND delivered_at IS NULL \
-             UNION ALL SELECT open.created_at + $1 {READY})"
+             UNION ALL SELECT open.created_at + $1 {READY}) AS due"
         );
-        let row = sqlx::query(sqlx::AssertSqlSafe(sql))
+        let row = query(AssertSqlSafe(sql))
             .bind(i64::try_from(period.as_millis()).unwrap_or(i64::MAX))
             .fetch_one(&self.read)
             .await?;
@@ -260,13 +299,11 @@ impl Store {
     /// # Errors
     /// When the database fails.
     pub async fn begin_attempt(&self, id: i64, retry_at: OffsetDateTime) -> Result<(), Error> {
-        sqlx::query(
-            "UPDATE outbox SET attempts = attempts + 1, next_attempt_at = $2 WHERE id = $1",
-        )
-        .bind(id)
-        .bind(millis(retry_at))
-        .execute(&self.write)
-        .await?;
+        query("UPDATE outbox SET attempts = attempts + 1, next_attempt_at = $2 WHERE id = $1")
+            .bind(id)
+            .bind(millis(retry_at))
+            .execute(&self.write)
+            .await?;
         Ok(())
     }
 
@@ -280,7 +317,7 @@ impl Store {
         reason: &str,
         retry_at: OffsetDateTime,
     ) -> Result<(), Error> {
-        sqlx::query("UPDATE outbox SET last_error = $2, next_attempt_at = $3 WHERE id = $1")
+        query("UPDATE outbox SET last_error = $2, next_attempt_at = $3 WHERE id = $1")
             .bind(id)
             .bind(reason)
             .bind(millis(retry_at))
@@ -300,19 +337,19 @@ impl Store {
         now: OffsetDateTime,
     ) -> Result<(), Error> {
         let mut transaction = self.write.begin().await?;
-        sqlx::query(
+        query(
             "UPDATE outbox SET delivered_at = $2, stripe_id = $3, last_error = NULL WHERE id = $1",
         )
         .bind(message.id)
         .bind(millis(now))
         .bind(stripe_id)
-        .execute(&mut *transaction)
+        .execute(&mut transaction)
         .await?;
         if let Content::Customer { .. } = message.content {
-            sqlx::query("UPDATE customers SET stripe_id = $2 WHERE id = $1")
+            query("UPDATE customers SET stripe_id = $2 WHERE id = $1")
                 .bind(message.customer_id)
                 .bind(stripe_id)
-                .execute(&mut *transaction)
+                .execute(&mut transaction)
                 .await?;
         }
         transaction.commit().await?;

@@ -1,15 +1,14 @@
 //! The one writer of usage and holds. What waits together is committed together,
 //! since a commit costs a write to the disk whatever it holds.
 
-use sqlx::sqlite::SqliteConnection;
-use sqlx::{Connection, Sqlite, pool::PoolConnection};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use super::answers::{self, KeptAnswer};
+use super::db::{Connection, Transaction};
 use super::ledger::{self, Reservation, Reserved};
 use super::usage::{self, Usage};
-use super::{Error, Outbox, Store, notices, outbox};
+use super::{Error, Outbox, Store, notices, outbox, servers};
 use crate::money::NanoDollars;
 
 /// Jobs that may wait; more wait in their senders.
@@ -103,9 +102,9 @@ struct Written {
 struct Writer {
     store: Store,
     process: String,
-    /// Requests that could not be settled; what is held for them is freed by the
+    /// Requests that could not be settled, and their customers; what is held for them is freed by the
     /// next commit that succeeds.
-    unsettled: Vec<String>,
+    unsettled: Vec<(String, i64)>,
 }
 
 impl Writer {
@@ -161,7 +160,12 @@ impl Writer {
                 let failed = || Error::Database(error.to_string());
                 for (settlement, reply) in batch.settlements {
                     if settlement.is_held {
-                        self.unsettled.push(settlement.usage.request_id);
+                        let Usage {
+                            request_id,
+                            customer_id,
+                            ..
+                        } = settlement.usage;
+                        self.unsettled.push((request_id, customer_id));
                     }
                     reply.send(Err(failed())).ok();
                 }
@@ -178,22 +182,17 @@ impl Writer {
             return self.write_on(&mut connection, batch).await;
         }
         // a hold that a power failure loses is one that it frees: no flush for it
-        sqlx::query("PRAGMA synchronous = NORMAL")
-            .execute(&mut *connection)
-            .await?;
+        connection.stop_flushing().await?;
         let written = self.write_on(&mut connection, batch).await;
-        restore(connection).await;
+        connection.flush_again().await;
         written
     }
 
-    async fn write_on(
-        &self,
-        connection: &mut SqliteConnection,
-        batch: &Batch,
-    ) -> Result<Written, Error> {
-        let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
+    async fn write_on(&self, connection: &mut Connection, batch: &Batch) -> Result<Written, Error> {
+        let mut transaction = connection.begin().await?;
+        transaction.lock_customers(self.customers(batch)).await?;
         let mut written = Written::default();
-        for request_id in &self.unsettled {
+        for (request_id, _) in &self.unsettled {
             ledger::void(&mut transaction, request_id).await?;
         }
         let mut earned = NanoDollars(0);
@@ -206,19 +205,34 @@ impl Writer {
                 earned.0 += settlement.usage.cost.0;
             }
         }
-        ledger::earn(&mut transaction, earned).await?;
+        if !batch.reservations.is_empty() {
+            servers::renew(&mut transaction, &self.process).await?;
+        }
         for (reservation, _) in &batch.reservations {
             let reserved = ledger::reserve(&mut transaction, &self.process, reservation).await?;
             written.reserved.push(reserved);
         }
+        // last: all servers of a database have this account in common
+        ledger::earn(&mut transaction, earned).await?;
         transaction.commit().await?;
         Ok(written)
+    }
+
+    /// Whose money a batch changes.
+    fn customers(&self, batch: &Batch) -> impl Iterator<Item = i64> {
+        let settled = batch
+            .settlements
+            .iter()
+            .map(|(job, _)| job.usage.customer_id);
+        let reserved = batch.reservations.iter().map(|(job, _)| job.customer_id);
+        let unsettled = self.unsettled.iter().map(|(_, customer_id)| *customer_id);
+        settled.chain(reserved).chain(unsettled)
     }
 
     /// Writes a settlement; `false` when the request is settled already.
     async fn settle(
         &self,
-        connection: &mut SqliteConnection,
+        transaction: &mut Transaction<'_>,
         settlement: &Settlement,
         written: &mut Written,
     ) -> Result<bool, Error> {
@@ -227,33 +241,24 @@ impl Writer {
             answer,
             is_held,
         } = settlement;
-        if !usage::insert(connection, row).await? {
+        if !usage::insert(transaction, row).await? {
             return Ok(false);
         }
         if let Some(answer) = answer {
-            answers::insert(connection, answer).await?;
+            answers::insert(transaction, answer).await?;
         }
-        let is_limited = self.store.is_limited(row.customer_id);
-        let settled = ledger::settle(connection, row, *is_held, is_limited).await?;
+        // on a shared database another server may have set a budget just now
+        let is_limited = self.store.write.is_shared() || self.store.is_limited(row.customer_id);
+        let settled = ledger::settle(transaction, row, *is_held, is_limited).await?;
         if self.store.notices.is_some() {
             for near in &settled.near {
-                notices::write(connection, near, row.created_at).await?;
+                notices::write(transaction, near, row.created_at).await?;
             }
         }
         written.near.extend(settled.near);
         if settled.owed.0 > 0 && matches!(self.store.outbox, Outbox::On(_)) {
-            written.can_report |= outbox::announce_usage(connection, row, settled.owed).await?;
+            written.can_report |= outbox::announce_usage(transaction, row, settled.owed).await?;
         }
         Ok(true)
-    }
-}
-
-/// Has the connection's commits flushed again, or gives it up for a new one.
-async fn restore(mut connection: PoolConnection<Sqlite>) {
-    let restored = sqlx::query("PRAGMA synchronous = FULL")
-        .execute(&mut *connection)
-        .await;
-    if restored.is_err() {
-        connection.close().await.ok();
     }
 }

@@ -3,10 +3,10 @@
 use std::collections::HashMap;
 use std::ops::RangeInclusive;
 
-use sqlx::sqlite::SqliteRow;
-use sqlx::{Row, SqliteConnection};
+use sqlx::AssertSqlSafe;
 use time::OffsetDateTime;
 
+use super::db::{Row, Transaction, query};
 use super::{Error, Store, from_millis, millis};
 use crate::money::{NanoDollars, Price};
 
@@ -118,7 +118,13 @@ pub struct PeriodTotals {
     pub totals: Totals,
 }
 
-fn totals(row: &SqliteRow) -> Result<Totals, Error> {
+/// The columns of [`Totals`]. PostgreSQL's sums are of a wider type.
+const TOTALS: &str = "count(*) AS requests, \
+    CAST(sum(prompt_tokens) AS BIGINT) AS prompt_tokens, \
+    CAST(sum(completion_tokens) AS BIGINT) AS completion_tokens, \
+    CAST(sum(cost) AS BIGINT) AS cost";
+
+fn totals(row: &Row) -> Result<Totals, Error> {
     Ok(Totals {
         requests: row.try_get("requests")?,
         prompt_tokens: row.try_get("prompt_tokens")?,
@@ -127,7 +133,7 @@ fn totals(row: &SqliteRow) -> Result<Totals, Error> {
     })
 }
 
-fn usage_row(row: &SqliteRow) -> Result<UsageRow, Error> {
+fn usage_row(row: &Row) -> Result<UsageRow, Error> {
     let usage = Usage {
         request_id: row.try_get("request_id")?,
         customer_id: row.try_get("customer_id")?,
@@ -156,10 +162,10 @@ fn usage_row(row: &SqliteRow) -> Result<UsageRow, Error> {
 
 /// Writes a row; `false` when the request has one already.
 pub(super) async fn insert(
-    connection: &mut SqliteConnection,
+    transaction: &mut Transaction<'_>,
     usage: &Usage,
 ) -> Result<bool, Error> {
-    let done = sqlx::query(
+    let done = query(
         "INSERT INTO usage (request_id, customer_id, api_key_id, model_id, model_name, \
          plugin_digest, prompt_tokens, completion_tokens, tokens_estimated, prompt_price, \
          completion_price, cost, status, error_code, latency_ms, created_at) \
@@ -182,9 +188,9 @@ pub(super) async fn insert(
     .bind(&usage.error_code)
     .bind(usage.latency_ms)
     .bind(millis(usage.created_at))
-    .execute(connection)
+    .execute(transaction)
     .await?;
-    Ok(done.rows_affected() == 1)
+    Ok(done == 1)
 }
 
 impl Store {
@@ -196,16 +202,15 @@ impl Store {
         &self,
         customer_id: Option<i64>,
     ) -> Result<Vec<ModelTotals>, Error> {
-        // max(id) makes SQLite take model_name from the latest row
-        let rows = sqlx::query(
-            "SELECT model_id, model_name, max(id), count(*) AS requests, \
-             sum(prompt_tokens) AS prompt_tokens, sum(completion_tokens) AS completion_tokens, \
-             sum(cost) AS cost FROM usage WHERE ($1 IS NULL OR customer_id = $1) \
-             GROUP BY model_id ORDER BY model_id",
-        )
-        .bind(customer_id)
-        .fetch_all(&self.read)
-        .await?;
+        let sql = format!(
+            "SELECT sums.*, model_name FROM (SELECT model_id, max(id) AS latest, {TOTALS} \
+             FROM usage WHERE ($1 IS NULL OR customer_id = $1) GROUP BY model_id) AS sums \
+             JOIN usage ON usage.id = latest ORDER BY sums.model_id"
+        );
+        let rows = query(AssertSqlSafe(sql))
+            .bind(customer_id)
+            .fetch_all(&self.read)
+            .await?;
         rows.iter()
             .map(|row| {
                 Ok(ModelTotals {
@@ -225,15 +230,15 @@ impl Store {
         &self,
         customers: RangeInclusive<i64>,
     ) -> Result<HashMap<i64, Totals>, Error> {
-        let rows = sqlx::query(
-            "SELECT customer_id, count(*) AS requests, sum(prompt_tokens) AS prompt_tokens, \
-             sum(completion_tokens) AS completion_tokens, sum(cost) AS cost FROM usage \
-             WHERE customer_id BETWEEN $1 AND $2 GROUP BY customer_id",
-        )
-        .bind(customers.start())
-        .bind(customers.end())
-        .fetch_all(&self.read)
-        .await?;
+        let sql = format!(
+            "SELECT customer_id, {TOTALS} FROM usage \
+             WHERE customer_id BETWEEN $1 AND $2 GROUP BY customer_id"
+        );
+        let rows = query(AssertSqlSafe(sql))
+            .bind(customers.start())
+            .bind(customers.end())
+            .fetch_all(&self.read)
+            .await?;
         rows.iter()
             .map(|row| Ok((row.try_get("customer_id")?, totals(row)?)))
             .collect()
@@ -250,7 +255,7 @@ impl Store {
         after: i64,
         limit: u32,
     ) -> Result<Vec<UsageRow>, Error> {
-        let rows = sqlx::query(
+        let rows = query(
             "SELECT * FROM usage WHERE id > $1 AND ($2 IS NULL OR customer_id = $2) \
              ORDER BY id LIMIT $3",
         )
@@ -267,12 +272,11 @@ impl Store {
     /// # Errors
     /// When the database fails.
     pub async fn latest_usage(&self, customer_id: i64, limit: u32) -> Result<Vec<UsageRow>, Error> {
-        let rows =
-            sqlx::query("SELECT * FROM usage WHERE customer_id = $1 ORDER BY id DESC LIMIT $2")
-                .bind(customer_id)
-                .bind(limit)
-                .fetch_all(&self.read)
-                .await?;
+        let rows = query("SELECT * FROM usage WHERE customer_id = $1 ORDER BY id DESC LIMIT $2")
+            .bind(customer_id)
+            .bind(limit)
+            .fetch_all(&self.read)
+            .await?;
         rows.iter().map(usage_row).collect()
     }
 
@@ -287,17 +291,16 @@ impl Store {
         since: OffsetDateTime,
         period_ms: i64,
     ) -> Result<Vec<PeriodTotals>, Error> {
-        let rows = sqlx::query(
-            "SELECT created_at / $3 * $3 AS start, count(*) AS requests, \
-             sum(prompt_tokens) AS prompt_tokens, sum(completion_tokens) AS completion_tokens, \
-             sum(cost) AS cost FROM usage WHERE customer_id = $1 AND created_at >= $2 \
-             GROUP BY 1 ORDER BY 1",
-        )
-        .bind(customer_id)
-        .bind(millis(since))
-        .bind(period_ms)
-        .fetch_all(&self.read)
-        .await?;
+        let sql = format!(
+            "SELECT created_at / $3 * $3 AS start, {TOTALS} FROM usage \
+             WHERE customer_id = $1 AND created_at >= $2 GROUP BY 1 ORDER BY 1"
+        );
+        let rows = query(AssertSqlSafe(sql))
+            .bind(customer_id)
+            .bind(millis(since))
+            .bind(period_ms)
+            .fetch_all(&self.read)
+            .await?;
         rows.iter()
             .map(|row| {
                 Ok(PeriodTotals {

@@ -1,7 +1,9 @@
 //! The built server, started as a user starts it: a process with a database
 //! and a port of its own, killed when the test ends.
 
+mod cable;
 mod client;
+mod database;
 mod purse;
 mod redis;
 mod registry;
@@ -19,7 +21,9 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+pub use cable::Cable;
 pub use client::{Client, Reply};
+pub use database::{Database, Scratch};
 pub use purse::{Purse, nanos, text};
 pub use redis::Redis;
 pub use registry::Registry;
@@ -168,6 +172,20 @@ impl Host {
     /// The folder it runs in: `model-host.toml` and `data/`.
     pub fn dir(&self) -> &Path {
         self.dir.path()
+    }
+
+    /// Its database on a server, for another server of it.
+    pub fn scratch(&self) -> Arc<Scratch> {
+        let scratch = self.setup.database.as_ref();
+        Arc::clone(scratch.expect("it keeps everything in a file"))
+    }
+
+    /// Its database, by another way in.
+    pub fn database(&self) -> Database {
+        match &self.setup.database {
+            Some(database) => Database::Server(database.url()),
+            None => Database::File(self.dir().join("data/model-host.db")),
+        }
     }
 
     /// What it wrote to standard error.

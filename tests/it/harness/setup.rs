@@ -1,11 +1,12 @@
-//! How a server under test is set up.
+//! How a server under test is set up and started.
 
 use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
+use std::sync::Arc;
 
 use tempfile::TempDir;
 
-use super::{ADMIN_KEY, BINARY, GPT2, Host};
+use super::{ADMIN_KEY, BINARY, GPT2, Host, Scratch};
 
 /// How to start a server.
 #[derive(Clone, Debug)]
@@ -16,6 +17,7 @@ pub struct Setup {
     arguments: Vec<String>,
     has_admin_key: bool,
     has_free_port: bool,
+    pub(super) database: Option<Arc<Scratch>>,
 }
 
 impl Default for Setup {
@@ -27,11 +29,18 @@ impl Default for Setup {
             arguments: Vec::new(),
             has_admin_key: true,
             has_free_port: true,
+            database: None,
         }
     }
 }
 
 impl Setup {
+    /// Keeps everything in this database on a server.
+    pub fn on(mut self, database: Arc<Scratch>) -> Self {
+        self.database = Some(database);
+        self
+    }
+
     /// Uses this as the configuration file.
     pub fn config(mut self, config: impl Into<String>) -> Self {
         self.config = config.into();
@@ -69,7 +78,10 @@ impl Setup {
     }
 
     /// Starts the server and waits until it listens.
-    pub async fn start(self) -> Host {
+    pub async fn start(mut self) -> Host {
+        if self.database.is_none() {
+            self.database = Scratch::if_asked().map(Arc::new);
+        }
         let dir = TempDir::new().expect("a folder");
         self.write(dir.path());
         Host::spawn(self, dir).await
@@ -89,7 +101,9 @@ impl Setup {
     fn write(&self, dir: &Path) {
         std::fs::write(dir.join("model-host.toml"), &self.config).expect("a file");
         for (name, content) in &self.files {
-            std::fs::write(dir.join(name), content).expect("a file");
+            let path = dir.join(name);
+            std::fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
+            std::fs::write(path, content).expect("a file");
         }
     }
 
@@ -105,6 +119,9 @@ impl Setup {
             .env("HF_HOME", dir.join("hub"));
         if self.has_admin_key {
             command.env("MODEL_HOST_ADMIN_KEY", ADMIN_KEY);
+        }
+        if let Some(database) = &self.database {
+            command.env("DATABASE_URL", database.url());
         }
         command.envs(self.env.iter().map(|(name, value)| (name, value)));
         command

@@ -5,14 +5,13 @@ use std::sync::atomic::Ordering;
 
 use ipnet::IpNet;
 use serde_json::{Value, json};
-use sqlx::SqliteConnection;
-use sqlx::query::Query;
-use sqlx::sqlite::{Sqlite, SqliteArguments};
 use time::OffsetDateTime;
 
 use super::{Key, KeyLimits, Scope, key};
 use crate::clock::rfc3339;
 use crate::store::audit::{self, Act, Actor, Object};
+use crate::store::db::{Query, Transaction, query};
+use crate::store::servers::{self, Change};
 use crate::store::{Error, Store, millis};
 
 /// What the operator says of a key to be.
@@ -99,12 +98,12 @@ fn act(action: &'static str, id: i64, before: Option<&Key>, after: Option<&Key>)
 
 /// Deletes all keys of a customer who is being deleted.
 pub async fn delete_all(
-    transaction: &mut SqliteConnection,
+    transaction: &mut Transaction<'_>,
     customer_id: i64,
     by: &Actor,
     now: OffsetDateTime,
 ) -> Result<(), Error> {
-    let rows = sqlx::query(
+    let rows = query(
         "UPDATE api_keys SET deleted_at = $1 \
          WHERE customer_id = $2 AND deleted_at IS NULL RETURNING *",
     )
@@ -122,15 +121,28 @@ pub async fn delete_all(
 
 impl Store {
     /// How often keys have changed. What was read of them at another count may
-    /// be out of date.
+    /// be out of date; where other servers cannot be heard, no count comes twice.
     pub fn key_changes(&self) -> u64 {
+        if !self.hearing.is_good() {
+            self.count_change();
+        }
         self.key_changes.load(Ordering::Acquire)
     }
 
-    /// Every change of a key ends here, once it is on the disk: whoever keeps
-    /// keys in memory looks at the count. Other replicas are to be told here.
-    pub(in crate::store) fn keys_changed(&self) {
-        self.key_changes.fetch_add(1, Ordering::Release);
+    /// Every change of a key ends here: it is counted once it is on the disk, for
+    /// whoever keeps keys in memory, here and in other servers.
+    pub(in crate::store) async fn commit_keys(
+        &self,
+        mut transaction: Transaction<'_>,
+    ) -> Result<(), Error> {
+        servers::tell(&mut transaction, Change::Keys).await?;
+        transaction.commit().await?;
+        self.count_change();
+        Ok(())
+    }
+
+    pub(in crate::store) fn count_change(&self) {
+        self.key_changes.fetch_add(1, Ordering::AcqRel);
     }
 
     /// Stores a new key.
@@ -144,8 +156,9 @@ impl Store {
         by: &Actor,
         now: OffsetDateTime,
     ) -> Result<Key, Error> {
-        let mut transaction = self.write.begin_with("BEGIN IMMEDIATE").await?;
-        let row = sqlx::query(
+        let mut transaction = self.write.begin().await?;
+        transaction.lock_customers([new.customer_id]).await?;
+        let row = query(
             "INSERT INTO api_keys (customer_id, name, public_id, hash, rate_limit, \
              allowed_models, scopes, allowed_networks, expires_at, created_at, token_limit, \
              concurrent_limit) \
@@ -167,13 +180,12 @@ impl Store {
         .bind(millis(now))
         .bind(new.limits.tokens)
         .bind(new.limits.concurrent)
-        .fetch_one(&mut *transaction)
+        .fetch_one(&mut transaction)
         .await?;
         let key = key(&row)?;
         let act = act("key.created", key.id, None, Some(&key));
         audit::record(&mut transaction, by, act, now).await?;
-        transaction.commit().await?;
-        self.keys_changed();
+        self.commit_keys(transaction).await?;
         Ok(key)
     }
 
@@ -182,9 +194,9 @@ impl Store {
     /// # Errors
     /// [`Error::NotFound`] when there is none.
     pub async fn toggle_key(&self, id: i64, by: &Actor, now: OffsetDateTime) -> Result<Key, Error> {
-        let sql = "UPDATE api_keys SET is_active = 1 - is_active \
+        let sql = "UPDATE api_keys SET is_active = NOT is_active \
                    WHERE id = $1 AND deleted_at IS NULL RETURNING *";
-        let update = sqlx::query(sql).bind(id);
+        let update = query(sql).bind(id);
         self.update_key(id, "key.toggled", update, by, now).await
     }
 
@@ -200,7 +212,7 @@ impl Store {
         now: OffsetDateTime,
     ) -> Result<Key, Error> {
         let networks = change.allowed_networks.as_ref();
-        let update = sqlx::query(
+        let update = query(
             "UPDATE api_keys SET name = coalesce($2, name), \
              rate_limit = coalesce($3, rate_limit), \
              allowed_models = coalesce($4, allowed_models), \
@@ -248,7 +260,7 @@ impl Store {
         by: &Actor,
         now: OffsetDateTime,
     ) -> Result<Key, Error> {
-        let update = sqlx::query(
+        let update = query(
             "UPDATE api_keys SET replaced_public_id = public_id, replaced_hash = hash, \
              replaced_until = $2, public_id = $3, hash = $4 \
              WHERE id = $1 AND deleted_at IS NULL RETURNING *",
@@ -265,20 +277,18 @@ impl Store {
     /// # Errors
     /// [`Error::NotFound`] when there is none.
     pub async fn delete_key(&self, id: i64, by: &Actor, now: OffsetDateTime) -> Result<(), Error> {
-        let mut transaction = self.write.begin_with("BEGIN IMMEDIATE").await?;
-        let row = sqlx::query(
+        let mut transaction = self.write.begin().await?;
+        let row = query(
             "UPDATE api_keys SET deleted_at = $1 WHERE id = $2 AND deleted_at IS NULL RETURNING *",
         )
         .bind(millis(now))
         .bind(id)
-        .fetch_one(&mut *transaction)
+        .fetch_one(&mut transaction)
         .await?;
         let before = key(&row)?;
         let act = act("key.deleted", id, Some(&before), None);
         audit::record(&mut transaction, by, act, now).await?;
-        transaction.commit().await?;
-        self.keys_changed();
-        Ok(())
+        self.commit_keys(transaction).await
     }
 
     /// Runs an update of one key that returns it, and puts it on record.
@@ -286,23 +296,19 @@ impl Store {
         &self,
         id: i64,
         action: &'static str,
-        update: Query<'_, Sqlite, SqliteArguments>,
+        update: Query<'_>,
         by: &Actor,
         now: OffsetDateTime,
     ) -> Result<Key, Error> {
-        // the lock first: between the reading and the writing nobody else writes
-        let mut transaction = self.write.begin_with("BEGIN IMMEDIATE").await?;
+        let mut transaction = self.write.begin().await?;
+        transaction.lock_key(id).await?;
         let sql = "SELECT * FROM api_keys WHERE id = $1 AND deleted_at IS NULL";
-        let before = sqlx::query(sql)
-            .bind(id)
-            .fetch_one(&mut *transaction)
-            .await?;
+        let before = query(sql).bind(id).fetch_one(&mut transaction).await?;
         let before = key(&before)?;
-        let after = key(&update.fetch_one(&mut *transaction).await?)?;
+        let after = key(&update.fetch_one(&mut transaction).await?)?;
         let act = act(action, id, Some(&before), Some(&after));
         audit::record(&mut transaction, by, act, now).await?;
-        transaction.commit().await?;
-        self.keys_changed();
+        self.commit_keys(transaction).await?;
         Ok(after)
     }
 }

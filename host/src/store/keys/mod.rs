@@ -7,10 +7,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use sqlx::Row;
-use sqlx::sqlite::SqliteRow;
 use time::OffsetDateTime;
 
+use super::db::{Row, query};
 use super::{Error, Store, from_millis, millis};
 
 pub use change::{KeyChange, NewKey, Text};
@@ -80,9 +79,9 @@ pub struct Found {
     pub until: Option<OffsetDateTime>,
 }
 
-fn key(row: &SqliteRow) -> Result<Key, Error> {
+fn key(row: &Row) -> Result<Key, Error> {
     let time = |column| -> Result<Option<OffsetDateTime>, Error> {
-        Ok(row.try_get::<Option<i64>, _>(column)?.map(from_millis))
+        Ok(row.try_get::<Option<i64>>(column)?.map(from_millis))
     };
     let replaced: Option<String> = row.try_get("replaced_public_id")?;
     let networks: Option<String> = row.try_get("allowed_networks")?;
@@ -120,7 +119,7 @@ impl Store {
     /// [`Error::NotFound`] when there is none.
     pub async fn key(&self, id: i64) -> Result<Key, Error> {
         let sql = "SELECT * FROM api_keys WHERE id = $1 AND deleted_at IS NULL";
-        key(&sqlx::query(sql).bind(id).fetch_one(&self.read).await?)
+        key(&query(sql).bind(id).fetch_one(&self.read).await?)
     }
 
     /// The key that has a text with this public part, or had it before it was
@@ -129,7 +128,7 @@ impl Store {
     /// # Errors
     /// [`Error::NotFound`] when there is none.
     pub async fn key_by_public_id(&self, public_id: &str) -> Result<Found, Error> {
-        let row = sqlx::query(
+        let row = query(
             "SELECT * FROM api_keys WHERE (public_id = $1 OR replaced_public_id = $1) \
              AND deleted_at IS NULL",
         )
@@ -156,7 +155,7 @@ impl Store {
         after: i64,
         limit: u32,
     ) -> Result<Vec<Key>, Error> {
-        let rows = sqlx::query(
+        let rows = query(
             "SELECT * FROM api_keys WHERE id > $1 AND ($2 IS NULL OR customer_id = $2) \
              AND deleted_at IS NULL ORDER BY id LIMIT $3",
         )
@@ -173,12 +172,12 @@ impl Store {
     /// # Errors
     /// When the database fails.
     pub async fn mark_used(&self, used: &HashMap<i64, OffsetDateTime>) -> Result<(), Error> {
-        let mut transaction = self.write.begin_with("BEGIN IMMEDIATE").await?;
+        let mut transaction = self.write.begin().await?;
         for (id, at) in used {
-            sqlx::query("UPDATE api_keys SET last_used_at = $1 WHERE id = $2")
+            query("UPDATE api_keys SET last_used_at = $1 WHERE id = $2")
                 .bind(millis(*at))
                 .bind(id)
-                .execute(&mut *transaction)
+                .execute(&mut transaction)
                 .await?;
         }
         transaction.commit().await?;

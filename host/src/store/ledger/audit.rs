@@ -2,11 +2,11 @@
 
 use std::fmt;
 
-use sqlx::{Row, SqliteConnection};
 use time::OffsetDateTime;
 
 use super::Period;
 use crate::money::NanoDollars;
+use crate::store::db::{Transaction, query};
 use crate::store::{Error, Store, from_millis, millis};
 
 /// What an audit has looked at, and what is wrong.
@@ -109,13 +109,13 @@ impl Store {
     /// # Errors
     /// When the database fails.
     pub async fn audit(&self, now: OffsetDateTime) -> Result<Audit, Error> {
-        let mut moment = self.read.begin().await?;
-        let row = sqlx::query(
+        let mut moment = self.read.moment().await?;
+        let row = query(
             "SELECT (SELECT count(*) FROM accounts) AS accounts, \
              (SELECT count(*) FROM transfers) AS transfers, \
-             (SELECT count(*) FROM holds) AS holds, (SELECT sum(posted) FROM accounts) AS posted",
+             (SELECT count(*) FROM holds) AS holds, (SELECT CAST(sum(posted) AS BIGINT) FROM accounts) AS posted",
         )
-        .fetch_one(&mut *moment)
+        .fetch_one(&mut moment)
         .await?;
         let mut audit = Audit {
             accounts: row.try_get("accounts")?,
@@ -135,12 +135,12 @@ impl Store {
     }
 }
 
-async fn accounts(moment: &mut SqliteConnection) -> Result<Vec<Problem>, Error> {
-    let rows = sqlx::query(
+async fn accounts(moment: &mut Transaction<'_>) -> Result<Vec<Problem>, Error> {
+    let rows = query(
         "WITH sides AS (SELECT credit AS account, amount FROM transfers \
          UNION ALL SELECT debit, -amount FROM transfers), \
-         sums AS (SELECT account, sum(amount) AS posted FROM sides GROUP BY account), \
-         holding AS (SELECT customer_id, sum(amount) AS held FROM holds GROUP BY customer_id) \
+         sums AS (SELECT account, CAST(sum(amount) AS BIGINT) AS posted FROM sides GROUP BY account), \
+         holding AS (SELECT customer_id, CAST(sum(amount) AS BIGINT) AS held FROM holds GROUP BY customer_id) \
          SELECT accounts.id, accounts.posted, accounts.held, \
          coalesce(sums.posted, 0) AS sum_posted, coalesce(holding.held, 0) AS sum_held \
          FROM accounts LEFT JOIN sums ON sums.account = accounts.id \
@@ -172,15 +172,16 @@ async fn accounts(moment: &mut SqliteConnection) -> Result<Vec<Problem>, Error> 
     Ok(problems)
 }
 
-async fn usage(moment: &mut SqliteConnection) -> Result<Vec<Problem>, Error> {
+async fn usage(moment: &mut Transaction<'_>) -> Result<Vec<Problem>, Error> {
     // each usage row with a cost has its transfer, and no transfer has none
-    let rows = sqlx::query(
+    let rows = query(
         "WITH booked AS (SELECT reference, customer_id, amount FROM transfers \
          JOIN accounts ON accounts.id = debit WHERE reason = 'usage') \
          SELECT coalesce(request_id, reference) AS request_id FROM \
          (SELECT request_id, customer_id, cost FROM usage WHERE cost <> 0) AS used \
          FULL JOIN booked ON reference = request_id \
-         WHERE cost IS NOT amount OR used.customer_id IS NOT booked.customer_id",
+         WHERE cost IS DISTINCT FROM amount \
+         OR used.customer_id IS DISTINCT FROM booked.customer_id",
     )
     .fetch_all(moment)
     .await?;
@@ -193,28 +194,28 @@ async fn usage(moment: &mut SqliteConnection) -> Result<Vec<Problem>, Error> {
         .collect()
 }
 
-async fn budgets(moment: &mut SqliteConnection) -> Result<Vec<Problem>, Error> {
-    let rows = sqlx::query("SELECT * FROM spending JOIN budgets ON budgets.id = budget_id")
+async fn budgets(moment: &mut Transaction<'_>) -> Result<Vec<Problem>, Error> {
+    let rows = query("SELECT * FROM spending JOIN budgets ON budgets.id = budget_id")
         .fetch_all(&mut *moment)
         .await?;
     let mut problems = Vec::new();
     for row in rows {
-        let (budget, start) = (row.try_get("budget_id")?, row.try_get("start")?);
-        let period: Period = row.try_get::<&str, _>("period")?.parse()?;
-        let sums = sqlx::query(
-            "SELECT (SELECT coalesce(sum(cost), 0) FROM usage WHERE customer_id = $1 \
+        let (budget, start): (i64, i64) = (row.try_get("budget_id")?, row.try_get("start")?);
+        let period: Period = row.try_get::<&str>("period")?.parse()?;
+        let sums = query(
+            "SELECT (SELECT CAST(coalesce(sum(cost), 0) AS BIGINT) FROM usage WHERE customer_id = $1 \
              AND ($2 IS NULL OR api_key_id = $2) AND created_at >= $3 AND created_at < $4) AS spent, \
-             (SELECT coalesce(sum(amount), 0) FROM holds WHERE customer_id = $1 \
+             (SELECT CAST(coalesce(sum(amount), 0) AS BIGINT) FROM holds WHERE customer_id = $1 \
              AND ($2 IS NULL OR api_key_id = $2) AND created_at >= $3 AND created_at < $4) AS held",
         )
-        .bind(row.try_get::<i64, _>("customer_id")?)
-        .bind(row.try_get::<Option<i64>, _>("api_key_id")?)
+        .bind(row.try_get::<i64>("customer_id")?)
+        .bind(row.try_get::<Option<i64>>("api_key_id")?)
         .bind(start)
         .bind(period.end(from_millis(start)).map_or(i64::MAX, millis))
         .fetch_one(&mut *moment)
         .await?;
         for name in ["spent", "held"] {
-            if row.try_get::<i64, _>(name)? != sums.try_get::<i64, _>(name)? {
+            if row.try_get::<i64>(name)? != sums.try_get::<i64>(name)? {
                 problems.push(Problem::Budget { budget, start });
             }
         }
@@ -222,11 +223,8 @@ async fn budgets(moment: &mut SqliteConnection) -> Result<Vec<Problem>, Error> {
     Ok(problems)
 }
 
-async fn expired(
-    moment: &mut SqliteConnection,
-    now: OffsetDateTime,
-) -> Result<Vec<Problem>, Error> {
-    let rows = sqlx::query("SELECT request_id FROM holds WHERE expires_at < $1")
+async fn expired(moment: &mut Transaction<'_>, now: OffsetDateTime) -> Result<Vec<Problem>, Error> {
+    let rows = query("SELECT request_id FROM holds WHERE expires_at < $1")
         .bind(millis(now))
         .fetch_all(moment)
         .await?;

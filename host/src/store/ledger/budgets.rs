@@ -4,13 +4,13 @@
 //! the period in which it was admitted, however late it is settled.
 
 use serde_json::json;
-use sqlx::sqlite::{SqliteExecutor, SqliteRow};
-use sqlx::{Connection, Row as _, SqliteConnection};
 use time::OffsetDateTime;
 
 use super::{Cap, Period};
 use crate::money::NanoDollars;
 use crate::store::audit::{self, Act, Actor, Object};
+use crate::store::db::{self, On, Transaction, query};
+use crate::store::servers::{self, Change};
 use crate::store::{Error, Store, millis};
 
 /// Whose spending: a customer's as a whole, or that of one of its keys.
@@ -119,7 +119,7 @@ const SPENDING: &str = "\
     SELECT budgets.*, start, spent, held FROM budgets LEFT JOIN spending \
     ON budget_id = id AND start = CASE period WHEN 'day' THEN $4 WHEN 'month' THEN $5 ELSE 0 END \
     WHERE customer_id = $1 AND ($3 OR api_key_id IS NULL OR api_key_id = $2) \
-    ORDER BY api_key_id, budgets.id";
+    ORDER BY api_key_id NULLS FIRST, budgets.id";
 
 /// The same of `$1` and `$2` as keys of `spending`.
 const COUNTS_IN: &str = "\
@@ -134,8 +134,8 @@ struct Row {
 }
 
 impl Row {
-    fn read(row: &SqliteRow, at: OffsetDateTime) -> Result<Self, Error> {
-        let period: Period = row.try_get::<&str, _>("period")?.parse()?;
+    fn read(row: &db::Row, at: OffsetDateTime) -> Result<Self, Error> {
+        let period: Period = row.try_get::<&str>("period")?.parse()?;
         let (spent, held): (Option<i64>, Option<i64>) =
             (row.try_get("spent")?, row.try_get("held")?);
         let spending = Spending {
@@ -162,49 +162,49 @@ impl Row {
 
 /// The budgets that a request of this owner counts in, admitted at this time; or
 /// all of the customer and its keys.
-async fn rows(
-    executor: impl SqliteExecutor<'_>,
+async fn rows<'a, 'c: 'a>(
+    on: impl Into<On<'a, 'c>>,
     owner: Owner,
     are_all: bool,
     at: OffsetDateTime,
 ) -> Result<Vec<Row>, Error> {
-    let rows = sqlx::query(SPENDING)
+    let rows = query(SPENDING)
         .bind(owner.customer_id)
         .bind(owner.api_key_id)
         .bind(are_all)
         .bind(millis(Period::Day.start(at)))
         .bind(millis(Period::Month.start(at)))
-        .fetch_all(executor)
+        .fetch_all(on)
         .await?;
     rows.iter().map(|row| Row::read(row, at)).collect()
 }
 
 /// The budgets of a request, their periods open.
 async fn opened(
-    connection: &mut SqliteConnection,
+    transaction: &mut Transaction<'_>,
     owner: Owner,
     at: OffsetDateTime,
 ) -> Result<Vec<Row>, Error> {
-    let found = rows(&mut *connection, owner, false, at).await?;
+    let found = rows(&mut *transaction, owner, false, at).await?;
     if found.iter().all(|row| row.is_open) {
         return Ok(found);
     }
     for row in found.iter().filter(|row| !row.is_open) {
-        open(connection, row).await?;
+        open(transaction, row).await?;
     }
-    rows(connection, owner, false, at).await
+    rows(transaction, owner, false, at).await
 }
 
 /// Begins a period of a budget with what was used in it so far, which is nothing
 /// unless the budget is newer than the period.
-async fn open(connection: &mut SqliteConnection, row: &Row) -> Result<(), Error> {
+async fn open(transaction: &mut Transaction<'_>, row: &Row) -> Result<(), Error> {
     let Spending {
         owner,
         start,
         budget,
         ..
     } = row.spending;
-    sqlx::query(
+    query(
         "INSERT INTO spending (budget_id, start, spent, held) SELECT $1, $2, \
          (SELECT coalesce(sum(cost), 0) FROM usage WHERE customer_id = $3 \
          AND ($4 IS NULL OR api_key_id = $4) AND created_at >= $2 AND created_at < $5), \
@@ -216,18 +216,18 @@ async fn open(connection: &mut SqliteConnection, row: &Row) -> Result<(), Error>
     .bind(owner.customer_id)
     .bind(owner.api_key_id)
     .bind(budget.period.end(start).map_or(i64::MAX, millis))
-    .execute(connection)
+    .execute(transaction)
     .await?;
     Ok(())
 }
 
 /// What each budget leaves to a request admitted at this time.
 pub(super) async fn left(
-    connection: &mut SqliteConnection,
+    transaction: &mut Transaction<'_>,
     request: Owner,
     at: OffsetDateTime,
 ) -> Result<Vec<(NanoDollars, Cap)>, Error> {
-    let rows = opened(connection, request, at).await?;
+    let rows = opened(transaction, request, at).await?;
     let left = rows.into_iter().map(|Row { spending, .. }| {
         let cap = Cap::Budget {
             is_of_key: spending.owner.api_key_id.is_some(),
@@ -240,29 +240,30 @@ pub(super) async fn left(
 
 /// Holds an amount of each budget of a request, whose periods [`left`] has opened.
 pub(super) async fn hold(
-    connection: &mut SqliteConnection,
+    transaction: &mut Transaction<'_>,
     request: Owner,
     at: OffsetDateTime,
     amount: NanoDollars,
 ) -> Result<(), Error> {
-    change(connection, request, at, NanoDollars(0), amount).await
+    change(transaction, request, at, NanoDollars(0), amount).await?;
+    Ok(())
 }
 
 /// Moves what was held for a request to what was spent, and frees the rest.
 /// Returns the budgets that it brings near their end. A period that is not open
 /// counts it when it is opened.
 pub(super) async fn spend(
-    connection: &mut SqliteConnection,
+    transaction: &mut Transaction<'_>,
     request: Owner,
     at: OffsetDateTime,
     cost: NanoDollars,
     freed: NanoDollars,
 ) -> Result<Vec<Near>, Error> {
-    change(connection, request, at, cost, NanoDollars(-freed.0)).await?;
-    if cost.0 == 0 {
+    let changed = change(transaction, request, at, cost, NanoDollars(-freed.0)).await?;
+    if changed == 0 || cost.0 == 0 {
         return Ok(Vec::new());
     }
-    let rows = rows(connection, request, false, at).await?;
+    let rows = rows(transaction, request, false, at).await?;
     let near = rows.into_iter().filter_map(|Row { id, spending, .. }| {
         let before = Spending {
             spent: NanoDollars(spending.spent.0 - cost.0),
@@ -276,27 +277,29 @@ pub(super) async fn spend(
     Ok(near.collect())
 }
 
+/// Changes what was spent and is held in the open periods of a request; returns how
+/// many they are.
 async fn change(
-    connection: &mut SqliteConnection,
+    transaction: &mut Transaction<'_>,
     request: Owner,
     at: OffsetDateTime,
     spent: NanoDollars,
     held: NanoDollars,
-) -> Result<(), Error> {
+) -> Result<u64, Error> {
     let sql = format!(
         "UPDATE spending SET spent = spent + $3, held = held + $6 \
          WHERE (budget_id, start) IN ({COUNTS_IN})"
     );
-    sqlx::query(sqlx::AssertSqlSafe(sql))
+    let changed = query(sqlx::AssertSqlSafe(sql))
         .bind(request.customer_id)
         .bind(request.api_key_id)
         .bind(spent.0)
         .bind(millis(Period::Day.start(at)))
         .bind(millis(Period::Month.start(at)))
         .bind(held.0)
-        .execute(connection)
+        .execute(transaction)
         .await?;
-    Ok(())
+    Ok(changed)
 }
 
 impl Store {
@@ -338,8 +341,9 @@ impl Store {
         by: &Actor,
         now: OffsetDateTime,
     ) -> Result<(), Error> {
-        let mut connection = self.write.acquire().await?;
-        let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
+        let limited = self.limited.change(owner.customer_id).await;
+        let mut transaction = self.write.begin().await?;
+        transaction.lock_customers([owner.customer_id]).await?;
         for period in [Period::Day, Period::Month, Period::Total] {
             match budgets.iter().find(|budget| budget.period == period) {
                 Some(budget) => set(&mut transaction, owner, budget).await?,
@@ -359,17 +363,18 @@ impl Store {
             after: Some(budgets.iter().map(shown).collect()),
         };
         audit::record(&mut transaction, by, act, now).await?;
+        servers::tell(&mut transaction, Change::Limits(owner.customer_id)).await?;
         transaction.commit().await?;
-        self.limited.renew(&mut connection, owner.customer_id).await
+        limited.finish(&self.read).await
     }
 }
 
 async fn set(
-    connection: &mut SqliteConnection,
+    transaction: &mut Transaction<'_>,
     owner: Owner,
     budget: &Budget,
 ) -> Result<(), Error> {
-    sqlx::query(
+    query(
         "INSERT INTO budgets (customer_id, api_key_id, period, amount, near_percent) \
          VALUES ($1, $2, $3, $4, $5) ON CONFLICT (customer_id, coalesce(api_key_id, 0), period) \
          DO UPDATE SET amount = excluded.amount, near_percent = excluded.near_percent",
@@ -379,24 +384,24 @@ async fn set(
     .bind(budget.period.as_str())
     .bind(budget.amount.0)
     .bind(budget.near_percent)
-    .execute(connection)
+    .execute(transaction)
     .await?;
     Ok(())
 }
 
 async fn remove(
-    connection: &mut SqliteConnection,
+    transaction: &mut Transaction<'_>,
     owner: Owner,
     period: Period,
 ) -> Result<(), Error> {
-    sqlx::query(
+    query(
         "DELETE FROM budgets WHERE customer_id = $1 \
          AND coalesce(api_key_id, 0) = coalesce($2, 0) AND period = $3",
     )
     .bind(owner.customer_id)
     .bind(owner.api_key_id)
     .bind(period.as_str())
-    .execute(connection)
+    .execute(transaction)
     .await?;
     Ok(())
 }

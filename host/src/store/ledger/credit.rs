@@ -1,13 +1,12 @@
 //! Credit: what the operator books for a customer, and all that was booked.
 
 use serde_json::json;
-use sqlx::sqlite::SqliteRow;
-use sqlx::{Row, SqliteConnection};
 use time::OffsetDateTime;
 
 use super::PAYMENTS;
 use crate::money::NanoDollars;
 use crate::store::audit::{self, Act, Actor, Object};
+use crate::store::db::{Row, Transaction, query};
 use crate::store::{Error, Store, from_millis, millis};
 
 /// The part of a customer's credit, in percent, from which its end is near.
@@ -61,7 +60,7 @@ pub struct Transfer {
     pub created_at: OffsetDateTime,
 }
 
-fn transfer(row: &SqliteRow) -> Result<Transfer, Error> {
+fn transfer(row: &Row) -> Result<Transfer, Error> {
     Ok(Transfer {
         id: row.try_get("id")?,
         customer_id: row.try_get("customer_id")?,
@@ -75,16 +74,16 @@ fn transfer(row: &SqliteRow) -> Result<Transfer, Error> {
 /// Sets the balance at which a customer's credit is nearly used, from what there
 /// is now.
 pub(in crate::store) async fn renew_near(
-    connection: &mut SqliteConnection,
+    transaction: &mut Transaction<'_>,
     customer_id: i64,
 ) -> Result<(), Error> {
-    sqlx::query(
+    query(
         "UPDATE accounts SET near_at = posted - (posted + credit_limit) / 100 * $2 \
          WHERE customer_id = $1",
     )
     .bind(customer_id)
     .bind(NEAR_PERCENT)
-    .execute(connection)
+    .execute(transaction)
     .await?;
     Ok(())
 }
@@ -129,13 +128,14 @@ impl Store {
         by: &Actor,
         now: OffsetDateTime,
     ) -> Result<Transfer, Error> {
-        let mut transaction = self.write.begin_with("BEGIN IMMEDIATE").await?;
-        let account: i64 = sqlx::query(
+        let mut transaction = self.write.begin().await?;
+        transaction.lock_customers([customer_id]).await?;
+        let account: i64 = query(
             "SELECT accounts.id FROM accounts JOIN customers ON customers.id = customer_id \
              WHERE customer_id = $1 AND deleted_at IS NULL",
         )
         .bind(customer_id)
-        .fetch_one(&mut *transaction)
+        .fetch_one(&mut transaction)
         .await?
         .try_get("id")?;
         if let Some(booked) = booked(&mut transaction, reference).await? {
@@ -146,9 +146,9 @@ impl Store {
             ..0 => (Reason::Correction, account, PAYMENTS),
             0.. => (Reason::TopUp, PAYMENTS, account),
         };
-        let id = sqlx::query(
+        let id = query(
             "INSERT INTO transfers (debit, credit, amount, reason, reference, created_at) \
-             VALUES ($1, $2, $3, $4, $5, $6)",
+             VALUES ($1, $2, $3, $4, $5, $6) RETURNING id",
         )
         .bind(debit)
         .bind(credit)
@@ -156,14 +156,19 @@ impl Store {
         .bind(reason.as_str())
         .bind(reference)
         .bind(millis(now))
-        .execute(&mut *transaction)
-        .await?
-        .last_insert_rowid();
+        .fetch_one(&mut transaction)
+        .await
+        .map_err(|error| match error.as_database_error() {
+            // another customer's, at this moment
+            Some(database) if database.is_unique_violation() => Error::ReferenceTaken,
+            _ => error.into(),
+        })?
+        .try_get("id")?;
         for (account, change) in [(account, amount.0), (PAYMENTS, -amount.0)] {
-            sqlx::query("UPDATE accounts SET posted = posted + $1 WHERE id = $2")
+            query("UPDATE accounts SET posted = posted + $1 WHERE id = $2")
                 .bind(change)
                 .bind(account)
-                .execute(&mut *transaction)
+                .execute(&mut transaction)
                 .await?;
         }
         renew_near(&mut transaction, customer_id).await?;
@@ -196,15 +201,15 @@ impl Store {
         limit: u32,
     ) -> Result<Vec<Transfer>, Error> {
         // two halves, each of them by an index in order
-        let rows = sqlx::query(
+        let rows = query(
             "WITH account AS (SELECT id FROM accounts WHERE customer_id = $1) \
              SELECT id, $1 AS customer_id, amount, reason, reference, created_at FROM \
              (SELECT * FROM (SELECT id, -amount AS amount, reason, reference, created_at \
              FROM transfers WHERE debit = (SELECT id FROM account) AND id > $2 \
-             ORDER BY id LIMIT $3) UNION ALL \
+             ORDER BY id LIMIT $3) AS from_it UNION ALL \
              SELECT * FROM (SELECT id, amount, reason, reference, created_at \
              FROM transfers WHERE credit = (SELECT id FROM account) AND reason <> 'usage' \
-             AND id > $2 ORDER BY id LIMIT $3)) ORDER BY id LIMIT $3",
+             AND id > $2 ORDER BY id LIMIT $3) AS to_it) AS both_ways ORDER BY id LIMIT $3",
         )
         .bind(customer_id)
         .bind(after)
@@ -217,17 +222,17 @@ impl Store {
 
 /// What the operator has booked under a reference.
 async fn booked(
-    connection: &mut SqliteConnection,
+    transaction: &mut Transaction<'_>,
     reference: &str,
 ) -> Result<Option<Transfer>, Error> {
-    let row = sqlx::query(
+    let row = query(
         "SELECT transfers.id, customer_id, reason, reference, created_at, \
          CASE WHEN credit = accounts.id THEN amount ELSE -amount END AS amount \
          FROM transfers JOIN accounts ON accounts.id IN (debit, credit) \
          WHERE reason IN ('top_up', 'correction') AND reference = $1 AND customer_id IS NOT NULL",
     )
     .bind(reference)
-    .fetch_optional(connection)
+    .fetch_optional(transaction)
     .await?;
     row.as_ref().map(transfer).transpose()
 }

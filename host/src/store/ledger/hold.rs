@@ -3,12 +3,12 @@
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
-use sqlx::{Row, SqliteConnection};
 use time::OffsetDateTime;
 
 use super::Period;
 use super::budgets::{self, Owner};
 use crate::money::NanoDollars;
+use crate::store::db::{Transaction, query};
 use crate::store::{Error, Store, from_millis, millis};
 
 /// What caps the spending of a customer or a key.
@@ -92,13 +92,13 @@ pub(super) struct Closed {
 
 /// Holds what a request may come to cost, as far as all of its caps leave it.
 pub(in crate::store) async fn reserve(
-    connection: &mut SqliteConnection,
+    transaction: &mut Transaction<'_>,
     process: &str,
     wanted: &Reservation,
 ) -> Result<Reserved, Error> {
     let owner = Owner::of_request(wanted.customer_id, wanted.api_key_id);
-    let credit = left_of_credit(connection, wanted.customer_id).await?;
-    let budgets = budgets::left(connection, owner, wanted.created_at).await?;
+    let credit = left_of_credit(transaction, wanted.customer_id).await?;
+    let budgets = budgets::left(transaction, owner, wanted.created_at).await?;
     let caps = credit.map(|left| (left, Cap::Credit));
     let tightest = caps
         .into_iter()
@@ -112,19 +112,19 @@ pub(in crate::store) async fn reserve(
     }
     let amount = left.min(wanted.most);
     // guarded, so that no mistake above can take an account below its limit
-    let done = sqlx::query(
+    let done = query(
         "UPDATE accounts SET held = held + $1 WHERE customer_id = $2 \
          AND (credit_limit IS NULL OR posted - held + credit_limit >= $1)",
     )
     .bind(amount.0)
     .bind(wanted.customer_id)
-    .execute(&mut *connection)
+    .execute(&mut *transaction)
     .await?;
-    if done.rows_affected() != 1 {
+    if done != 1 {
         return Err(Error::Database("the account does not cover a hold".into()));
     }
-    budgets::hold(connection, owner, wanted.created_at, amount).await?;
-    sqlx::query(
+    budgets::hold(transaction, owner, wanted.created_at, amount).await?;
+    query(
         "INSERT INTO holds \
          (request_id, customer_id, api_key_id, amount, created_at, expires_at, process) \
          VALUES ($1, $2, $3, $4, $5, $6, $7)",
@@ -136,7 +136,7 @@ pub(in crate::store) async fn reserve(
     .bind(millis(wanted.created_at))
     .bind(millis(wanted.expires_at))
     .bind(process)
-    .execute(connection)
+    .execute(transaction)
     .await?;
     let capped_by = (amount < wanted.most).then_some(by);
     Ok(Reserved::Held { amount, capped_by })
@@ -144,14 +144,14 @@ pub(in crate::store) async fn reserve(
 
 /// What the customer's balance and credit limit leave; nothing without a limit.
 async fn left_of_credit(
-    connection: &mut SqliteConnection,
+    transaction: &mut Transaction<'_>,
     customer_id: i64,
 ) -> Result<Option<NanoDollars>, Error> {
-    let row = sqlx::query(
+    let row = query(
         "SELECT posted - held + credit_limit AS remaining FROM accounts WHERE customer_id = $1",
     )
     .bind(customer_id)
-    .fetch_one(connection)
+    .fetch_one(transaction)
     .await?;
     let left: Option<i64> = row.try_get("remaining")?;
     Ok(left.map(NanoDollars))
@@ -160,15 +160,15 @@ async fn left_of_credit(
 /// Takes a request's hold off, if there is one. The sums that it is part of are
 /// the caller's to change.
 pub(super) async fn close(
-    connection: &mut SqliteConnection,
+    transaction: &mut Transaction<'_>,
     request_id: &str,
 ) -> Result<Option<Closed>, Error> {
-    let row = sqlx::query(
+    let row = query(
         "DELETE FROM holds WHERE request_id = $1 \
          RETURNING customer_id, api_key_id, amount, created_at",
     )
     .bind(request_id)
-    .fetch_optional(connection)
+    .fetch_optional(transaction)
     .await?;
     row.map(|row| {
         Ok(Closed {
@@ -183,20 +183,20 @@ pub(super) async fn close(
 /// Frees what is held for a request that will not be settled. Returns whether
 /// anything was.
 pub(in crate::store) async fn void(
-    connection: &mut SqliteConnection,
+    transaction: &mut Transaction<'_>,
     request_id: &str,
 ) -> Result<bool, Error> {
-    let Some(hold) = close(connection, request_id).await? else {
+    let Some(hold) = close(transaction, request_id).await? else {
         return Ok(false);
     };
-    sqlx::query("UPDATE accounts SET held = held - $1 WHERE customer_id = $2")
+    query("UPDATE accounts SET held = held - $1 WHERE customer_id = $2")
         .bind(hold.amount.0)
         .bind(hold.owner.customer_id)
-        .execute(&mut *connection)
+        .execute(&mut *transaction)
         .await?;
     let nothing = NanoDollars(0);
     budgets::spend(
-        connection,
+        transaction,
         hold.owner,
         hold.created_at,
         nothing,
@@ -213,10 +213,10 @@ impl Store {
     /// # Errors
     /// When the database fails.
     pub async fn void_holds_of_others(&self, process: &str) -> Result<usize, Error> {
-        let mut transaction = self.write.begin_with("BEGIN IMMEDIATE").await?;
-        let rows = sqlx::query("SELECT request_id FROM holds WHERE process <> $1")
+        let mut transaction = self.write.begin().await?;
+        let rows = query("SELECT request_id FROM holds WHERE process <> $1")
             .bind(process)
-            .fetch_all(&mut *transaction)
+            .fetch_all(&mut transaction)
             .await?;
         for row in &rows {
             void(&mut transaction, row.try_get("request_id")?).await?;

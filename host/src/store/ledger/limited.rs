@@ -4,15 +4,28 @@
 use std::collections::HashSet;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use sqlx::{Row, SqliteConnection, SqlitePool};
+use tokio::sync::{Mutex, OwnedMutexGuard};
 
+use crate::store::db::{Pool, query};
 use crate::store::{Error, Store};
 
 /// Customers with a credit limit or a budget, of their own or of a key. Clones
-/// share it. It is right because one server writes the limits of a database:
-/// it is changed while the writing connection is held.
+/// share it. A customer is in it from before its first limit is committed until
+/// after its last one is gone, so that whoever is not in it has none; what
+/// changes limits does so one after another.
 #[derive(Clone, Debug, Default)]
-pub struct Limited(Arc<RwLock<HashSet<i64>>>);
+pub struct Limited {
+    ids: Arc<RwLock<HashSet<i64>>>,
+    changing: Arc<Mutex<()>>,
+}
+
+/// A change of a customer's limits that is not over.
+#[must_use]
+pub struct Changing {
+    limited: Limited,
+    customer_id: i64,
+    _others_wait: OwnedMutexGuard<()>,
+}
 
 /// The customer `$1`, if it is limited; all that are, for null.
 const LIMITED: &str = "\
@@ -22,47 +35,66 @@ const LIMITED: &str = "\
 
 impl Limited {
     /// As it is in the database.
-    pub async fn load(pool: &SqlitePool) -> Result<Self, Error> {
-        let rows = sqlx::query(LIMITED).bind(None::<i64>).fetch_all(pool);
-        let ids = rows.await?;
-        let ids = ids.iter().map(|row| row.try_get("customer_id"));
-        let ids: Result<HashSet<i64>, _> = ids.collect();
-        Ok(Self(Arc::new(RwLock::new(ids?))))
+    pub async fn load(pool: &Pool) -> Result<Self, Error> {
+        let this = Self::default();
+        this.reload(pool).await?;
+        Ok(this)
+    }
+
+    /// Takes all of it from the database again.
+    pub async fn reload(&self, pool: &Pool) -> Result<(), Error> {
+        let _others_wait = self.changing.lock().await;
+        let rows = query(LIMITED).bind(None::<i64>).fetch_all(pool).await?;
+        let found: Result<HashSet<i64>, _> =
+            rows.iter().map(|row| row.try_get("customer_id")).collect();
+        *self.ids.write().unwrap_or_else(PoisonError::into_inner) = found?;
+        Ok(())
     }
 
     /// Whether anything caps the customer's requests.
     pub fn contains(&self, customer_id: i64) -> bool {
-        let ids = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let ids = self.ids.read().unwrap_or_else(PoisonError::into_inner);
         ids.contains(&customer_id)
     }
 
-    /// Takes over what a change has made of the customer. To be called once it is
-    /// committed, on the connection that wrote it.
-    pub async fn renew(
-        &self,
-        connection: &mut SqliteConnection,
-        customer_id: i64,
-    ) -> Result<(), Error> {
-        let found = sqlx::query(LIMITED)
-            .bind(customer_id)
-            .fetch_optional(connection)
-            .await;
-        let mut ids = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        match &found {
-            Ok(None) => ids.remove(&customer_id),
-            // one that is unlimited after all only waits a little longer
-            Ok(Some(_)) | Err(_) => ids.insert(customer_id),
-        };
-        drop(ids);
-        found?;
+    /// Takes the customer for limited.
+    pub fn insert(&self, customer_id: i64) {
+        let mut ids = self.ids.write().unwrap_or_else(PoisonError::into_inner);
+        ids.insert(customer_id);
+    }
+
+    /// Begins a change: the customer is taken for limited from now on. To be
+    /// called before the transaction of the change begins.
+    pub async fn change(&self, customer_id: i64) -> Changing {
+        let others_wait = Arc::clone(&self.changing).lock_owned().await;
+        self.insert(customer_id);
+        Changing {
+            limited: self.clone(),
+            customer_id,
+            _others_wait: others_wait,
+        }
+    }
+}
+
+impl Changing {
+    /// Takes over what was committed. Without it the customer's requests only
+    /// wait a little longer.
+    pub async fn finish(self, pool: &Pool) -> Result<(), Error> {
+        let found = query(LIMITED).bind(self.customer_id).fetch_optional(pool);
+        if found.await?.is_none() {
+            let ids = self.limited.ids.write();
+            ids.unwrap_or_else(PoisonError::into_inner)
+                .remove(&self.customer_id);
+        }
         Ok(())
     }
 }
 
 impl Store {
     /// Whether the customer's requests must be reserved for: it has a credit limit
-    /// or a budget, of its own or of a key.
+    /// or a budget, of its own or of a key. Where other servers cannot be heard, it
+    /// may have.
     pub fn is_limited(&self, customer_id: i64) -> bool {
-        self.limited.contains(customer_id)
+        !self.hearing.is_good() || self.limited.contains(customer_id)
     }
 }

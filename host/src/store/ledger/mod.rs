@@ -20,8 +20,7 @@ mod period;
 #[cfg(test)]
 mod tests;
 
-use sqlx::{Row, SqliteConnection};
-
+use super::db::{Transaction, query};
 use super::usage::Usage;
 use super::{Error, millis};
 use crate::money::NanoDollars;
@@ -68,28 +67,28 @@ pub(super) struct Settled {
 /// Books a request that has just got its usage row: posts its cost and frees
 /// what was held for it.
 pub(super) async fn settle(
-    connection: &mut SqliteConnection,
+    transaction: &mut Transaction<'_>,
     usage: &Usage,
     is_held: bool,
     is_limited: bool,
 ) -> Result<Settled, Error> {
     let cost = usage.cost;
     let freed = match is_held {
-        true => hold::close(connection, &usage.request_id).await?,
+        true => hold::close(transaction, &usage.request_id).await?,
         false => None,
     };
     let freed = freed.map_or(NanoDollars(0), |hold| hold.amount);
     if cost.0 == 0 && freed.0 == 0 {
         return Ok(Settled::default());
     }
-    let row = sqlx::query(
+    let row = query(
         "UPDATE accounts SET posted = posted - $1, held = held - $2 \
          WHERE customer_id = $3 RETURNING id, posted, credit_limit, near_at",
     )
     .bind(cost.0)
     .bind(freed.0)
     .bind(usage.customer_id)
-    .fetch_one(&mut *connection)
+    .fetch_one(&mut *transaction)
     .await?;
     let (account, posted): (i64, i64) = (row.try_get("id")?, row.try_get("posted")?);
     let paid = (posted + cost.0).clamp(0, cost.0);
@@ -98,7 +97,7 @@ pub(super) async fn settle(
         near: Vec::new(),
     };
     if cost.0 > 0 {
-        sqlx::query(
+        query(
             "INSERT INTO transfers (debit, credit, amount, reason, reference, created_at) \
              VALUES ($1, $2, $3, 'usage', $4, $5)",
         )
@@ -107,7 +106,7 @@ pub(super) async fn settle(
         .bind(cost.0)
         .bind(&usage.request_id)
         .bind(millis(usage.created_at))
-        .execute(&mut *connection)
+        .execute(&mut *transaction)
         .await?;
     }
     let (limit, near_at): (Option<i64>, Option<i64>) =
@@ -125,7 +124,7 @@ pub(super) async fn settle(
     }
     if is_limited {
         let owner = budgets::Owner::of_request(usage.customer_id, usage.api_key_id);
-        let near = budgets::spend(connection, owner, usage.created_at, cost, freed).await?;
+        let near = budgets::spend(transaction, owner, usage.created_at, cost, freed).await?;
         settled.near.extend(near.into_iter().map(Near::Budget));
     }
     Ok(settled)
@@ -134,14 +133,14 @@ pub(super) async fn settle(
 /// Adds what many requests cost to the house's account, which all of them have
 /// in common.
 pub(super) async fn earn(
-    connection: &mut SqliteConnection,
+    transaction: &mut Transaction<'_>,
     amount: NanoDollars,
 ) -> Result<(), Error> {
     if amount.0 > 0 {
-        sqlx::query("UPDATE accounts SET posted = posted + $1 WHERE id = $2")
+        query("UPDATE accounts SET posted = posted + $1 WHERE id = $2")
             .bind(amount.0)
             .bind(REVENUE)
-            .execute(connection)
+            .execute(transaction)
             .await?;
     }
     Ok(())

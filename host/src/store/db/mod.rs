@@ -1,0 +1,301 @@
+//! The two databases: a file of SQLite's, or a PostgreSQL server. Queries are
+//! written once, in the SQL that both speak; where they differ is here and in
+//! the migrations.
+//!
+//! SQLite has one writer at a time, and a transaction that begins to write waits
+//! for that. PostgreSQL has many, also of other servers: there, whoever changes
+//! the money of customers first [locks](Transaction::lock_customers) their
+//! accounts, all it needs at once and in order, so that nobody waits in a ring.
+//! What is read after that is as the last one left it.
+//!
+//! sqlx's `Any` would do less: no booleans from SQLite, no options of a pool, no
+//! notifications.
+
+mod query;
+mod row;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use secrecy::{ExposeSecret, SecretString};
+use sqlx::pool::PoolConnection;
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use sqlx::sqlite::{
+    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
+};
+use sqlx::{ConnectOptions as _, Connection as _, Postgres, Sqlite};
+
+use super::Error;
+
+pub use query::{On, Query, query};
+pub use row::Row;
+
+/// Connections to PostgreSQL that write: for settling, for the server's lease, for
+/// its ear, for Stripe, and for what is rare.
+const WRITERS: u32 = 6;
+/// Connections that read.
+const READERS: u32 = 8;
+/// How long a query waits for a connection, which includes making one.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// Where a database is.
+#[derive(Clone, Debug)]
+pub enum Place {
+    /// In this file.
+    File(PathBuf),
+    /// Behind this URL, which may hold a password.
+    Server(SecretString),
+}
+
+impl fmt::Display for Place {
+    /// Without what is secret.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(file) => write!(f, "{}", file.display()),
+            Self::Server(_) => f.write_str("that DATABASE_URL names"),
+        }
+    }
+}
+
+/// Connections to a database.
+#[derive(Clone, Debug)]
+pub enum Pool {
+    /// To a file.
+    Sqlite(SqlitePool),
+    /// To a server.
+    Postgres(PgPool),
+}
+
+/// One connection, for whoever does more with it than one transaction.
+pub enum Connection {
+    /// To a file.
+    Sqlite(PoolConnection<Sqlite>),
+    /// To a server.
+    Postgres(PoolConnection<Postgres>),
+}
+
+/// A transaction; undone if it is dropped before it is committed.
+pub enum Transaction<'c> {
+    /// On a file, with the lock for writing.
+    Sqlite(sqlx::Transaction<'c, Sqlite>),
+    /// On a server.
+    Postgres(sqlx::Transaction<'c, Postgres>),
+}
+
+/// Connects to a database: one pool to write by, then one to read by, which is
+/// to be opened once the schema is there.
+///
+/// # Errors
+/// When it cannot be reached.
+pub async fn writers(place: &Place) -> Result<Pool, Error> {
+    match place {
+        Place::File(file) => {
+            let options = SqlitePoolOptions::new().max_connections(1);
+            let pool = options.connect_with(file_options(file)).await?;
+            Ok(Pool::Sqlite(pool))
+        }
+        Place::Server(url) => server(url, WRITERS).await,
+    }
+}
+
+/// Connections to read by.
+///
+/// # Errors
+/// When the database cannot be reached.
+pub async fn readers(place: &Place) -> Result<Pool, Error> {
+    match place {
+        Place::File(file) => {
+            let options = SqlitePoolOptions::new().max_connections(4);
+            let file = file_options(file).read_only(true).create_if_missing(false);
+            Ok(Pool::Sqlite(options.connect_with(file).await?))
+        }
+        Place::Server(url) => server(url, READERS).await,
+    }
+}
+
+fn file_options(file: &Path) -> SqliteConnectOptions {
+    SqliteConnectOptions::new()
+        .filename(file)
+        .create_if_missing(true)
+        .journal_mode(SqliteJournalMode::Wal)
+        // a commit is on the disk when it returns: usage is money
+        .synchronous(SqliteSynchronous::Full)
+        .foreign_keys(true)
+        .busy_timeout(Duration::from_secs(5))
+}
+
+async fn server(url: &SecretString, connections: u32) -> Result<Pool, Error> {
+    // its error may quote the URL, which holds a password
+    let options: PgConnectOptions = url.expose_secret().parse().map_err(|_| {
+        Error::Database("DATABASE_URL is no URL of a PostgreSQL database".to_owned())
+    })?;
+    let options = options
+        .application_name("model-host")
+        // whatever the server's defaults are: usage is money, and locks are not held for ever
+        .options([
+            ("synchronous_commit", "on"),
+            ("default_transaction_isolation", "read committed"),
+            ("statement_timeout", "60s"),
+            ("idle_in_transaction_session_timeout", "60s"),
+            ("client_min_messages", "warning"),
+        ])
+        // for a statement or a notice sqlx asks whether its line would be logged, and
+        // where layers have filters of their own, tracing loses the next line of
+        // the thread over an answer of no
+        .disable_statement_logging();
+    let pool = PgPoolOptions::new()
+        .max_connections(connections)
+        .acquire_timeout(PATIENCE)
+        .connect_with(options)
+        .await?;
+    Ok(Pool::Postgres(pool))
+}
+
+impl Pool {
+    /// Begins a transaction that may write.
+    ///
+    /// # Errors
+    /// When the database cannot be reached, or is written by another for long.
+    pub async fn begin(&self) -> Result<Transaction<'static>, sqlx::Error> {
+        match self {
+            // the lock first: what is read in it is still so when it is written
+            Self::Sqlite(pool) => Ok(Transaction::Sqlite(
+                pool.begin_with("BEGIN IMMEDIATE").await?,
+            )),
+            Self::Postgres(pool) => Ok(Transaction::Postgres(pool.begin().await?)),
+        }
+    }
+
+    /// Begins a transaction that reads the database at one moment.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn moment(&self) -> Result<Transaction<'static>, sqlx::Error> {
+        match self {
+            Self::Sqlite(pool) => Ok(Transaction::Sqlite(pool.begin().await?)),
+            Self::Postgres(pool) => {
+                let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+                Ok(Transaction::Postgres(pool.begin_with(begin).await?))
+            }
+        }
+    }
+
+    /// Takes a connection out of the pool.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn acquire(&self) -> Result<Connection, sqlx::Error> {
+        match self {
+            Self::Sqlite(pool) => Ok(Connection::Sqlite(pool.acquire().await?)),
+            Self::Postgres(pool) => Ok(Connection::Postgres(pool.acquire().await?)),
+        }
+    }
+
+    /// Whether others may write at the same time.
+    pub fn is_shared(&self) -> bool {
+        matches!(self, Self::Postgres(_))
+    }
+
+    /// Ends all connections; a file is whole without its log afterwards.
+    pub async fn close(&self) {
+        match self {
+            Self::Sqlite(pool) => pool.close().await,
+            Self::Postgres(pool) => pool.close().await,
+        }
+    }
+}
+
+impl Connection {
+    /// Begins a transaction that may write.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn begin(&mut self) -> Result<Transaction<'_>, sqlx::Error> {
+        match self {
+            Self::Sqlite(connection) => Ok(Transaction::Sqlite(
+                connection.begin_with("BEGIN IMMEDIATE").await?,
+            )),
+            Self::Postgres(connection) => Ok(Transaction::Postgres(connection.begin().await?)),
+        }
+    }
+
+    /// From now on a power failure may undo the last commits. Nothing changes on
+    /// PostgreSQL: its power may fail while this server goes on with what it
+    /// was told.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn stop_flushing(&mut self) -> Result<(), sqlx::Error> {
+        if let Self::Sqlite(connection) = self {
+            sqlx::query("PRAGMA synchronous = NORMAL")
+                .execute(&mut **connection)
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// Has commits flushed again, or gives the connection up for a new one.
+    pub async fn flush_again(self) {
+        if let Self::Sqlite(mut connection) = self {
+            let restored = sqlx::query("PRAGMA synchronous = FULL")
+                .execute(&mut *connection)
+                .await;
+            if restored.is_err() {
+                connection.close().await.ok();
+            }
+        }
+    }
+}
+
+impl Transaction<'_> {
+    /// Makes what was written last.
+    ///
+    /// # Errors
+    /// When the database fails; whether it was written is unknown then.
+    pub async fn commit(self) -> Result<(), sqlx::Error> {
+        match self {
+            Self::Sqlite(transaction) => transaction.commit().await,
+            Self::Postgres(transaction) => transaction.commit().await,
+        }
+    }
+
+    /// Has the money of these customers to itself until the end: balances,
+    /// holds, budgets and open messages. To be called before anything of it is
+    /// read, and once in a transaction.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn lock_customers(
+        &mut self,
+        customers: impl IntoIterator<Item = i64>,
+    ) -> Result<(), sqlx::Error> {
+        let Self::Postgres(transaction) = self else {
+            return Ok(());
+        };
+        let customers: Vec<i64> = customers.into_iter().collect();
+        // not FOR UPDATE, which would also keep off new rows that refer to the account
+        sqlx::query(
+            "SELECT FROM accounts WHERE customer_id = ANY($1) ORDER BY id FOR NO KEY UPDATE",
+        )
+        .bind(customers)
+        .execute(&mut **transaction)
+        .await?;
+        Ok(())
+    }
+
+    /// Has an API key to itself until the end, to put on record what it was
+    /// before a change.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn lock_key(&mut self, id: i64) -> Result<(), sqlx::Error> {
+        if let Self::Postgres(transaction) = self {
+            sqlx::query("SELECT FROM api_keys WHERE id = $1 FOR NO KEY UPDATE")
+                .bind(id)
+                .execute(&mut **transaction)
+                .await?;
+        }
+        Ok(())
+    }
+}

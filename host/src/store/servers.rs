@@ -1,0 +1,219 @@
+//! The servers of one database. Each has a lease, which it renews while it
+//! lives; what a server held whose lease is over is freed by the others. They tell
+//! each other what they keep in memory of the database: of keys, and whose
+//! requests anything caps. Nothing of this happens on a file, which has one server.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use sqlx::Executor as _;
+use sqlx::postgres::PgListener;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use super::db::{Pool, Transaction, query};
+use super::{Error, Store, ledger};
+
+/// Between two renewals of the lease.
+const RENEWAL: Duration = Duration::from_secs(3);
+/// How long a server that says nothing counts as alive, as in [`RENEW`].
+const RENEW: &str = "\
+    INSERT INTO servers (process, lease_ends) \
+    VALUES ($1, clock_timestamp() + INTERVAL '15 seconds') \
+    ON CONFLICT (process) DO UPDATE SET lease_ends = excluded.lease_ends";
+/// How long nothing may be heard before the connection is asked for a sign of
+/// life, and how long that may take: together less than a second.
+const SILENCE: Duration = Duration::from_millis(400);
+/// Between two attempts to listen.
+const RETRY: Duration = Duration::from_millis(250);
+/// Holds that are freed in one transaction.
+const BATCH: i64 = 256;
+/// What servers listen to.
+const CHANNEL: &str = "model_host";
+
+/// What has changed, for servers that keep it in memory.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Change {
+    /// Some key.
+    Keys,
+    /// What caps this customer's requests.
+    Limits(i64),
+}
+
+/// Whether this server hears what others change. Clones share it.
+#[derive(Clone, Debug)]
+pub(super) struct Hearing(Arc<AtomicBool>);
+
+impl Hearing {
+    /// A file has nobody else to change it.
+    pub fn new(pool: &Pool) -> Self {
+        Self(Arc::new(AtomicBool::new(!pool.is_shared())))
+    }
+
+    pub fn is_good(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
+/// Tells the other servers, once the transaction is committed.
+pub(super) async fn tell(transaction: &mut Transaction<'_>, change: Change) -> Result<(), Error> {
+    if let Transaction::Postgres(_) = transaction {
+        let text = match change {
+            Change::Keys => "keys".to_owned(),
+            Change::Limits(customer_id) => format!("limits {customer_id}"),
+        };
+        query("SELECT pg_notify($1, $2)")
+            .bind(CHANNEL)
+            .bind(text)
+            .execute(transaction)
+            .await?;
+    }
+    Ok(())
+}
+
+/// Renews the lease of whoever holds something in this transaction, so that no
+/// hold is ever seen without a lease.
+pub(super) async fn renew(transaction: &mut Transaction<'_>, process: &str) -> Result<(), Error> {
+    if let Transaction::Postgres(_) = transaction {
+        query(RENEW).bind(process).execute(transaction).await?;
+    }
+    Ok(())
+}
+
+impl Store {
+    /// Joins the servers of the database as `process`: takes the lease, renews
+    /// it, frees what the dead hold and listens to the living, until `stop`.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn join(&self, process: &str, stop: CancellationToken) -> Result<(), Error> {
+        let Pool::Postgres(pool) = &self.write else {
+            return Ok(());
+        };
+        query(RENEW).bind(process).execute(&self.write).await?;
+        let (store, pool) = (self.clone(), pool.clone());
+        let stopped = stop.clone();
+        tokio::spawn(async move { stopped.run_until_cancelled_owned(store.listen(pool)).await });
+        let (store, process) = (self.clone(), process.to_owned());
+        tokio::spawn(async move { stop.run_until_cancelled_owned(store.stay(process)).await });
+        Ok(())
+    }
+
+    /// Whether the secret with this fingerprint is that of all servers of the
+    /// database: the first one's is.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn shares_secret(&self, fingerprint: &[u8]) -> Result<bool, Error> {
+        if !self.write.is_shared() {
+            return Ok(true);
+        }
+        query("INSERT INTO secret (id, fingerprint) VALUES (1, $1) ON CONFLICT DO NOTHING")
+            .bind(fingerprint)
+            .execute(&self.write)
+            .await?;
+        let row = query("SELECT fingerprint FROM secret")
+            .fetch_one(&self.write)
+            .await?;
+        Ok(row.try_get::<Vec<u8>>("fingerprint")? == fingerprint)
+    }
+
+    /// Leaves them, with nothing held any more.
+    ///
+    /// # Errors
+    /// When the database fails: the lease ends by itself then.
+    pub async fn leave(&self, process: &str) -> Result<(), Error> {
+        if self.write.is_shared() {
+            query("DELETE FROM servers WHERE process = $1")
+                .bind(process)
+                .execute(&self.write)
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// Renews the lease and frees what the dead hold, for ever.
+    async fn stay(self, process: String) {
+        loop {
+            let renewed = query(RENEW).bind(&process).execute(&self.write).await;
+            let freed = match renewed {
+                Ok(_) => self.void_holds_of_dead().await,
+                Err(error) => Err(error.into()),
+            };
+            match freed {
+                Ok(0) => {}
+                Ok(voided) => tracing::warn!(voided, "a server ended with requests at work"),
+                Err(error) => tracing::warn!(%error, "the lease could not be renewed"),
+            }
+            tokio::time::sleep(RENEWAL).await;
+        }
+    }
+
+    /// Frees what servers hold whose lease is over. Returns how many holds that were.
+    async fn void_holds_of_dead(&self) -> Result<usize, Error> {
+        let rows = query(
+            "SELECT request_id, customer_id FROM holds WHERE NOT EXISTS \
+             (SELECT FROM servers WHERE servers.process = holds.process \
+             AND lease_ends > clock_timestamp()) LIMIT $1",
+        )
+        .bind(BATCH)
+        .fetch_all(&self.write)
+        .await?;
+        if rows.is_empty() {
+            return Ok(0);
+        }
+        let customers: Result<Vec<i64>, _> =
+            rows.iter().map(|row| row.try_get("customer_id")).collect();
+        let mut transaction = self.write.begin().await?;
+        transaction.lock_customers(customers?).await?;
+        let mut voided = 0;
+        for row in &rows {
+            // another server may have been first
+            let request_id: &str = row.try_get("request_id")?;
+            voided += usize::from(ledger::void(&mut transaction, request_id).await?);
+        }
+        transaction.commit().await?;
+        Ok(voided)
+    }
+
+    /// Hears what others change, for ever. While it cannot, nothing that is in
+    /// memory is trusted.
+    async fn listen(self, pool: sqlx::PgPool) {
+        loop {
+            if let Err(error) = self.hear(&pool).await {
+                tracing::warn!(%error, "other servers cannot be heard");
+            }
+            self.hearing.0.store(false, Ordering::Release);
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+
+    /// Hears until the connection is lost.
+    async fn hear(&self, pool: &sqlx::PgPool) -> Result<(), Error> {
+        let mut listener = PgListener::connect_with(pool).await?;
+        listener.listen(CHANNEL).await?;
+        // what was changed before is read again
+        self.limited.reload(&self.read).await?;
+        self.count_change();
+        self.hearing.0.store(true, Ordering::Release);
+        loop {
+            let Ok(heard) = timeout(SILENCE, listener.try_recv()).await else {
+                let lives = timeout(SILENCE, listener.execute("SELECT 1")).await;
+                lives.map_err(|_| Error::Database("no sign of life".to_owned()))??;
+                continue;
+            };
+            let Some(heard) = heard? else {
+                return Ok(());
+            };
+            match heard.payload().split_once(' ') {
+                Some(("limits", id)) => {
+                    if let Ok(id) = id.parse() {
+                        self.limited.change(id).await.finish(&self.read).await?;
+                    }
+                }
+                _ => self.count_change(),
+            }
+        }
+    }
+}

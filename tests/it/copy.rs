@@ -1,0 +1,86 @@
+//! `model-host db copy`: from a file to a PostgreSQL server, all or nothing.
+
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use crate::harness::{Host, Reply, Scratch, text};
+
+/// What the operator sees of everything.
+async fn everything(host: &Host) -> Vec<Value> {
+    let mut all = Vec::new();
+    for path in [
+        "/customers",
+        "/api/keys",
+        "/usage",
+        "/usage/requests",
+        "/customers/1/transfers",
+        "/customers/1/budgets",
+    ] {
+        let mut shown = host.admin().get(path).await.expect(200);
+        // is written when the server stops, at the latest
+        if let Some(key) = shown["keys"].get_mut(0) {
+            key["last_used_at"].take();
+        }
+        all.push(shown);
+    }
+    all
+}
+
+#[tokio::test]
+async fn a_copy_is_the_same_and_goes_on_from_there() {
+    let file = Host::builder().env("DATABASE_URL", "sqlite:own.db");
+    let mut file = file.start().await.ready().await;
+    let customer = file.customer().await;
+    let admin = file.admin();
+    let name = json!({ "name": "Tab\\ and N\\N, \u{e9}\u{1f980}" });
+    admin.patch("/customers/1", name).await.expect(200);
+    let credit = json!({ "amount": text(1_000_000_000), "reference": "one" });
+    admin.post("/customers/1/credit", credit).await.expect(201);
+    let budgets = json!({ "budgets": [{ "period": "day", "amount": "2.5" }] });
+    admin.put("/customers/1/budgets", budgets).await.expect(200);
+    let ask = json!({ "text": "Once upon a\ttime\r\n", "model_id": 1, "max_new_tokens": 3 });
+    let repeatable = customer.request(reqwest::Method::POST, "/generate");
+    let repeatable = repeatable.header("idempotency-key", "once").json(&ask);
+    let answer = Reply::of(repeatable.send().await.expect("an answer")).await;
+    let answer = answer.expect(200);
+    customer.post("/generate", ask.clone()).await.expect(200);
+    // numbers that are gone are not given again
+    file.customer().await;
+    admin.delete("/customers/2").await.expect(204);
+
+    let target = Arc::new(Scratch::new());
+    let url = target.url();
+    let copy = ["db", "copy", "--to", url.as_str()];
+    let (status, said) = file.try_run(&copy);
+    assert!(
+        !status.success() && said.contains("another server"),
+        "{said}"
+    );
+    let before = everything(&file).await;
+    file.signal("TERM");
+    assert!(file.wait_exit().await.success());
+    let said = file.run(&copy);
+    assert!(said.contains("usage 2\n"), "{said}");
+    let (status, said) = file.try_run(&copy);
+    assert!(!status.success() && said.contains("not empty"), "{said}");
+
+    let secret = std::fs::read(file.dir().join("data/secret")).expect("a secret");
+    let host = Host::builder().on(target).file("data/secret", secret);
+    let host = host.start().await.ready().await;
+    assert_eq!(everything(&host).await, before);
+    host.run(&["db", "audit"]);
+    // keys work, answers are kept, money goes on
+    let customer = customer.at(host.url());
+    let again = customer.request(reqwest::Method::POST, "/generate");
+    let again = again.header("idempotency-key", "once").json(&ask);
+    let again = Reply::of(again.send().await.expect("an answer")).await;
+    assert_eq!(again.expect(200)["response"], answer["response"]);
+    let used = customer.get("/usage").await.expect(200);
+    assert_eq!(used["totals"]["requests"], 2);
+    customer.post("/generate", ask).await.expect(200);
+    let new = json!({ "name": "B", "email": "b@b.b", "company": "" });
+    let new = host.admin().post("/customers", new).await.expect(201);
+    assert_eq!(new["id"], 3);
+    host.run(&["db", "audit"]);
+}
