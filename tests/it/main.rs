@@ -29,7 +29,7 @@ mod process;
 mod reload;
 mod replicas;
 mod sandbox;
-mod shared_limits;
+mod servers;
 mod stream;
 mod telemetry;
 mod tidy;

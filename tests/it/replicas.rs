@@ -1,150 +1,266 @@
-//! Several servers of one database, on PostgreSQL: one truth for all of them.
+//! Limits that several servers share through a Redis. Each has a database of its
+//! own here, with the same customer and key in it.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::harness::{
-    Act, Cable, GPT2, Host, PATIENCE, Purse, Scratch, Setup, Upstream, eventually, lawgent,
-};
+use crate::harness::{Act, Client, GPT2, Host, Redis, Upstream, eventually, lawgent};
 
-const DOLLAR: i64 = 1_000_000_000;
-
-/// A second server of the same database, with the same secret.
-fn another(first: &Host, config: &str) -> Setup {
-    let secret = std::fs::read(first.dir().join("data/secret")).expect("a secret");
-    Host::builder()
-        .config(config)
-        .on(first.scratch())
-        .file("data/secret", secret)
-}
-
-async fn first(config: &str) -> Host {
-    let database = Arc::new(Scratch::new());
-    let setup = Host::builder().config(config).on(database);
-    setup.start().await.ready().await
-}
-
-async fn two() -> (Host, Host) {
-    let first = first(GPT2).await;
-    let second = another(&first, GPT2).start().await.ready().await;
-    (first, second)
-}
-
-fn ask(max_new_tokens: u32) -> Value {
-    json!({ "text": "Once upon a time", "model_id": 1, "max_new_tokens": max_new_tokens })
-}
-
-#[tokio::test]
-async fn a_key_that_one_server_turns_off_is_off_at_the_others_at_once() {
-    let (first, second) = two().await;
-    let customer = first.customer().await.at(second.url());
-    customer.post("/generate", ask(1)).await.expect(200);
-    let toggle = "/api/keys/1/toggle";
-    first.admin().post(toggle, Value::Null).await.expect(200);
-    let off = Instant::now();
-    eventually("it is off", async || {
-        customer.get("/usage").await.status == 403
-    })
-    .await;
-    // what is in memory would serve for 10 s without a word from the first
-    assert!(
-        off.elapsed() < Duration::from_secs(5),
-        "{:?}",
-        off.elapsed()
+/// Three servers at one Redis and the upstream, with a key at each.
+async fn three(
+    redis: &Redis,
+    upstream: &Upstream,
+    requests: &str,
+    key: Value,
+) -> [(Host, Client); 3] {
+    let config = format!(
+        "[requests]\n{requests}\n{GPT2}{}\n[models.limits]\ntimeout_ms = 3000\n",
+        lawgent(upstream.url())
     );
-    first.admin().post(toggle, Value::Null).await.expect(200);
-    eventually("it is on", async || {
-        customer.get("/usage").await.status == 200
-    })
-    .await;
+    let start = async || {
+        let host = Host::builder()
+            .config(&config)
+            .env("REDIS_URL", redis.url());
+        let host = host.start().await.ready().await;
+        let customer = host.customer_with(key.clone()).await;
+        (host, customer)
+    };
+    [start().await, start().await, start().await]
 }
 
-#[tokio::test]
-async fn a_balance_for_ten_pays_ten_at_any_server() {
-    let (first, second) = two().await;
-    let customer = first.customer().await;
-    let cost = &customer.post("/generate", ask(1)).await.expect(200)["cost"];
-    let cost = crate::harness::nanos(cost);
-    let purse = Purse::prepaid(&first, 10 * cost).await;
-    let elsewhere = purse.at(&second);
-    let body = ask(1);
-    let (here, there) = tokio::join!(
-        purse.ask_at_once(50, &body),
-        elsewhere.ask_at_once(50, &body)
-    );
-    assert_eq!(here.0.len() + there.0.len(), 10);
-    for code in here.1.iter().chain(&there.1) {
-        assert_eq!(code, "insufficient_credit");
+fn ask() -> Value {
+    json!({ "text": "Once", "model_id": 2, "max_new_tokens": 9 })
+}
+
+/// Asks each server so often, all at once; how often it was answered so.
+async fn at_once(hosts: &[(Host, Client); 3], times: usize, body: &Value) -> Vec<u16> {
+    let all: Vec<_> = (0..3 * times)
+        .map(|number| {
+            let (customer, body) = (hosts[number % 3].1.clone(), body.clone());
+            tokio::spawn(async move { customer.post("/generate", body).await.status.as_u16() })
+        })
+        .collect();
+    let mut statuses = Vec::new();
+    for one in all {
+        statuses.push(one.await.expect("no panic"));
     }
-    assert_eq!(purse.balance().await, (0, 0));
-    second.run(&["db", "audit"]);
+    statuses
+}
+
+fn count(statuses: &[u16], status: u16) -> u64 {
+    statuses.iter().filter(|is| **is == status).count() as u64
 }
 
 #[tokio::test]
-async fn what_a_killed_server_held_is_freed_by_another() {
-    let upstream = Upstream::start(Act::Stall).await;
-    let config = format!("{GPT2}{}", lawgent(upstream.url()));
-    let first = first(&config).await;
-    let second = another(&first, &config).start().await.ready().await;
-    let purse = Purse::prepaid(&first, DOLLAR).await;
-    let customer = purse.customer.at(second.url());
-    let body = json!({ "text": "Once", "model_id": 2, "max_new_tokens": 5 });
-    let asking = tokio::spawn(async move {
-        let request = customer.request(Method::POST, "/generate").json(&body);
-        request.send().await
-    });
-    eventually("it is held", async || purse.balance().await.1 > 0).await;
-    drop(second);
-    asking.await.expect("no panic").expect_err("nobody answers");
-    assert_eq!(purse.settled().await, DOLLAR);
-    first.run(&["db", "audit"]);
+async fn three_servers_admit_together_what_one_would() {
+    let (redis, upstream) = (
+        Redis::start().await,
+        Upstream::start(Act::Answer("yes")).await,
+    );
+    let hosts = three(&redis, &upstream, "", json!({ "rate_limit": 6 })).await;
+    let started = Instant::now();
+    let statuses = at_once(&hosts, 10, &ask()).await;
+    // one more comes back every ten seconds
+    let most = 6 + started.elapsed().as_secs() / 10;
+    let admitted = count(&statuses, 200);
+    assert!((6..=most).contains(&admitted), "{statuses:?}");
+    assert_eq!(admitted + count(&statuses, 429), 30, "{statuses:?}");
+    assert_eq!(upstream.seen().len() as u64, admitted);
+    for (_, customer) in &hosts {
+        let refused = customer.post("/generate", ask()).await;
+        assert_eq!(refused.header("x-ratelimit-limit-requests"), "6");
+        assert_eq!(refused.header("x-ratelimit-remaining-requests"), "0");
+        let reset = refused.header("x-ratelimit-reset-requests");
+        assert!(reset == "1m0s" || reset.starts_with('5'), "{reset}");
+        assert!(
+            (1..=10).contains(
+                &refused
+                    .header("retry-after")
+                    .parse::<u32>()
+                    .expect("seconds")
+            )
+        );
+        assert_eq!(refused.expect_error(429), "rate_limit_exceeded");
+    }
 }
 
 #[tokio::test]
-async fn a_server_without_its_database_takes_no_money_and_comes_back() {
-    let first = first(GPT2).await;
-    let database = first.scratch();
-    let cable = Cable::to(&database.url()).await;
-    let second = another(&first, GPT2).env("DATABASE_URL", cable.url());
-    let second = second.start().await.ready().await;
-    let purse = Purse::prepaid(&first, DOLLAR).await;
-    let elsewhere = purse.at(&second);
-    elsewhere
-        .customer
-        .post("/generate", ask(1))
-        .await
-        .expect(200);
-    let left = purse.balance().await.0;
+async fn tokens_are_reserved_and_corrected_for_all_of_them() {
+    let (redis, upstream) = (
+        Redis::start().await,
+        Upstream::start(Act::Hold("yes")).await,
+    );
+    let hosts = three(&redis, &upstream, "", json!({ "token_limit": 1000 })).await;
+    let [(_, one), (_, two), (_, three)] = &hosts;
+    let most = json!({ "text": "Once", "model_id": 2, "max_new_tokens": 900 });
+    let first = {
+        let (one, most) = (one.clone(), most.clone());
+        tokio::spawn(async move { one.post("/generate", most).await.status })
+    };
+    eventually("the upstream has it", async || upstream.open() == 1).await;
+    let refused = two.post("/generate", most.clone()).await;
+    assert_eq!(refused.body["error"]["limit"]["policy"], "key-tokens");
+    refused.expect_error(429);
+    upstream.release(2);
+    assert_eq!(first.await.expect("no panic"), 200);
+    // seven and three were used, and 901 are reserved
+    let third = three.post("/generate", most).await;
+    let left = third.header("x-ratelimit-remaining-tokens").parse::<u32>();
+    assert!((89..=99).contains(&left.expect("a number")));
+    third.expect(200);
+}
 
-    cable.cut();
-    let cut = Instant::now();
-    let refused = elsewhere.customer.post("/generate", ask(1)).await;
-    assert!(["storage_failed", "not_recorded"].contains(&refused.expect_error(503).as_str()));
-    assert!(cut.elapsed() < PATIENCE);
-    // meanwhile its key is turned off elsewhere
-    let toggle = "/api/keys/1/toggle";
-    first.admin().post(toggle, Value::Null).await.expect(200);
-    cable.mend();
-    eventually("it knows", async || {
-        elsewhere.customer.get("/usage").await.status == 403
+#[tokio::test]
+async fn places_are_shared_and_those_of_a_dead_server_come_back() {
+    let (redis, upstream) = (
+        Redis::start().await,
+        Upstream::start(Act::Hold("yes")).await,
+    );
+    let hosts = three(
+        &redis,
+        &upstream,
+        "customer = { concurrent = 4 }",
+        json!({}),
+    )
+    .await;
+    let waiting: Vec<_> = (0..9)
+        .map(|number| {
+            let customer = hosts[number % 3].1.clone();
+            tokio::spawn(async move { customer.post("/generate", ask()).await.status.as_u16() })
+        })
+        .collect();
+    eventually("all that may are at work", async || {
+        let refused = waiting.iter().filter(|one| one.is_finished()).count();
+        upstream.open() == 4 && refused == 5
     })
     .await;
-    first.admin().post(toggle, Value::Null).await.expect(200);
-    eventually("it answers again", async || {
-        elsewhere.customer.post("/generate", ask(1)).await.status == 200
+    upstream.release(4);
+    let mut statuses = Vec::new();
+    for one in waiting {
+        statuses.push(one.await.expect("no panic"));
+    }
+    assert_eq!((count(&statuses, 200), count(&statuses, 429)), (4, 5));
+
+    // one takes all places, and dies
+    let [(dying, customer), (_other, survivor), _] = hosts;
+    let lost: Vec<_> = (0..4)
+        .map(|_| {
+            let request = customer
+                .request(reqwest::Method::POST, "/generate")
+                .json(&ask());
+            tokio::spawn(request.send())
+        })
+        .collect();
+    eventually("all places are taken", async || upstream.open() == 4).await;
+    survivor.post("/generate", ask()).await.expect_error(429);
+    drop(dying);
+    for one in lost {
+        assert!(one.await.expect("no panic").is_err());
+    }
+    upstream.act(Act::Answer("yes"));
+    eventually("the places of the dead are free", async || {
+        survivor.post("/generate", ask()).await.status == 200
     })
     .await;
-    assert!(purse.settled().await < left);
-    first.run(&["db", "audit"]);
 }
 
 #[tokio::test]
-async fn a_server_with_another_secret_does_not_start() {
-    let first = first(GPT2).await;
-    let (status, said) = Host::builder().on(first.scratch()).refused();
+async fn without_redis_each_server_limits_by_itself_until_it_is_back() {
+    let (mut redis, upstream) = (
+        Redis::start().await,
+        Upstream::start(Act::Answer("yes")).await,
+    );
+    let hosts = three(&redis, &upstream, "", json!({ "rate_limit": 2 })).await;
+    let [(one_host, one), (_, two), _] = &hosts;
+    one.post("/generate", ask()).await.expect(200);
+    one.post("/generate", ask()).await.expect(200);
+    two.post("/generate", ask()).await.expect_error(429);
+
+    redis.stop();
+    for (_, customer) in &hosts {
+        customer.post("/generate", ask()).await.expect(200);
+        customer.post("/generate", ask()).await.expect(200);
+        customer.post("/generate", ask()).await.expect_error(429);
+    }
+    let says_so = async || one_host.log().contains("Redis does not answer");
+    eventually("the log says so", says_so).await;
+
+    // it comes back empty, with a minute's worth for all of them
+    redis.start_again().await;
+    for (host, customer) in &hosts {
+        eventually("Redis is back", async || {
+            customer.post("/generate", ask()).await;
+            host.log().contains("Redis is back")
+        })
+        .await;
+    }
+    let statuses = at_once(&hosts, 1, &ask()).await;
+    assert_eq!(count(&statuses, 429), 3, "{statuses:?}");
+}
+
+#[tokio::test]
+async fn a_redis_that_hangs_holds_up_one_request_a_second() {
+    let (redis, upstream) = (
+        Redis::start().await,
+        Upstream::start(Act::Answer("yes")).await,
+    );
+    let [(host, customer), ..] = three(&redis, &upstream, "", json!({})).await;
+    customer.post("/generate", ask()).await.expect(200);
+    redis.hang(true);
+    customer.post("/generate", ask()).await.expect(200);
+    let says_so = async || host.log().contains("Redis does not answer");
+    eventually("the log says so", says_so).await;
+    let started = Instant::now();
+    for _ in 0..20 {
+        customer.post("/generate", ask()).await.expect(200);
+    }
+    // those that do not ask wait for nothing; the others a second each
+    assert!(
+        started.elapsed() < Duration::from_secs(15),
+        "{:?}",
+        started.elapsed()
+    );
+    redis.hang(false);
+    eventually("Redis is back", async || {
+        customer.post("/generate", ask()).await;
+        host.log().contains("Redis is back")
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn without_redis_nothing_is_admitted_where_that_is_wanted() {
+    let (mut redis, upstream) = (
+        Redis::start().await,
+        Upstream::start(Act::Answer("yes")).await,
+    );
+    let config = format!(
+        "[requests]\nwithout_redis = \"refuse\"\n{GPT2}{}",
+        lawgent(upstream.url())
+    );
+    let url = redis.url();
+    redis.stop();
+    // nor is it needed for a start
+    let host = Host::builder().config(config).env("REDIS_URL", url);
+    let host = host.start().await.ready().await;
+    let customer = host.customer().await;
+    let refused = customer.post("/generate", ask()).await;
+    assert_eq!(refused.header("retry-after"), "1");
+    assert_eq!(refused.expect_error(503), "limits_unavailable");
+    assert_eq!(upstream.seen().len(), 0);
+    redis.start_again().await;
+    eventually("Redis is back", async || {
+        customer.post("/generate", ask()).await.status == 200
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_is_no_redis_is_refused_at_the_start() {
+    let setup = Host::builder().env("REDIS_URL", "redis://user:a-secret@:x");
+    let (status, said) = setup.refused();
     assert!(!status.success());
-    assert!(said.contains("secret"), "{said}");
+    assert!(said.contains("REDIS_URL"), "{said}");
+    assert!(!said.contains("a-secret"), "{said}");
 }

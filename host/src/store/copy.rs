@@ -13,7 +13,7 @@ use super::db::Transaction;
 use super::{Error, Store};
 
 /// All tables, those first that others refer to, and what orders their rows.
-const TABLES: [(&str, &str); 12] = [
+const TABLES: [(&str, &str); 13] = [
     ("customers", "id"),
     ("api_keys", "id"),
     ("admin_key", "id"),
@@ -26,6 +26,7 @@ const TABLES: [(&str, &str); 12] = [
     ("budgets", "id"),
     ("spending", "budget_id, start"),
     ("audit", "id"),
+    ("notices", "id"),
 ];
 /// What is sent at once, in bytes.
 const CHUNK: usize = 64 * 1024;
