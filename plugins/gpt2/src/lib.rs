@@ -66,8 +66,8 @@ impl Backend for Gpt2 {
     ///
     /// Settings: `model_path`, one source or a JSON list of them (`embedded`, a
     /// folder, or a hub id with an optional `@revision`; the default is
-    /// `embedded`); `dtype`, what weights are held in (`f32`, `f16`, `bf16` or
-    /// `q8`; the default is `f16`); `threads`, how many work on a step (the default
+    /// `embedded`); `dtype`, what weights are held in (`f32`, `f16`, `bf16`,
+    /// `w8a16`, `q8` or `q4`; the default is `f16`); `threads`, how many work on a step (the default
     /// is the processors this process may use); `kv_cache_mib`, the memory for keys
     /// and values (the default is [`KV_CACHE_MIB`], or two contexts where that is
     /// more); `prefix_cache`, whether prompts that begin alike share them (`true`
@@ -191,7 +191,7 @@ fn dtype(name: &str) -> Result<(Dtype, &'static str), Error> {
     found.ok_or_else(|| {
         Error::new(
             ErrorKind::InvalidRequest,
-            format!("dtype {name:?} is unknown: expected f32, f16, bf16 or q8"),
+            format!("dtype {name:?} is unknown: expected f32, f16, bf16, w8a16, q8 or q4"),
         )
     })
 }

@@ -59,7 +59,7 @@ fn settings_that_make_no_sense_are_refused() {
 fn every_dtype_answers() {
     let folder = fixture("plain");
     let source = folder.to_str().unwrap();
-    for dtype in ["f32", "f16", "bf16", "q8"] {
+    for dtype in ["f32", "f16", "bf16", "q8", "w8a16", "q4"] {
         let model = Gpt2::open(&settings(&[("model_path", source), ("dtype", dtype)])).unwrap();
         assert_eq!(
             answer(&model, "The harbour", greedy(4)).2.completion_tokens,
