@@ -134,7 +134,7 @@ impl Matrix {
                 Tiles::F16(tiles) => extend(tiles, inputs, |input| lanes(input, tile)),
                 Tiles::Bf16(tiles) => extend(tiles, inputs, |input| lanes(input, tile)),
                 Tiles::Q8(tiles) | Tiles::W8A16(tiles) => {
-                    tiles.extend((0..groups).map(|g| Tile::quantize(&group(g))))
+                    tiles.extend((0..groups).map(|g| Tile::quantize(&group(g))));
                 }
                 Tiles::Q4(tiles) => tiles.extend((0..groups).map(|g| Nibbles::quantize(&group(g)))),
             }
