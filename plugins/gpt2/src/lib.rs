@@ -43,8 +43,8 @@ pub use score::Score;
 /// The fastest that chooses f32's tokens on 99 % of positions or more; see the
 /// README.
 const DEFAULT_DTYPE: &str = "w8a16";
-/// Memory for keys and values.
-const KV_CACHE_MIB: usize = 128;
+/// Memory for keys and values, unless two contexts are more.
+const KV_CACHE_MIB: usize = 96;
 /// More threads than any machine has use for.
 const MOST_THREADS: usize = 256;
 
@@ -69,7 +69,7 @@ impl Backend for Gpt2 {
     /// `embedded`); `dtype`, what weights are held in (`f32`, `f16`, `bf16`,
     /// `w8a16`, `q8` or `q4`; the default is `w8a16`); `threads`, how many work on a
     /// step (the default is the processors this process may use); `kv_cache_mib`,
-    /// the memory for keys and values, at least one context (the default is 128, or
+    /// the memory for keys and values, at least one context (the default is 96, or
     /// two contexts where that is more); `prefix_cache`, whether prompts that begin alike share them (`true`
     /// or `false`, the default is `true`); `cache_dir`, the hub's cache where it
     /// is not the usual; `name`, the model's in metrics.
