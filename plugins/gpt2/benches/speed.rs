@@ -45,6 +45,8 @@ fn main() {
             ("dtype", &dtype),
             // every prompt is to be computed
             ("prefix_cache", "false"),
+            // and all eight are to have room
+            ("kv_cache_mib", "256"),
         ];
         let pairs = pairs.map(|(name, value)| (name.to_owned(), value.to_owned()));
         let settings: Settings = pairs.into_iter().collect();

@@ -21,7 +21,8 @@ pub(crate) enum Dtype {
     Q8,
     /// 8 bits as for `Q8`, times inputs in 16 bits; the last layer in half precision.
     W8A16,
-    /// 4 bits, with a scale and a lowest weight for every 64 inputs of an output.
+    /// 4 bits, with a scale and a lowest weight for every 64 inputs of an output;
+    /// the last layer as for `Q8`.
     Q4,
 }
 
@@ -41,6 +42,7 @@ impl Dtype {
     pub(crate) fn of_output(self) -> Self {
         match self {
             Self::W8A16 => Self::F16,
+            Self::Q4 => Self::Q8,
             other => other,
         }
     }
