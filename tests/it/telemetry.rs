@@ -96,6 +96,8 @@ async fn each_request_is_traced_and_measured() {
         "model_host.tokens",
         "model_host.cost",
         "model_host.request.duration",
+        "model_host.kv_cache.pages",
+        "model_host.prefix_cache.tokens",
         "gpt2",
         "rate_limited",
     ];

@@ -42,9 +42,9 @@ pub use score::Score;
 
 /// The fastest that chooses f32's tokens on 99 % of positions or more; see the
 /// README.
-const DEFAULT_DTYPE: &str = "f16";
-/// Memory for keys and values.
-const KV_CACHE_MIB: usize = 128;
+const DEFAULT_DTYPE: &str = "w8a16";
+/// Memory for keys and values, unless two contexts are more.
+const KV_CACHE_MIB: usize = 96;
 /// More threads than any machine has use for.
 const MOST_THREADS: usize = 256;
 
@@ -66,11 +66,11 @@ impl Backend for Gpt2 {
     ///
     /// Settings: `model_path`, one source or a JSON list of them (`embedded`, a
     /// folder, or a hub id with an optional `@revision`; the default is
-    /// `embedded`); `dtype`, what weights are held in (`f32`, `f16`, `bf16` or
-    /// `q8`; the default is `f16`); `threads`, how many work on a step (the default
-    /// is the processors this process may use); `kv_cache_mib`, the memory for keys
-    /// and values (the default is [`KV_CACHE_MIB`], or two contexts where that is
-    /// more); `prefix_cache`, whether prompts that begin alike share them (`true`
+    /// `embedded`); `dtype`, what weights are held in (`f32`, `f16`, `bf16`,
+    /// `w8a16`, `q8` or `q4`; the default is `w8a16`); `threads`, how many work on a
+    /// step (the default is the processors this process may use); `kv_cache_mib`,
+    /// the memory for keys and values, at least one context (the default is 96, or
+    /// two contexts where that is more); `prefix_cache`, whether prompts that begin alike share them (`true`
     /// or `false`, the default is `true`); `cache_dir`, the hub's cache where it
     /// is not the usual; `name`, the model's in metrics.
     fn open(settings: &Settings) -> Result<Self, Error> {
@@ -191,7 +191,7 @@ fn dtype(name: &str) -> Result<(Dtype, &'static str), Error> {
     found.ok_or_else(|| {
         Error::new(
             ErrorKind::InvalidRequest,
-            format!("dtype {name:?} is unknown: expected f32, f16, bf16 or q8"),
+            format!("dtype {name:?} is unknown: expected f32, f16, bf16, w8a16, q8 or q4"),
         )
     })
 }

@@ -76,8 +76,10 @@ fn surprise(logits: &[f32], token: u32) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use plugin_sdk::Backend;
+
     use super::*;
-    use crate::tests::open;
+    use crate::tests::{open, settings};
 
     #[test]
     fn a_text_is_scored_and_english_surprises_less_than_noise() {
@@ -91,6 +93,31 @@ mod tests {
         let noise = mean("zqx vbnw qqj xkcd zzzz wqwq ljk fgh dfg tyu qwe rty vbn mjk.");
         // 4096 tokens, all alike, have 8.3 nats
         assert!(english < 5.5 && noise > english + 1.5, "{english} {noise}");
+    }
+
+    #[test]
+    fn fewer_bits_predict_a_text_about_as_well() {
+        let text = include_str!("../model/README.md");
+        let of = |dtype: &str| {
+            let model = Gpt2::open(&settings(&[("dtype", dtype)])).unwrap();
+            model.score(text).unwrap()
+        };
+        let exact = of("f32");
+        let mean = |score: &Score| score.nats.iter().sum::<f64>() / score.nats.len() as f64;
+        for (dtype, most_off, least_same) in [
+            ("f16", 0.001, 0.99),
+            ("bf16", 0.001, 0.99),
+            ("w8a16", 0.002, 0.98),
+            ("q8", 0.003, 0.96),
+            ("q4", 0.06, 0.75),
+        ] {
+            let score = of(dtype);
+            let off = (mean(&score) / mean(&exact) - 1.0).abs();
+            let pairs = score.likeliest.iter().zip(&exact.likeliest);
+            let same = pairs.filter(|(ours, exact)| ours == exact).count() as f64;
+            let same = same / exact.likeliest.len() as f64;
+            assert!(off < most_off && same > least_same, "{dtype}: {off} {same}");
+        }
     }
 
     #[test]

@@ -1,15 +1,17 @@
 //! Products with AVX2 and FMA.
 
 use std::arch::x86_64::{
-    __m256, __m256i, _mm256_abs_epi8, _mm256_add_epi32, _mm256_add_ps, _mm256_cvtepi32_ps,
-    _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_maddubs_epi16,
-    _mm256_mul_ps, _mm256_set1_epi8, _mm256_set1_epi16, _mm256_set1_epi32, _mm256_set1_ps,
-    _mm256_setzero_ps, _mm256_setzero_si256, _mm256_sign_epi8, _mm256_storeu_ps, _mm256_xor_si256,
+    __m256, __m256i, _mm256_abs_epi8, _mm256_add_epi16, _mm256_add_epi32, _mm256_add_ps,
+    _mm256_and_si256, _mm256_cvtepi32_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256,
+    _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_mul_ps, _mm256_set1_epi8, _mm256_set1_epi16,
+    _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_ps, _mm256_setzero_si256, _mm256_sign_epi8,
+    _mm256_slli_epi32, _mm256_srli_epi16, _mm256_storeu_ps, _mm256_xor_si256,
 };
 
 use super::element::{Element, LANES, Lanes};
+use super::nibbles::{HIGH, Nibbles};
 use super::product::{Product, in_blocks};
-use super::quantized::{GROUP, Group, Tile};
+use super::quantized::{GROUP, Group, Tile, Wide};
 
 /// Sixteen numbers: the lower eight and the upper.
 type Pair = [__m256; 2];
@@ -24,6 +26,18 @@ pub(super) fn dense<E: Element>(product: Product<'_, [E; 16], f32>, out: &mut [L
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) fn quantized(product: Product<'_, Tile, Group>, out: &mut [Lanes]) {
     in_blocks!(product, out, 1, quantized_block);
+}
+
+/// See [`Product::add_to`].
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn wide(product: Product<'_, Tile, Wide>, out: &mut [Lanes]) {
+    in_blocks!(product, out, 1, wide_block);
+}
+
+/// See [`Product::add_to`].
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn nibbles(product: Product<'_, Nibbles, Group>, out: &mut [Lanes]) {
+    in_blocks!(product, out, 1, nibbles_block);
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
@@ -60,7 +74,7 @@ fn quantized_block<const T: usize, const R: usize>(
 ) -> [[Pair; R]; T] {
     let depth = inputs[0].len();
     let (weights, inputs) = (weights.map(|w| &w[..depth]), inputs.map(|x| &x[..depth]));
-    let (ones, sign) = (_mm256_set1_epi16(1), _mm256_set1_epi8(-128));
+    let sign = _mm256_set1_epi8(-128);
     let mut sums = [[[_mm256_setzero_ps(); 2]; R]; T];
     for g in 0..depth {
         let mut whole = [[[_mm256_setzero_si256(); 2]; R]; T];
@@ -71,11 +85,118 @@ fn quantized_block<const T: usize, const R: usize>(
                 let tile = [_mm256_xor_si256(low, sign), _mm256_xor_si256(high, sign)];
                 for r in 0..R {
                     let input = _mm256_set1_epi32(inputs[r][g].values[quad]);
-                    let size = _mm256_abs_epi8(input);
                     for half in 0..2 {
-                        // neither is -128, so two products fit 16 bits
-                        let signed = _mm256_sign_epi8(tile[half], input);
-                        let pairs = _mm256_maddubs_epi16(size, signed);
+                        let sum = dot(tile[half], input);
+                        whole[t][r][half] = _mm256_add_epi32(whole[t][r][half], sum);
+                    }
+                }
+            }
+        }
+        add_scaled(
+            &mut sums,
+            &whole,
+            weights.map(|w| &w[g].scales),
+            inputs.map(|x| x[g].scale),
+        );
+    }
+    sums
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn wide_block<const T: usize, const R: usize>(
+    weights: [&[Tile]; T],
+    inputs: [&[Wide]; R],
+) -> [[Pair; R]; T] {
+    let depth = inputs[0].len();
+    let (weights, inputs) = (weights.map(|w| &w[..depth]), inputs.map(|x| &x[..depth]));
+    let sign = _mm256_set1_epi8(-128);
+    let mut sums = [[[_mm256_setzero_ps(); 2]; R]; T];
+    for g in 0..depth {
+        let mut whole = [[[_mm256_setzero_si256(); 2]; R]; T];
+        for quad in 0..GROUP / 4 {
+            for t in 0..T {
+                let [low, high] = load_bytes(&weights[t][g].weights[quad]);
+                let tile = [_mm256_xor_si256(low, sign), _mm256_xor_si256(high, sign)];
+                for r in 0..R {
+                    let first = _mm256_set1_epi32(inputs[r][g].high[quad]);
+                    let second = _mm256_set1_epi32(inputs[r][g].low[quad]);
+                    for half in 0..2 {
+                        let high = _mm256_slli_epi32::<8>(dot(tile[half], first));
+                        let sum = _mm256_add_epi32(high, dot(tile[half], second));
+                        whole[t][r][half] = _mm256_add_epi32(whole[t][r][half], sum);
+                    }
+                }
+            }
+        }
+        add_scaled(
+            &mut sums,
+            &whole,
+            weights.map(|w| &w[g].scales),
+            inputs.map(|x| x[g].scale),
+        );
+    }
+    sums
+}
+
+/// Each four signed bytes of `tile` times those of `input`, summed up. No byte of
+/// `tile` is -128, and at most one of a product's factors has that size, so two
+/// products fit 16 bits.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn dot(tile: __m256i, input: __m256i) -> __m256i {
+    let signed = _mm256_sign_epi8(tile, input);
+    let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(input), signed);
+    _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))
+}
+
+/// Adds whole numbers, scaled by their outputs and by their rows.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn add_scaled<const T: usize, const R: usize>(
+    sums: &mut [[Pair; R]; T],
+    whole: &[[[__m256i; 2]; R]; T],
+    scales: [&Lanes; T],
+    inputs: [f32; R],
+) {
+    for t in 0..T {
+        let scales = load(scales[t]);
+        for r in 0..R {
+            for half in 0..2 {
+                let scale = _mm256_mul_ps(scales[half], _mm256_set1_ps(inputs[r]));
+                let sum = _mm256_mul_ps(_mm256_cvtepi32_ps(whole[t][r][half]), scale);
+                sums[t][r][half] = _mm256_add_ps(sums[t][r][half], sum);
+            }
+        }
+    }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn nibbles_block<const T: usize, const R: usize>(
+    weights: [&[Nibbles]; T],
+    inputs: [&[Group]; R],
+) -> [[Pair; R]; T] {
+    let depth = inputs[0].len();
+    let (weights, inputs) = (weights.map(|w| &w[..depth]), inputs.map(|x| &x[..depth]));
+    let (ones, mask) = (_mm256_set1_epi16(1), _mm256_set1_epi8(15));
+    let mut sums = [[[_mm256_setzero_ps(); 2]; R]; T];
+    for g in 0..depth {
+        let mut whole = [[[_mm256_setzero_si256(); 2]; R]; T];
+        for quad in 0..HIGH / 4 {
+            for t in 0..T {
+                let tile = load_bytes(&weights[t][g].weights[quad]);
+                for r in 0..R {
+                    let first = _mm256_set1_epi32(inputs[r][g].values[quad]);
+                    let second = _mm256_set1_epi32(inputs[r][g].values[quad + HIGH / 4]);
+                    for half in 0..2 {
+                        let low = _mm256_and_si256(tile[half], mask);
+                        let high = _mm256_and_si256(_mm256_srli_epi16::<4>(tile[half]), mask);
+                        // four products of 15 and 127 at most fit 16 bits
+                        let pairs = _mm256_add_epi16(
+                            _mm256_maddubs_epi16(low, first),
+                            _mm256_maddubs_epi16(high, second),
+                        );
                         let quads = _mm256_madd_epi16(pairs, ones);
                         whole[t][r][half] = _mm256_add_epi32(whole[t][r][half], quads);
                     }
@@ -83,11 +204,13 @@ fn quantized_block<const T: usize, const R: usize>(
             }
         }
         for t in 0..T {
-            let scales = load(&weights[t][g].scales);
+            let (scales, lowest) = (widen(&weights[t][g].scales), widen(&weights[t][g].lowest));
             for r in 0..R {
+                let input = _mm256_set1_ps(inputs[r][g].sum());
                 for half in 0..2 {
-                    let scale = _mm256_mul_ps(scales[half], _mm256_set1_ps(inputs[r][g].scale));
-                    let sum = _mm256_mul_ps(_mm256_cvtepi32_ps(whole[t][r][half]), scale);
+                    let scaled = _mm256_mul_ps(scales[half], _mm256_cvtepi32_ps(whole[t][r][half]));
+                    let sum = _mm256_add_ps(scaled, _mm256_mul_ps(lowest[half], input));
+                    let sum = _mm256_mul_ps(sum, _mm256_set1_ps(inputs[r][g].scale));
                     sums[t][r][half] = _mm256_add_ps(sums[t][r][half], sum);
                 }
             }

@@ -1,14 +1,16 @@
 //! Products with AVX-512 and its dot product of bytes (VNNI).
 
 use std::arch::x86_64::{
-    __m512, __m512i, _mm512_add_ps, _mm512_cvtepi32_ps, _mm512_dpbusd_epi32, _mm512_fmadd_ps,
-    _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mul_ps, _mm512_set1_epi32, _mm512_set1_ps,
-    _mm512_setzero_ps, _mm512_setzero_si512, _mm512_storeu_ps,
+    __m512, __m512i, _mm512_add_epi32, _mm512_add_ps, _mm512_and_si512, _mm512_cvtepi32_ps,
+    _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mul_ps,
+    _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_setzero_si512,
+    _mm512_slli_epi32, _mm512_srli_epi16, _mm512_storeu_ps,
 };
 
 use super::element::{Element, LANES, Lanes};
+use super::nibbles::{HIGH, Nibbles};
 use super::product::{Product, in_blocks};
-use super::quantized::{GROUP, Group, Tile};
+use super::quantized::{GROUP, Group, Tile, Wide};
 
 /// See [`Product::add_to`].
 #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
@@ -20,6 +22,18 @@ pub(super) fn dense<E: Element>(product: Product<'_, [E; 16], f32>, out: &mut [L
 #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 pub(super) fn quantized(product: Product<'_, Tile, Group>, out: &mut [Lanes]) {
     in_blocks!(product, out, 2, quantized_block);
+}
+
+/// See [`Product::add_to`].
+#[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+pub(super) fn wide(product: Product<'_, Tile, Wide>, out: &mut [Lanes]) {
+    in_blocks!(product, out, 2, wide_block);
+}
+
+/// See [`Product::add_to`].
+#[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+pub(super) fn nibbles(product: Product<'_, Nibbles, Group>, out: &mut [Lanes]) {
+    in_blocks!(product, out, 2, nibbles_block);
 }
 
 #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
@@ -80,6 +94,94 @@ fn quantized_block<const T: usize, const R: usize>(
             for r in 0..R {
                 let scale = _mm512_mul_ps(scales, _mm512_set1_ps(inputs[r][g].scale));
                 let sum = _mm512_mul_ps(_mm512_cvtepi32_ps(whole[t][r]), scale);
+                sums[t][r] = _mm512_add_ps(sums[t][r], sum);
+            }
+        }
+    }
+    sums
+}
+
+#[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+#[inline]
+fn wide_block<const T: usize, const R: usize>(
+    weights: [&[Tile]; T],
+    inputs: [&[Wide]; R],
+) -> [[__m512; R]; T] {
+    let depth = inputs[0].len();
+    let (weights, inputs) = (weights.map(|w| &w[..depth]), inputs.map(|x| &x[..depth]));
+    let mut sums = [[_mm512_setzero_ps(); R]; T];
+    for g in 0..depth {
+        let mut high = [[_mm512_setzero_si512(); R]; T];
+        let mut low = [[_mm512_setzero_si512(); R]; T];
+        for r in 0..R {
+            let correction = _mm512_set1_epi32(inputs[r][g].correction);
+            for t in 0..T {
+                low[t][r] = correction;
+            }
+        }
+        for quad in 0..GROUP / 4 {
+            let mut tiles = [_mm512_setzero_si512(); T];
+            for t in 0..T {
+                tiles[t] = load_bytes(&weights[t][g].weights[quad]);
+            }
+            for r in 0..R {
+                let first = _mm512_set1_epi32(inputs[r][g].high[quad]);
+                let second = _mm512_set1_epi32(inputs[r][g].low[quad]);
+                for t in 0..T {
+                    high[t][r] = _mm512_dpbusd_epi32(high[t][r], tiles[t], first);
+                    low[t][r] = _mm512_dpbusd_epi32(low[t][r], tiles[t], second);
+                }
+            }
+        }
+        for t in 0..T {
+            let scales = load(&weights[t][g].scales);
+            for r in 0..R {
+                let scale = _mm512_mul_ps(scales, _mm512_set1_ps(inputs[r][g].scale));
+                let whole = _mm512_add_epi32(_mm512_slli_epi32::<8>(high[t][r]), low[t][r]);
+                let sum = _mm512_mul_ps(_mm512_cvtepi32_ps(whole), scale);
+                sums[t][r] = _mm512_add_ps(sums[t][r], sum);
+            }
+        }
+    }
+    sums
+}
+
+#[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+#[inline]
+fn nibbles_block<const T: usize, const R: usize>(
+    weights: [&[Nibbles]; T],
+    inputs: [&[Group]; R],
+) -> [[__m512; R]; T] {
+    let depth = inputs[0].len();
+    let (weights, inputs) = (weights.map(|w| &w[..depth]), inputs.map(|x| &x[..depth]));
+    let mask = _mm512_set1_epi8(15);
+    let mut sums = [[_mm512_setzero_ps(); R]; T];
+    for g in 0..depth {
+        let mut whole = [[_mm512_setzero_si512(); R]; T];
+        for quad in 0..HIGH / 4 {
+            let mut low = [mask; T];
+            let mut high = [mask; T];
+            for t in 0..T {
+                let bytes = load_bytes(&weights[t][g].weights[quad]);
+                low[t] = _mm512_and_si512(bytes, mask);
+                high[t] = _mm512_and_si512(_mm512_srli_epi16::<4>(bytes), mask);
+            }
+            for r in 0..R {
+                let first = _mm512_set1_epi32(inputs[r][g].values[quad]);
+                let second = _mm512_set1_epi32(inputs[r][g].values[quad + HIGH / 4]);
+                for t in 0..T {
+                    whole[t][r] = _mm512_dpbusd_epi32(whole[t][r], low[t], first);
+                    whole[t][r] = _mm512_dpbusd_epi32(whole[t][r], high[t], second);
+                }
+            }
+        }
+        for t in 0..T {
+            let (scales, lowest) = (widen(&weights[t][g].scales), widen(&weights[t][g].lowest));
+            for r in 0..R {
+                let scaled = _mm512_mul_ps(scales, _mm512_cvtepi32_ps(whole[t][r]));
+                let moved = _mm512_mul_ps(lowest, _mm512_set1_ps(inputs[r][g].sum()));
+                let sum = _mm512_add_ps(scaled, moved);
+                let sum = _mm512_mul_ps(sum, _mm512_set1_ps(inputs[r][g].scale));
                 sums[t][r] = _mm512_add_ps(sums[t][r], sum);
             }
         }

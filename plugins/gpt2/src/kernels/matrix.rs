@@ -3,8 +3,9 @@
 use half::{bf16, f16};
 
 use super::element::{Element, LANES, Lanes};
+use super::nibbles::Nibbles;
 use super::product::Product;
-use super::quantized::{GROUP, Group, Tile, quantize};
+use super::quantized::{GROUP, Group, Tile, Wide, quantize, quantize_wide};
 use super::{Level, Panel, Team};
 
 /// What weights are held in.
@@ -18,16 +19,33 @@ pub(crate) enum Dtype {
     Bf16,
     /// 8 bits, with a scale for every 64 inputs of an output.
     Q8,
+    /// 8 bits as for `Q8`, times inputs in 16 bits; the last layer in half precision.
+    W8A16,
+    /// 4 bits, with a scale and a lowest weight for every 64 inputs of an output;
+    /// the last layer as for `Q8`.
+    Q4,
 }
 
 impl Dtype {
     /// All of them, with the names they have in a configuration.
-    pub(crate) const ALL: [(Self, &str); 4] = [
+    pub(crate) const ALL: [(Self, &str); 6] = [
         (Self::F32, "f32"),
         (Self::F16, "f16"),
         (Self::Bf16, "bf16"),
         (Self::Q8, "q8"),
+        (Self::W8A16, "w8a16"),
+        (Self::Q4, "q4"),
     ];
+
+    /// What the output layer is held in: the tokens' order by likelihood shows
+    /// its errors at once.
+    pub(crate) fn of_output(self) -> Self {
+        match self {
+            Self::W8A16 => Self::F16,
+            Self::Q4 => Self::Q8,
+            other => other,
+        }
+    }
 }
 
 /// Weights of every output over the inputs.
@@ -46,15 +64,20 @@ enum Tiles {
     F16(Vec<[f16; LANES]>),
     Bf16(Vec<[bf16; LANES]>),
     Q8(Vec<Tile>),
+    W8A16(Vec<Tile>),
+    Q4(Vec<Nibbles>),
 }
 
-/// Rows that go into a product, as the matrix needs them.
-#[derive(Debug)]
-pub(crate) enum Input {
+/// Rows that go into a product, in the form that the matrix needs; room for the
+/// other forms is kept.
+#[derive(Debug, Default)]
+pub(crate) struct Input {
     /// As they are.
-    Dense(Vec<f32>),
-    /// In groups.
-    Quantized(Vec<Group>),
+    dense: Vec<f32>,
+    /// In groups, in 8 bits.
+    groups: Vec<Group>,
+    /// In groups, in 16 bits.
+    wide: Vec<Wide>,
 }
 
 impl Matrix {
@@ -79,6 +102,8 @@ impl Matrix {
             Dtype::F16 => Tiles::F16(Vec::with_capacity(inputs * tiles)),
             Dtype::Bf16 => Tiles::Bf16(Vec::with_capacity(inputs * tiles)),
             Dtype::Q8 => Tiles::Q8(Vec::with_capacity(inputs.div_ceil(GROUP) * tiles)),
+            Dtype::W8A16 => Tiles::W8A16(Vec::with_capacity(inputs.div_ceil(GROUP) * tiles)),
+            Dtype::Q4 => Tiles::Q4(Vec::with_capacity(inputs.div_ceil(GROUP) * tiles)),
         };
         Self {
             inputs,
@@ -103,17 +128,17 @@ impl Matrix {
                 }
             })
         };
+        let groups = inputs.div_ceil(GROUP);
         for tile in 0..outputs.div_ceil(LANES) {
+            let group = |group: usize| std::array::from_fn(|k| lanes(group * GROUP + k, tile));
             match &mut self.tiles {
                 Tiles::F32(tiles) => extend(tiles, inputs, |input| lanes(input, tile)),
                 Tiles::F16(tiles) => extend(tiles, inputs, |input| lanes(input, tile)),
                 Tiles::Bf16(tiles) => extend(tiles, inputs, |input| lanes(input, tile)),
-                Tiles::Q8(tiles) => {
-                    let groups = 0..inputs.div_ceil(GROUP);
-                    tiles.extend(groups.map(|group| {
-                        Tile::quantize(&std::array::from_fn(|k| lanes(group * GROUP + k, tile)))
-                    }));
+                Tiles::Q8(tiles) | Tiles::W8A16(tiles) => {
+                    tiles.extend((0..groups).map(|g| Tile::quantize(&group(g))));
                 }
+                Tiles::Q4(tiles) => tiles.extend((0..groups).map(|g| Nibbles::quantize(&group(g)))),
             }
         }
     }
@@ -131,16 +156,17 @@ impl Matrix {
     /// Writes the weights of one output.
     pub(crate) fn output(&self, output: usize, weights: &mut [f32]) {
         let (tile, lane) = (output / LANES, output % LANES);
+        let groups = self.inputs.div_ceil(GROUP);
         for (k, weight) in weights[..self.inputs].iter_mut().enumerate() {
             let at = tile * self.inputs + k;
             *weight = match &self.tiles {
                 Tiles::F32(tiles) => tiles[at][lane],
                 Tiles::F16(tiles) => tiles[at][lane].widen(),
                 Tiles::Bf16(tiles) => tiles[at][lane].widen(),
-                Tiles::Q8(tiles) => {
-                    let groups = self.inputs.div_ceil(GROUP);
+                Tiles::Q8(tiles) | Tiles::W8A16(tiles) => {
                     tiles[tile * groups + k / GROUP].weight(k % GROUP, lane)
                 }
+                Tiles::Q4(tiles) => tiles[tile * groups + k / GROUP].weight(k % GROUP, lane),
             };
         }
     }
@@ -156,33 +182,29 @@ impl Matrix {
         write: impl Fn(usize, &mut [f32]) + Sync,
     ) {
         let width = self.inputs;
-        match (&self.tiles, input) {
-            (Tiles::Q8(_), Input::Quantized(groups)) => {
-                let in_row = width.div_ceil(GROUP);
-                groups.resize(rows * in_row, Group::default());
-                team.each(groups, in_row, |first, groups| {
+        let in_row = width.div_ceil(GROUP);
+        macro_rules! quantized {
+            ($groups:expr, $quantize:ident) => {{
+                $groups.resize(rows * in_row, Default::default());
+                team.each($groups, in_row, |first, groups| {
                     let mut numbers = vec![0.0; width];
                     for (row, groups) in groups.chunks_exact_mut(in_row).enumerate() {
                         write(first + row, &mut numbers);
-                        quantize(level, &numbers, groups);
+                        $quantize(level, &numbers, groups);
                     }
                 });
-            }
-            (Tiles::Q8(_), input) => {
-                *input = Input::Quantized(Vec::new());
-                self.fill(level, team, rows, input, write);
-            }
-            (_, Input::Dense(numbers)) => {
-                numbers.resize(rows * width, 0.0);
-                team.each(numbers, width, |first, numbers| {
+            }};
+        }
+        match &self.tiles {
+            Tiles::Q8(_) | Tiles::Q4(_) => quantized!(&mut input.groups, quantize),
+            Tiles::W8A16(_) => quantized!(&mut input.wide, quantize_wide),
+            Tiles::F32(_) | Tiles::F16(_) | Tiles::Bf16(_) => {
+                input.dense.resize(rows * width, 0.0);
+                team.each(&mut input.dense, width, |first, numbers| {
                     for (row, numbers) in numbers.chunks_exact_mut(width).enumerate() {
                         write(first + row, numbers);
                     }
                 });
-            }
-            (_, input) => {
-                *input = Input::Dense(Vec::new());
-                self.fill(level, team, rows, input, write);
             }
         }
     }
@@ -216,19 +238,19 @@ impl Matrix {
                     weights: &$tiles[first * $depth..]
                         [..out.len() / ($rows.len() / $depth) * $depth],
                     depth: $depth,
-                    rows: $rows,
+                    rows: &$rows,
                 }
                 .add_to(level, out)
             };
         }
-        match (&self.tiles, input) {
-            (Tiles::F32(tiles), Input::Dense(rows)) => product!(tiles, rows, self.inputs),
-            (Tiles::F16(tiles), Input::Dense(rows)) => product!(tiles, rows, self.inputs),
-            (Tiles::Bf16(tiles), Input::Dense(rows)) => product!(tiles, rows, self.inputs),
-            (Tiles::Q8(tiles), Input::Quantized(rows)) => {
-                product!(tiles, rows, self.inputs.div_ceil(GROUP));
-            }
-            _ => unreachable!("`fill` made the input for this matrix"),
+        let groups = self.inputs.div_ceil(GROUP);
+        match &self.tiles {
+            Tiles::F32(tiles) => product!(tiles, input.dense, self.inputs),
+            Tiles::F16(tiles) => product!(tiles, input.dense, self.inputs),
+            Tiles::Bf16(tiles) => product!(tiles, input.dense, self.inputs),
+            Tiles::Q8(tiles) => product!(tiles, input.groups, groups),
+            Tiles::W8A16(tiles) => product!(tiles, input.wide, groups),
+            Tiles::Q4(tiles) => product!(tiles, input.groups, groups),
         }
     }
 }

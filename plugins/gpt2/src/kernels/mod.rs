@@ -1,8 +1,8 @@
 //! The arithmetic, on plain slices.
 //!
 //! - `team`: the threads that share it
-//! - `matrix`: weights, packed; `product` is what they are for, and `quantized`
-//!   their form in 8 bits
+//! - `matrix`: weights, packed; `product` is what they are for; `quantized` and
+//!   `nibbles` are their forms in 8 and in 4 bits
 //! - `attention`: keys and values, and looking them up
 //! - `vector`: the rest; `panel`: rows as products leave them
 //! - `level`: which instructions; `avx2` and `avx512` have those that the
@@ -28,6 +28,7 @@ mod avx512;
 mod element;
 mod level;
 mod matrix;
+mod nibbles;
 mod panel;
 mod product;
 mod quantized;

@@ -6,7 +6,8 @@
 
 use super::element::{Element, Lanes};
 use super::level::{Level, Tier};
-use super::quantized::{GROUP, Group, Tile};
+use super::nibbles::{Nibbles, block as nibbles_block};
+use super::quantized::{GROUP, Group, Tile, Wide};
 #[cfg(target_arch = "x86_64")]
 use super::{avx2, avx512};
 
@@ -139,6 +140,36 @@ impl Product<'_, Tile, Group> {
     }
 }
 
+impl Product<'_, Tile, Wide> {
+    /// As for the other 8 bits, to the bit.
+    pub(super) fn add_to(self, level: Level, out: &mut [Lanes]) {
+        match level.tier() {
+            Tier::Portable => in_blocks!(self, out, 1, wide),
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the level exists only where these instructions do
+            Tier::Avx2 => unsafe { avx2::wide(self, out) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above
+            Tier::Avx512 => unsafe { avx512::wide(self, out) },
+        }
+    }
+}
+
+impl Product<'_, Nibbles, Group> {
+    /// As for 8 bits, to the bit.
+    pub(super) fn add_to(self, level: Level, out: &mut [Lanes]) {
+        match level.tier() {
+            Tier::Portable => in_blocks!(self, out, 1, nibbles_block),
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the level exists only where these instructions do
+            Tier::Avx2 => unsafe { avx2::nibbles(self, out) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above
+            Tier::Avx512 => unsafe { avx512::nibbles(self, out) },
+        }
+    }
+}
+
 #[inline(always)]
 fn add(out: &mut Lanes, sums: Lanes) {
     for (out, sum) in out.iter_mut().zip(sums) {
@@ -164,6 +195,17 @@ fn dense<E: Element, const T: usize, const R: usize>(
     sums
 }
 
+/// Four weights times four inputs.
+#[inline(always)]
+fn dot(weights: [u8; 4], inputs: i32) -> i32 {
+    let inputs = inputs.to_le_bytes();
+    let mut sum = 0;
+    for k in 0..4 {
+        sum += i32::from(weights[k]) * i32::from(inputs[k].cast_signed());
+    }
+    sum
+}
+
 #[inline(always)]
 fn quantized<const T: usize, const R: usize>(
     weights: [&[Tile]; T],
@@ -176,20 +218,45 @@ fn quantized<const T: usize, const R: usize>(
                 let (tile, group) = (&weights[t][g], &inputs[r][g]);
                 let mut whole = [group.correction; 16];
                 for quad in 0..GROUP / 4 {
-                    let inputs = group.values[quad].to_le_bytes();
                     for (sum, weights) in whole.iter_mut().zip(tile.weights[quad].as_chunks().0) {
-                        let [a, b, c, d]: [u8; 4] = *weights;
-                        *sum += i32::from(a) * i32::from(inputs[0].cast_signed())
-                            + i32::from(b) * i32::from(inputs[1].cast_signed())
-                            + i32::from(c) * i32::from(inputs[2].cast_signed())
-                            + i32::from(d) * i32::from(inputs[3].cast_signed());
+                        *sum += dot(*weights, group.values[quad]);
                     }
                 }
-                for ((sum, whole), scale) in sums[t][r].iter_mut().zip(whole).zip(tile.scales) {
-                    *sum += whole as f32 * (scale * group.scale);
-                }
+                add_scaled(&mut sums[t][r], &whole, &tile.scales, group.scale);
             }
         }
     }
     sums
+}
+
+#[inline(always)]
+fn wide<const T: usize, const R: usize>(
+    weights: [&[Tile]; T],
+    inputs: [&[Wide]; R],
+) -> [[Lanes; R]; T] {
+    let mut sums = [[Lanes::default(); R]; T];
+    for g in 0..inputs[0].len() {
+        for t in 0..T {
+            for r in 0..R {
+                let (tile, group) = (&weights[t][g], &inputs[r][g]);
+                let mut whole = [group.correction; 16];
+                for quad in 0..GROUP / 4 {
+                    for (sum, weights) in whole.iter_mut().zip(tile.weights[quad].as_chunks().0) {
+                        *sum += dot(*weights, group.high[quad]) * 256;
+                        *sum += dot(*weights, group.low[quad]);
+                    }
+                }
+                add_scaled(&mut sums[t][r], &whole, &tile.scales, group.scale);
+            }
+        }
+    }
+    sums
+}
+
+/// Adds whole numbers, scaled by their output and by the row.
+#[inline(always)]
+fn add_scaled(sums: &mut Lanes, whole: &[i32; 16], scales: &Lanes, scale: f32) {
+    for lane in 0..16 {
+        sums[lane] += whole[lane] as f32 * (scales[lane] * scale);
+    }
 }

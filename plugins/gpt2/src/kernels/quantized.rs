@@ -8,6 +8,9 @@
 use super::element::{LANES, Lanes};
 use super::level::for_each_level;
 
+/// The largest input in 16 bits: its two bytes are in ±127 and -128 to 127.
+const LARGEST_WIDE: f32 = 32_512.0;
+
 /// Inputs that share a scale.
 pub(crate) const GROUP: usize = 64;
 /// The byte that stands for a weight of 0.
@@ -33,6 +36,27 @@ pub(crate) struct Group {
     /// -128 times the sum of the bytes.
     pub(super) correction: i32,
     pub(super) scale: f32,
+}
+
+/// A group of inputs of one row in 16 bits: `scale · (256 · high + low)`.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Wide {
+    /// Four signed bytes in each, the first one lowest.
+    pub(super) high: [i32; GROUP / 4],
+    /// The same inputs' lower bytes, signed as well.
+    pub(super) low: [i32; GROUP / 4],
+    /// -128 times the sum of the inputs.
+    pub(super) correction: i32,
+    pub(super) scale: f32,
+}
+
+impl Group {
+    /// The sum of the bytes.
+    #[inline(always)]
+    pub(super) fn sum(&self) -> f32 {
+        // a power of two: exact
+        self.correction as f32 * (-1.0 / 128.0)
+    }
 }
 
 impl Tile {
@@ -81,6 +105,58 @@ fn nearest(value: f32) -> i32 {
     bits.cast_signed()
 }
 
+/// The largest of a group's numbers, signs aside.
+#[inline(always)]
+fn largest_of(values: &[f32; GROUP]) -> f32 {
+    let mut largest = Lanes::default();
+    for k in 0..GROUP {
+        largest[k % LANES] = largest[k % LANES].max(values[k].abs());
+    }
+    let mut half = LANES / 2;
+    while half > 0 {
+        for lane in 0..half {
+            largest[lane] = largest[lane].max(largest[lane + half]);
+        }
+        half /= 2;
+    }
+    largest[0]
+}
+
+/// Bytes in fours, the first one lowest.
+#[inline(always)]
+fn quads(bytes: &[u8; GROUP], quads: &mut [i32; GROUP / 4]) {
+    for quad in 0..GROUP / 4 {
+        let at = quad * 4;
+        quads[quad] = i32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+    }
+}
+
+for_each_level! {
+    /// Quantizes a row in 16 bits; the last group is filled up with zeros.
+    pub(crate) fn quantize_wide(row: &[f32], groups: &mut [Wide]) {
+        for g in 0..groups.len() {
+            let chunk = &row[g * GROUP..row.len().min((g + 1) * GROUP)];
+            let mut values = [0.0; GROUP];
+            values[..chunk.len()].copy_from_slice(chunk);
+            let largest = largest_of(&values);
+            let step = if largest > 0.0 { LARGEST_WIDE / largest } else { 0.0 };
+            let (mut high, mut low) = ([0_u8; GROUP], [0_u8; GROUP]);
+            let mut sum = 0;
+            for k in 0..GROUP {
+                let whole = nearest(values[k] * step);
+                sum += whole;
+                high[k] = ((whole + 128) >> 8) as u8;
+                low[k] = whole as u8;
+            }
+            let group = &mut groups[g];
+            group.correction = sum * -i32::from(ZERO);
+            group.scale = largest / LARGEST_WIDE;
+            quads(&high, &mut group.high);
+            quads(&low, &mut group.low);
+        }
+    }
+}
+
 for_each_level! {
     /// Quantizes a row; the last group is filled up with zeros.
     pub(crate) fn quantize(row: &[f32], groups: &mut [Group]) {
@@ -88,18 +164,7 @@ for_each_level! {
             let chunk = &row[g * GROUP..row.len().min((g + 1) * GROUP)];
             let mut values = [0.0; GROUP];
             values[..chunk.len()].copy_from_slice(chunk);
-            let mut largest = Lanes::default();
-            for k in 0..GROUP {
-                largest[k % LANES] = largest[k % LANES].max(values[k].abs());
-            }
-            let mut half = LANES / 2;
-            while half > 0 {
-                for lane in 0..half {
-                    largest[lane] = largest[lane].max(largest[lane + half]);
-                }
-                half /= 2;
-            }
-            let largest = largest[0];
+            let largest = largest_of(&values);
             let step = if largest > 0.0 { LARGEST / largest } else { 0.0 };
             let mut bytes = [0_u8; GROUP];
             let mut sum = 0;
@@ -111,11 +176,7 @@ for_each_level! {
             let group = &mut groups[g];
             group.correction = sum * -i32::from(ZERO);
             group.scale = largest / LARGEST;
-            for quad in 0..GROUP / 4 {
-                let at = quad * 4;
-                let quads = [bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]];
-                group.values[quad] = i32::from_le_bytes(quads);
-            }
+            quads(&bytes, &mut group.values);
         }
     }
 }
@@ -149,6 +210,27 @@ mod tests {
             for (lane, weight) in weights.iter().enumerate() {
                 let off = (tile.weight(k, lane) - weight).abs();
                 assert!(off <= tile.scales[lane] * 0.501, "{k} {lane}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_input_in_16_bits_is_off_by_half_a_step_at_most() {
+        let mut random = Random(6);
+        for len in [1, 64, 100] {
+            let row = random.row(len);
+            let mut groups = vec![Wide::default(); len.div_ceil(GROUP)];
+            for level in Level::all() {
+                quantize_wide(level, &row, &mut groups);
+                for (k, value) in row.iter().enumerate() {
+                    let group = &groups[k / GROUP];
+                    let byte = |quads: &[i32]| {
+                        let bytes = quads[k % GROUP / 4].to_le_bytes();
+                        f32::from(bytes[k % 4].cast_signed())
+                    };
+                    let ours = (256.0 * byte(&group.high) + byte(&group.low)) * group.scale;
+                    assert!((ours - value).abs() <= group.scale * 0.51, "{level:?} {k}");
+                }
             }
         }
     }

@@ -32,7 +32,7 @@ fn multiply(
     outputs: usize,
 ) -> Vec<Vec<f32>> {
     let mut team = Team::new(NonZeroUsize::new(threads).unwrap()).unwrap();
-    let mut input = Input::Dense(Vec::new());
+    let mut input = Input::default();
     matrix.fill(level, &mut team, rows.len(), &mut input, |row, to| {
         to.copy_from_slice(&rows[row]);
     });
@@ -67,7 +67,8 @@ fn products_are_right_on_every_level_and_rows_do_not_depend_on_each_other() {
                 })
                 .collect();
             // against sums of the numbers that the matrix holds
-            let tolerance = if dtype == Dtype::Q8 { 0.01 } else { 1e-5 };
+            let is_whole = matches!(dtype, Dtype::Q8 | Dtype::W8A16 | Dtype::Q4);
+            let tolerance = if is_whole { 0.01 } else { 1e-5 };
             let held: Vec<_> = (0..outputs)
                 .map(|output| {
                     let mut weights = vec![0.0; inputs];
@@ -102,7 +103,7 @@ fn products_are_right_on_every_level_and_rows_do_not_depend_on_each_other() {
                 }
                 for (ours, portable) in alone_here.iter().flatten().zip(alone[0].iter().flatten()) {
                     // only fused multiplications differ
-                    let allowed = if dtype == Dtype::Q8 { 0.0 } else { 1e-5 };
+                    let allowed = if is_whole { 0.0 } else { 1e-5 };
                     assert!((ours - portable).abs() <= allowed, "{name} {level:?}");
                 }
             }
@@ -123,7 +124,9 @@ fn weights_are_held_to_the_precision_of_their_type() {
             Dtype::F32 => 0.0,
             Dtype::F16 => 1.0 / 2048.0,
             Dtype::Bf16 => 1.0 / 256.0,
-            Dtype::Q8 => 1.0 / 253.0,
+            Dtype::Q8 | Dtype::W8A16 => 1.0 / 253.0,
+            // what is cut off at an end of the range
+            Dtype::Q4 => 0.2,
         };
         for output in 0..40 {
             let mut held = vec![0.0; 100];

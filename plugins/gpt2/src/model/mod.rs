@@ -51,7 +51,7 @@ impl Model {
         dtype: Dtype,
     ) -> Result<Self, Refusal> {
         let (vocab, width) = (config.vocab(), config.width());
-        let by_token = |name: &str| -> Result<Matrix, Refusal> {
+        let by_token = |name: &str, dtype: Dtype| -> Result<Matrix, Refusal> {
             let tensor = weights.find(name, &[vocab, width])?;
             let mut matrix = Matrix::empty(dtype, width, vocab);
             let mut rows = vec![0.0; TOKENS_AT_ONCE * width];
@@ -63,11 +63,14 @@ impl Model {
             }
             Ok(matrix)
         };
-        let tokens = by_token("wte.weight")?;
         let (head, embedding) = if config.tie_word_embeddings {
-            (tokens, None)
+            (by_token("wte.weight", dtype.of_output())?, None)
         } else {
-            (by_token("lm_head.weight")?, Some(tokens))
+            let embedding = by_token("wte.weight", dtype)?;
+            (
+                by_token("lm_head.weight", dtype.of_output())?,
+                Some(embedding),
+            )
         };
         let blocks = (0..config.layers()).map(|layer| Block::load(config, weights, layer, dtype));
         Ok(Self {

@@ -58,7 +58,7 @@ impl Workspace {
             stream: Panel::default(),
             wide: Panel::default(),
             attended: Vec::new(),
-            input: Input::Dense(Vec::new()),
+            input: Input::default(),
             logits: Panel::default(),
         }
     }

@@ -92,7 +92,7 @@ fn answers_are_the_same_alone_and_together() {
         usage.cached_prompt_tokens = 0;
         (text, reason, usage)
     };
-    for dtype in ["f32", "q8"] {
+    for dtype in ["f32", "q8", "w8a16", "q4"] {
         let model = Arc::new(open(dtype));
         let alone: Vec<_> = (0..12).map(|number| say(&model, number)).collect();
         let threads: Vec<_> = (0..12)

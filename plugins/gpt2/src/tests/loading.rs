@@ -53,13 +53,23 @@ fn settings_that_make_no_sense_are_refused() {
         let error = Gpt2::open(&settings(&[("model_path", source), ("dtype", dtype)])).unwrap_err();
         assert_eq!(error.kind, ErrorKind::InvalidRequest, "{source} {dtype}");
     }
+    // 0 MiB hold no context
+    for (name, value) in [
+        ("kv_cache_mib", "0"),
+        ("kv_cache_mib", "much"),
+        ("prefix_cache", "1"),
+    ] {
+        let error = Gpt2::open(&settings(&[(name, value)])).unwrap_err();
+        assert_eq!(error.kind, ErrorKind::InvalidRequest, "{name} {value}");
+        assert!(error.message.contains(name), "{}", error.message);
+    }
 }
 
 #[test]
 fn every_dtype_answers() {
     let folder = fixture("plain");
     let source = folder.to_str().unwrap();
-    for dtype in ["f32", "f16", "bf16", "q8"] {
+    for dtype in ["f32", "f16", "bf16", "q8", "w8a16", "q4"] {
         let model = Gpt2::open(&settings(&[("model_path", source), ("dtype", dtype)])).unwrap();
         assert_eq!(
             answer(&model, "The harbour", greedy(4)).2.completion_tokens,

@@ -63,7 +63,7 @@ pub(crate) fn fixture(name: &str) -> PathBuf {
         .collect()
 }
 
-fn settings(pairs: &[(&str, &str)]) -> Settings {
+pub(crate) fn settings(pairs: &[(&str, &str)]) -> Settings {
     pairs
         .iter()
         .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
