@@ -365,3 +365,22 @@ async fn a_base_that_is_no_url_is_refused_at_the_start() {
     assert!(output.contains("stripe.api_base"), "{output}");
     assert!(!output.contains(STRIPE_KEY));
 }
+
+#[tokio::test]
+async fn stripe_is_told_no_faster_than_it_takes() {
+    let stripe = FakeStripe::start().await;
+    let host = setup(stripe.url()).start().await;
+    let begun = Instant::now();
+    for number in 0..36 {
+        let new = json!({ "name": "N", "email": format!("{number}@x.example"), "company": "C" });
+        host.admin().post("/customers", new).await.expect(201);
+    }
+    all_reported(&host).await;
+    assert_eq!(stripe.made("/v1/customers").len(), 36);
+    // twelve at once, and then twelve a second
+    assert!(
+        begun.elapsed() >= Duration::from_secs(2),
+        "{:?}",
+        begun.elapsed()
+    );
+}

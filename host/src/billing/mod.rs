@@ -11,9 +11,11 @@
 mod stripe;
 pub mod webhook;
 
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use anyhow::Context;
+use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use time::OffsetDateTime;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -24,6 +26,10 @@ use crate::config;
 use crate::store::outbox::Message;
 use crate::store::{self, Store};
 
+/// Messages a second. Stripe takes 25 requests from a sandbox and 100 otherwise, and a
+/// message is one or, after a lost answer, two:
+/// <https://docs.stripe.com/rate-limits>.
+const PACE: NonZeroU32 = NonZeroU32::new(12).unwrap();
 /// Until the second attempt; each one after that waits twice as long.
 const FIRST_DELAY: Duration = Duration::from_secs(1);
 /// Longest wait for a failure that may pass: an outage costs at most this more.
@@ -55,6 +61,7 @@ pub fn start(
         store,
         clock,
         period: Duration::from_secs(config.report_seconds.into()),
+        pace: RateLimiter::direct(Quota::per_second(PACE)),
     };
     Ok(Some(tokio::spawn(reporter.run(stop))))
 }
@@ -65,6 +72,7 @@ struct Reporter {
     clock: Clock,
     /// Between two reports of a customer's usage.
     period: Duration,
+    pace: DefaultDirectRateLimiter,
 }
 
 impl Reporter {
@@ -88,7 +96,7 @@ impl Reporter {
 
     /// Sends the next message, if one is due. Returns how long to sleep.
     async fn step(&self, is_announced: &mut bool) -> Result<Duration, store::Error> {
-        let Some(_sender) = self.store.sender().await? else {
+        let Some(_sender) = self.store.sender("outbox").await? else {
             return Ok(FIRST_DELAY);
         };
         let now = self.clock.now();
@@ -98,6 +106,7 @@ impl Reporter {
         }
         self.store.seal_usage(now - self.period, now).await?;
         if let Some(message) = self.store.due_message(now).await? {
+            self.pace.until_ready().await;
             self.attempt(&message).await?;
             return Ok(Duration::ZERO);
         }

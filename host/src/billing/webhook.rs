@@ -14,7 +14,7 @@ use time::OffsetDateTime;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::{LONGEST_SLEEP, delay, until};
+use super::{FIRST_DELAY, LONGEST_SLEEP, delay, until};
 use crate::clock::Clock;
 use crate::config;
 use crate::store::notices::Notice;
@@ -78,6 +78,9 @@ impl Sender {
 
     /// Sends the next notice, if one is due. Returns how long to sleep.
     async fn step(&self) -> Result<Duration, store::Error> {
+        let Some(_sender) = self.store.sender("notices").await? else {
+            return Ok(FIRST_DELAY);
+        };
         let now = self.clock.now();
         let Some(notice) = self.store.due_notice(now).await? else {
             let due = self.store.notice_due_at().await?;
