@@ -3,7 +3,7 @@
 use time::{Duration, OffsetDateTime};
 
 use super::db::{On, Transaction, query};
-use super::{Error, Store, millis};
+use super::{Error, Store, at_work, millis};
 
 /// How long an answer is kept.
 pub const KEPT: Duration = Duration::hours(24);
@@ -25,11 +25,15 @@ pub struct KeptAnswer {
     pub created_at: OffsetDateTime,
 }
 
-/// Writes an answer, and forgets those that were kept long enough.
+/// Writes an answer, frees its request's name, and forgets those that were kept
+/// long enough; `false` when the name is another server's by now.
 pub(super) async fn insert(
     transaction: &mut Transaction<'_>,
     kept: &KeptAnswer,
-) -> Result<(), Error> {
+) -> Result<bool, Error> {
+    if !at_work::end(&mut *transaction, &kept.request_id).await? {
+        return Ok(false);
+    }
     // one of the same name must make room now
     forget(&mut *transaction, kept.created_at).await?;
     query(
@@ -45,7 +49,7 @@ pub(super) async fn insert(
     .bind(millis(kept.created_at))
     .execute(transaction)
     .await?;
-    Ok(())
+    Ok(true)
 }
 
 async fn forget<'a, 'c: 'a>(on: impl Into<On<'a, 'c>>, now: OffsetDateTime) -> Result<(), Error> {

@@ -6,6 +6,7 @@
 
 pub mod admin;
 pub mod answers;
+pub mod at_work;
 pub mod audit;
 mod claim;
 mod copy;
@@ -49,6 +50,10 @@ pub enum Error {
     /// The reference is that of another amount or customer.
     #[error("this reference was used for another amount or customer")]
     ReferenceTaken,
+    /// Another server has taken the request over, since this one said nothing for
+    /// too long.
+    #[error("another server is at work on the request")]
+    TakenOver,
     /// The task that settles has ended.
     #[error("the server is stopping")]
     Stopping,
