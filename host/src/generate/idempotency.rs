@@ -17,8 +17,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{Answer, Content, Error, Piece};
 use crate::money::NanoDollars;
+use crate::store::at_work::NamedRequest;
 use crate::store::ledger::Cap;
-use crate::store::{Settler, Store, at_work};
+use crate::store::{Settler, Store};
 
 /// Between two attempts to free a name.
 const RETRY: Duration = Duration::from_secs(3);
@@ -86,8 +87,9 @@ impl Claim {
     /// As [`AtWork::claim`], and [`Error::NotRecorded`] when the database fails.
     pub(super) async fn share(
         mut self,
-        (store, settler): (Store, Settler),
-        request: at_work::AtWork,
+        store: Store,
+        settler: Settler,
+        request: NamedRequest,
     ) -> Result<Self, Error> {
         let first = settler.take_name(&request).await;
         if let Ok(Some(fingerprint)) = first {
@@ -101,6 +103,7 @@ impl Claim {
             store,
             request_id: request.request_id,
         });
+        // it may be taken all the same: dropping this frees it
         first.map_err(|_| Error::NotRecorded)?;
         Ok(self)
     }

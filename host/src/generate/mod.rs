@@ -29,8 +29,9 @@ use crate::clock::Clock;
 use crate::config::Requests;
 use crate::limits::Limits;
 use crate::models::{Current, Loader};
+use crate::store::at_work::NamedRequest;
 use crate::store::keys::Key;
-use crate::store::{Settler, Store, at_work};
+use crate::store::{Settler, Store};
 
 use idempotency::{AtWork, Claim, Kept};
 use metrics::Metrics;
@@ -190,15 +191,15 @@ impl Generator {
         if !self.store.is_shared() {
             return Ok(Repeat::First(claim));
         }
-        let request = at_work::AtWork {
+        let request = NamedRequest {
             request_id: ask.request_id.clone(),
             api_key_id,
             idempotency_key: asked.key.clone(),
             fingerprint: asked.fingerprint,
         };
-        let database = (self.store.clone(), self.settler.clone());
+        let shared = claim.share(self.store.clone(), self.settler.clone(), request);
         // a task goes on if the client leaves
-        let claim = tokio::spawn(claim.share(database, request)).await;
+        let claim = tokio::spawn(shared.in_current_span()).await;
         let claim = claim.map_err(|_| Error::Stopping)??;
         // another server may have answered since the look
         match self.kept(api_key_id, asked).await? {

@@ -8,7 +8,7 @@ use super::{Error, Store, servers};
 
 /// A request whose name is to be taken.
 #[derive(Clone, Debug)]
-pub struct AtWork {
+pub struct NamedRequest {
     /// Id of the request.
     pub request_id: String,
     /// The API key that it came with.
@@ -24,7 +24,7 @@ pub struct AtWork {
 pub(super) async fn take(
     pool: &Pool,
     process: &str,
-    request: &AtWork,
+    request: &NamedRequest,
 ) -> Result<Option<Vec<u8>>, Error> {
     let mut transaction = pool.begin().await?;
     // locks the row also where it leaves it as it is

@@ -8,7 +8,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use super::answers::{self, KeptAnswer};
-use super::at_work::{self, AtWork};
+use super::at_work::{self, NamedRequest};
 use super::db::{Connection, Transaction};
 use super::ledger::{self, Reservation, Reserved};
 use super::usage::{self, Status, Usage};
@@ -71,7 +71,7 @@ impl Settler {
     ///
     /// # Errors
     /// When the database fails: it may be taken all the same then.
-    pub async fn take_name(&self, request: &AtWork) -> Result<Option<Vec<u8>>, Error> {
+    pub async fn take_name(&self, request: &NamedRequest) -> Result<Option<Vec<u8>>, Error> {
         // not with the others' jobs: it may have to wait for another server
         at_work::take(&self.store.write, &self.process, request).await
     }
