@@ -102,7 +102,7 @@ mod tests {
     use crate::store::customers::NewCustomer;
     use crate::store::keys::{KeyLimits, NewKey, Text};
     use crate::store::scratch::Scratch;
-    use crate::store::{Outbox, Store};
+    use crate::store::{Outbox, Store, servers};
     use time::{Duration, OffsetDateTime};
 
     /// Keeps an answer; on a shared database its request has to be at work.
@@ -114,7 +114,11 @@ mod tests {
                 idempotency_key: kept.idempotency_key.clone(),
                 fingerprint: kept.fingerprint,
             };
-            let taken = at_work::take(&store.write, "this", &request).await;
+            let mut transaction = store.write.begin().await.expect("a transaction");
+            let renewed = servers::renew(&mut transaction, "this").await;
+            renewed.expect("a lease");
+            transaction.commit().await.expect("committed");
+            let taken = at_work::take(store, "this", &request).await;
             assert_eq!(taken.expect("taken"), None);
         }
         let mut transaction = store.write.begin().await.expect("a transaction");

@@ -3,8 +3,14 @@
 //! request ends without one, or the server's lease is over. Of a file's one server
 //! its memory knows them.
 
+use tokio::sync::{Semaphore, SemaphorePermit};
+
 use super::db::{Pool, Transaction, query};
-use super::{Error, Store, servers};
+use super::{Error, Store};
+
+/// Most connections that take and free names: however many requests wait for one,
+/// settlements find another.
+const CONNECTIONS: usize = 4;
 
 /// A request whose name is to be taken.
 #[derive(Clone, Debug)]
@@ -19,18 +25,36 @@ pub struct NamedRequest {
     pub fingerprint: [u8; 32],
 }
 
+/// Whose turn it is to take or free a name.
+#[derive(Debug)]
+pub(super) struct Turns(Semaphore);
+
+impl Default for Turns {
+    fn default() -> Self {
+        Self(Semaphore::new(CONNECTIONS))
+    }
+}
+
+impl Turns {
+    async fn next(&self) -> Result<SemaphorePermit<'_>, Error> {
+        self.0.acquire().await.map_err(|_| Error::Stopping)
+    }
+}
+
 /// Takes the name for a request of `process`, or returns the hash of the request
 /// that has it. What this process has itself its memory knows better: that is over.
 pub(super) async fn take(
-    pool: &Pool,
+    store: &Store,
     process: &str,
     request: &NamedRequest,
 ) -> Result<Option<Vec<u8>>, Error> {
-    let mut transaction = pool.begin().await?;
-    // locks the row also where it leaves it as it is
+    let _turn = store.turns.next().await?;
+    let mut transaction = store.write.begin().await?;
+    // locks another's row also where it leaves it as it is
     let taken = query(
         "INSERT INTO at_work (request_id, api_key_id, idempotency_key, fingerprint, process) \
-         VALUES ($1, $2, $3, $4, $5) \
+         SELECT $1, $2, $3, $4, $5 WHERE EXISTS \
+         (SELECT FROM servers WHERE process = $5 AND lease_ends > clock_timestamp()) \
          ON CONFLICT (api_key_id, idempotency_key) DO UPDATE SET \
          request_id = excluded.request_id, fingerprint = excluded.fingerprint, \
          process = excluded.process \
@@ -50,12 +74,11 @@ pub(super) async fn take(
             query("SELECT fingerprint FROM at_work WHERE api_key_id = $1 AND idempotency_key = $2")
                 .bind(request.api_key_id)
                 .bind(&request.idempotency_key)
-                .fetch_one(&mut transaction)
+                .fetch_optional(&mut transaction)
                 .await?;
+        let first = first.ok_or_else(|| Error::Database("the lease is over".to_owned()))?;
         return Ok(Some(first.try_get("fingerprint")?));
     }
-    // after the name, as settlements do, or two could wait for each other
-    servers::renew(&mut transaction, process).await?;
     transaction.commit().await?;
     Ok(None)
 }
@@ -78,10 +101,12 @@ pub(super) async fn end(
 
 /// Frees the names that servers have whose lease is over.
 pub(super) async fn end_of_dead(pool: &Pool) -> Result<(), Error> {
+    // waits for nobody: one of them may just come back and settle, or another free them
     query(
-        "DELETE FROM at_work WHERE NOT EXISTS \
+        "DELETE FROM at_work WHERE request_id IN \
+         (SELECT request_id FROM at_work WHERE NOT EXISTS \
          (SELECT FROM servers WHERE servers.process = at_work.process \
-         AND lease_ends > clock_timestamp())",
+         AND lease_ends > clock_timestamp()) FOR UPDATE OF at_work SKIP LOCKED)",
     )
     .execute(pool)
     .await?;
@@ -100,6 +125,7 @@ impl Store {
     /// # Errors
     /// When the database fails.
     pub async fn free_name(&self, request_id: &str) -> Result<(), Error> {
+        let _turn = self.turns.next().await?;
         query("DELETE FROM at_work WHERE request_id = $1")
             .bind(request_id)
             .execute(&self.write)

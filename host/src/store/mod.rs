@@ -29,6 +29,7 @@ use std::sync::atomic::AtomicU64;
 use time::OffsetDateTime;
 use tokio::sync::Notify;
 
+use at_work::Turns;
 use db::{Pool, query};
 use ledger::Limited;
 use servers::Hearing;
@@ -82,6 +83,7 @@ pub struct Store {
     key_changes: Arc<AtomicU64>,
     limited: Limited,
     hearing: Hearing,
+    turns: Arc<Turns>,
 }
 
 impl Store {
@@ -100,6 +102,7 @@ impl Store {
             outbox,
             notices: None,
             key_changes: Arc::default(),
+            turns: Arc::default(),
         })
     }
 

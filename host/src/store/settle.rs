@@ -72,8 +72,8 @@ impl Settler {
     /// # Errors
     /// When the database fails: it may be taken all the same then.
     pub async fn take_name(&self, request: &NamedRequest) -> Result<Option<Vec<u8>>, Error> {
-        // not with the others' jobs: it may have to wait for another server
-        at_work::take(&self.store.write, &self.process, request).await
+        // no job of the writer's: it may have to wait for another server
+        at_work::take(&self.store, &self.process, request).await
     }
 
     /// Returns when it is on the disk, and what was held for it is free. A second
