@@ -2,8 +2,6 @@
 
 use reqwest::Method;
 use serde_json::{Value, json};
-use sqlx::Connection;
-use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 
 use crate::harness::{Act, Client, GPT2, Host, Reply, Upstream, eventually, lawgent};
 
@@ -177,28 +175,17 @@ async fn answers_are_deleted_after_a_day_whether_or_not_more_come() {
     for key in ["old", "new"] {
         send(&customer, "/generate", key, &ask()).await.expect(200);
     }
-    let database = SqliteConnectOptions::new().filename(host.dir().join("data/model-host.db"));
-    let connection = SqliteConnection::connect_with(&database).await;
-    let mut connection = connection.expect("a database");
-    sqlx::query(
-        "UPDATE answers SET created_at = created_at - 86400000 WHERE idempotency_key = 'old'",
-    )
-    .execute(&mut connection)
-    .await
-    .expect("aged");
-    connection.close().await.expect("closed");
+    let age = "UPDATE answers SET created_at = created_at - 86400000 WHERE idempotency_key = 'old'";
+    host.database().execute(age).await.expect("aged");
 
     let host = host.restart().await.ready().await;
-    let database = SqliteConnectOptions::new().filename(host.dir().join("data/model-host.db"));
+    let (old, all) = (
+        "SELECT count(*) FROM answers WHERE idempotency_key = 'old'",
+        "SELECT count(*) FROM answers",
+    );
     eventually("the old one is gone", async || {
-        let mut connection = SqliteConnection::connect_with(&database)
-            .await
-            .expect("a database");
-        let kept: Vec<String> = sqlx::query_scalar("SELECT idempotency_key FROM answers")
-            .fetch_all(&mut connection)
-            .await
-            .expect("read");
-        kept == ["new"]
+        host.database().number(old).await == 0
     })
     .await;
+    assert_eq!(host.database().number(all).await, 1);
 }
