@@ -1,5 +1,5 @@
--- The schema of SQLite's migrations 1 to 6, for PostgreSQL, and a table of the
--- servers, of which a file of SQLite's has one alone. Times are
+-- The schema of SQLite's migrations 1 to 6, for PostgreSQL, and tables for what
+-- several servers must know of each other: a file of SQLite's has one alone. Times are
 -- milliseconds since 1970 (UTC), money is nano-dollars. What tables and columns
 -- mean is said where they were made, in migrations/sqlite.
 
@@ -202,4 +202,14 @@ CREATE TABLE servers (
     -- by the database's clock, the only one they have in common. What a server
     -- holds is freed by the others once its lease is over
     lease_ends TIMESTAMPTZ NOT NULL
+);
+
+-- Requests at work that their clients may send again, each at one server only.
+CREATE TABLE at_work (
+    request_id      TEXT PRIMARY KEY,
+    api_key_id      BIGINT NOT NULL REFERENCES api_keys (id),
+    idempotency_key TEXT NOT NULL,
+    fingerprint     BYTEA NOT NULL,
+    process         TEXT NOT NULL,
+    UNIQUE (api_key_id, idempotency_key)
 );

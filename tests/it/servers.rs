@@ -7,7 +7,8 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Act, Cable, GPT2, Host, PATIENCE, Purse, Scratch, Setup, Upstream, eventually, lawgent,
+    Act, Cable, Client, GPT2, Host, PATIENCE, Purse, Reply, Scratch, Setup, Upstream, eventually,
+    lawgent,
 };
 
 const DOLLAR: i64 = 1_000_000_000;
@@ -35,6 +36,23 @@ async fn two() -> (Host, Host) {
 
 fn ask(max_new_tokens: u32) -> Value {
     json!({ "text": "Once upon a time", "model_id": 1, "max_new_tokens": max_new_tokens })
+}
+
+/// Sends a request to an upstream's model under a name of its client's.
+async fn send(customer: &Client, name: &str, body: &Value) -> Reply {
+    let request = customer.request(Method::POST, "/generate").json(body);
+    let sent = request.header("idempotency-key", name).send().await;
+    Reply::of(sent.expect("an answer")).await
+}
+
+fn ask_upstream() -> Value {
+    json!({ "text": "Once", "model_id": 2, "max_new_tokens": 5 })
+}
+
+async fn statuses(customer: &Client) -> Vec<Value> {
+    let rows = customer.get("/usage/requests").await.expect(200);
+    let rows = rows["requests"].as_array().expect("a list");
+    rows.iter().map(|row| row["status"].clone()).collect()
 }
 
 #[tokio::test]
@@ -147,4 +165,130 @@ async fn a_server_with_another_secret_does_not_start() {
     let (status, said) = Host::builder().on(first.scratch()).refused();
     assert!(!status.success());
     assert!(said.contains("secret"), "{said}");
+}
+
+#[tokio::test]
+async fn a_request_that_is_sent_to_two_servers_is_charged_once() {
+    let upstream = Upstream::start(Act::Hold("at last")).await;
+    let config = format!("{GPT2}{}", lawgent(upstream.url()));
+    let first = first(&config).await;
+    let second = another(&first, &config).start().await.ready().await;
+    let here = first.customer().await;
+    let there = here.at(second.url());
+    let (customer, body) = (here.clone(), ask_upstream());
+    let asking = tokio::spawn(async move { send(&customer, "k", &body).await });
+    eventually("the upstream has it", async || upstream.open() == 1).await;
+    let reply = send(&there, "k", &ask_upstream()).await;
+    assert_eq!(reply.header("retry-after"), "1");
+    assert_eq!(reply.expect_error(409), "idempotency_conflict");
+    let mut other = ask_upstream();
+    other["max_new_tokens"] = json!(6);
+    let reply = send(&there, "k", &other).await;
+    assert_eq!(reply.expect_error(422), "idempotency_key_reused");
+
+    upstream.release(1);
+    asking.await.expect("no panic").expect(200);
+    let again = send(&there, "k", &ask_upstream()).await;
+    assert_eq!(again.header("idempotent-replayed"), "true");
+    assert_eq!(again.expect(200)["response"], "at last");
+    assert_eq!((statuses(&here).await.len(), upstream.seen().len()), (1, 1));
+
+    // what failed is free at once, and what was refused a moment later
+    upstream.act(Act::Say(500, vec![], "{}"));
+    let reply = send(&here, "failed", &ask_upstream()).await;
+    assert_eq!(reply.expect_error(502), "upstream_failed");
+    upstream.act(Act::Answer("yes"));
+    send(&there, "failed", &ask_upstream()).await.expect(200);
+    other["model_id"] = json!(9);
+    let reply = send(&here, "refused", &other).await;
+    assert_eq!(reply.expect_error(404), "model_not_found");
+    eventually("it is free", async || {
+        send(&there, "refused", &ask_upstream()).await.status == 200
+    })
+    .await;
+    assert_eq!(statuses(&here).await.len(), 4);
+}
+
+#[tokio::test]
+async fn of_many_sent_to_both_servers_at_once_one_is_charged() {
+    let upstream = Upstream::start(Act::Answer("yes")).await;
+    let config = format!("{GPT2}{}", lawgent(upstream.url()));
+    let first = first(&config).await;
+    let second = another(&first, &config).start().await.ready().await;
+    let here = first.customer().await;
+    let there = here.at(second.url());
+    for name in ["a", "b", "c", "d"] {
+        let asking = (0..20).map(|number| {
+            let customer = [&here, &there][number % 2].clone();
+            tokio::spawn(async move { send(&customer, name, &ask_upstream()).await.status })
+        });
+        for status in asking.collect::<Vec<_>>() {
+            let status = status.await.expect("no panic").as_u16();
+            assert!([200, 409].contains(&status), "{status}");
+        }
+    }
+    assert_eq!(upstream.seen().len(), 4);
+    assert_eq!(statuses(&here).await.len(), 4);
+}
+
+#[tokio::test]
+async fn a_request_of_a_killed_server_may_be_sent_to_another() {
+    let upstream = Upstream::start(Act::Stall).await;
+    let config = format!("{GPT2}{}", lawgent(upstream.url()));
+    let first = first(&config).await;
+    let second = another(&first, &config).start().await.ready().await;
+    let here = first.customer().await;
+    let there = here.at(second.url()).request(Method::POST, "/generate");
+    let there = there.header("idempotency-key", "k").json(&ask_upstream());
+    let asking = tokio::spawn(there.send());
+    eventually("the upstream has it", async || upstream.open() == 1).await;
+    drop(second);
+    asking.await.expect("no panic").expect_err("nobody answers");
+    let reply = send(&here, "k", &ask_upstream()).await;
+    assert_eq!(reply.expect_error(409), "idempotency_conflict");
+    upstream.act(Act::Answer("yes"));
+    eventually("its lease is over", async || {
+        send(&here, "k", &ask_upstream()).await.status == 200
+    })
+    .await;
+    assert_eq!(statuses(&here).await, ["ok"]);
+}
+
+#[tokio::test]
+async fn a_server_that_was_taken_for_dead_charges_nothing_for_what_another_did() {
+    let upstream = Upstream::start(Act::Hold("too late")).await;
+    let config = format!("{GPT2}{}", lawgent(upstream.url()));
+    let first = first(&config).await;
+    let cable = Cable::to(&first.scratch().url()).await;
+    let second = another(&first, &config).env("DATABASE_URL", cable.url());
+    let second = second.start().await.ready().await;
+    let purse = Purse::prepaid(&first, DOLLAR).await;
+    let (here, there) = (purse.customer.clone(), purse.customer.at(second.url()));
+    let customer = there.clone();
+    let asking = tokio::spawn(async move { send(&customer, "k", &ask_upstream()).await });
+    eventually("the upstream has it", async || upstream.open() == 1).await;
+
+    cable.cut();
+    upstream.act(Act::Answer("in time"));
+    eventually("its lease is over", async || {
+        send(&here, "k", &ask_upstream()).await.status == 200
+    })
+    .await;
+    let left = purse.settled().await;
+    assert!(left < DOLLAR);
+    cable.mend();
+    eventually("it has its database again", async || {
+        there.get("/usage").await.status == 200
+    })
+    .await;
+    upstream.release(1);
+    let reply = asking.await.expect("no panic");
+    assert_eq!(reply.expect_error(409), "idempotency_conflict");
+    let again = send(&there, "k", &ask_upstream()).await.expect(200);
+    assert_eq!(again["response"], "in time");
+    assert_eq!(purse.settled().await, left);
+    let mut ends = statuses(&here).await;
+    ends.sort_by_key(Value::to_string);
+    assert_eq!(ends, ["failed", "ok"]);
+    first.run(&["db", "audit"]);
 }

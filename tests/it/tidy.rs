@@ -49,7 +49,7 @@ const LONGEST_TEST: usize = 400;
 const MIGRATIONS: [(&str, &str); 7] = [
     (
         "postgres/0001_start.sql",
-        "b9da639c03dd53eac2a0fc4f0b6e86bb62a0a737a55ca058845eb21abc76a324",
+        "8d3ed484e26fd3245cb6eaa641eb255350e3809c31f1fd62b4c74d39fc74fc96",
     ),
     (
         "sqlite/0001_start.sql",

@@ -3,18 +3,26 @@
 //! The answer of a request with an `Idempotency-Key` is kept in the transaction
 //! of its usage row: there is never one without the other. A repeat gets the
 //! kept answer. One that comes while the first is still at work is told to try
-//! again; the work goes on even if its client left, since that client will.
+//! again; the work goes on even if its client left, since that client will. What
+//! is at work is known in memory, and where several servers share the database,
+//! also there.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use plugin_sdk::{CountSource, FinishReason, ToolCall, Usage};
 use serde::{Deserialize, Serialize};
 
 use super::{Answer, Content, Error, Piece};
 use crate::money::NanoDollars;
+use crate::store::at_work::NamedRequest;
 use crate::store::ledger::Cap;
+use crate::store::{Settler, Store};
+
+/// Between two attempts to free a name.
+const RETRY: Duration = Duration::from_secs(3);
 
 /// What makes a request and its repeat the same.
 #[derive(Clone, Debug)]
@@ -37,6 +45,14 @@ pub(super) struct AtWork(Arc<Mutex<HashMap<Name, [u8; 32]>>>);
 pub(super) struct Claim {
     at_work: AtWork,
     name: Name,
+    shared: Option<Shared>,
+}
+
+/// A name that no other server can take.
+#[derive(Debug)]
+struct Shared {
+    store: Store,
+    request_id: String,
 }
 
 impl AtWork {
@@ -56,14 +72,67 @@ impl AtWork {
                 Ok(Claim {
                     at_work: self.clone(),
                     name,
+                    shared: None,
                 })
             }
         }
     }
 }
 
+impl Claim {
+    /// Takes the name from other servers too. To be run to its end: a name that
+    /// was taken is to be freed.
+    ///
+    /// # Errors
+    /// As [`AtWork::claim`], and [`Error::NotRecorded`] when the database fails.
+    pub(super) async fn share(
+        mut self,
+        store: Store,
+        settler: Settler,
+        request: NamedRequest,
+    ) -> Result<Self, Error> {
+        let first = settler.take_name(&request).await;
+        if let Ok(Some(fingerprint)) = first {
+            return Err(if fingerprint == request.fingerprint {
+                Error::AtWork
+            } else {
+                Error::KeyReused
+            });
+        }
+        self.shared = Some(Shared {
+            store,
+            request_id: request.request_id,
+        });
+        // it may be taken all the same: dropping this frees it
+        first.map_err(|_| Error::NotRecorded)?;
+        Ok(self)
+    }
+
+    /// Frees the name, at all servers before this returns if the database allows;
+    /// an answer that is kept has freed it there already.
+    pub(super) async fn end(mut self, is_kept: bool) {
+        if let Some(Shared { store, request_id }) = &self.shared
+            && (is_kept || store.free_name(request_id).await.is_ok())
+        {
+            self.shared = None;
+        }
+    }
+}
+
+impl Shared {
+    async fn free(self) {
+        while let Err(error) = self.store.free_name(&self.request_id).await {
+            tracing::warn!(%error, "the name of a request is not free");
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+}
+
 impl Drop for Claim {
     fn drop(&mut self) {
+        if let Some(shared) = self.shared.take() {
+            tokio::spawn(shared.free());
+        }
         let names = self.at_work.0.lock();
         names
             .unwrap_or_else(PoisonError::into_inner)

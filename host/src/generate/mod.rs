@@ -29,6 +29,7 @@ use crate::clock::Clock;
 use crate::config::Requests;
 use crate::limits::Limits;
 use crate::models::{Current, Loader};
+use crate::store::at_work::NamedRequest;
 use crate::store::keys::Key;
 use crate::store::{Settler, Store};
 
@@ -136,7 +137,7 @@ impl Generator {
     pub async fn start(&self, ask: Ask) -> Result<Generation, Error> {
         let claim = match &ask.repeatable {
             None => None,
-            Some(repeatable) => match self.repeat(ask.key.id, repeatable).await? {
+            Some(repeatable) => match self.repeat(&ask, repeatable).await? {
                 Repeat::Again(generation) => return Ok(generation),
                 Repeat::First(claim) => Some(claim),
             },
@@ -169,7 +170,9 @@ impl Generator {
         let task = self.tasks.spawn(
             async move {
                 let answer = work.await;
-                drop(claim);
+                if let Some(claim) = claim {
+                    claim.end(answer.is_ok()).await;
+                }
                 answer
             }
             .in_current_span(),
@@ -178,20 +181,49 @@ impl Generator {
     }
 
     /// Whether a request was answered before, or this is the first of its name.
-    async fn repeat(&self, api_key_id: i64, asked: &Repeatable) -> Result<Repeat, Error> {
+    async fn repeat(&self, ask: &Ask, asked: &Repeatable) -> Result<Repeat, Error> {
+        let api_key_id = ask.key.id;
         // before the look at what is kept, or both could miss the other's answer
         let claim = self.at_work.claim(api_key_id, asked)?;
+        if let Some(again) = self.kept(api_key_id, asked).await? {
+            return Ok(Repeat::Again(again));
+        }
+        if !self.store.is_shared() {
+            return Ok(Repeat::First(claim));
+        }
+        let request = NamedRequest {
+            request_id: ask.request_id.clone(),
+            api_key_id,
+            idempotency_key: asked.key.clone(),
+            fingerprint: asked.fingerprint,
+        };
+        let shared = claim.share(self.store.clone(), self.settler.clone(), request);
+        // a task goes on if the client leaves
+        let claim = tokio::spawn(shared.in_current_span()).await;
+        let claim = claim.map_err(|_| Error::Stopping)??;
+        // another server may have answered since the look
+        match self.kept(api_key_id, asked).await? {
+            Some(again) => {
+                claim.end(false).await;
+                Ok(Repeat::Again(again))
+            }
+            None => Ok(Repeat::First(claim)),
+        }
+    }
+
+    /// The answer to the request that is kept, if any is.
+    async fn kept(&self, api_key_id: i64, asked: &Repeatable) -> Result<Option<Generation>, Error> {
         let kept = self
             .store
             .kept_answer(api_key_id, &asked.key, self.clock.now());
         let Some((fingerprint, answer)) = kept.await.map_err(|_| Error::NotRecorded)? else {
-            return Ok(Repeat::First(claim));
+            return Ok(None);
         };
         if fingerprint != asked.fingerprint {
             return Err(Error::KeyReused);
         }
         let kept: Kept = serde_json::from_str(&answer).map_err(|_| Error::NotRecorded)?;
-        Ok(Repeat::Again(Generation::replay(kept)))
+        Ok(Some(Generation::replay(kept)))
     }
 
     /// Deletes answers that were kept long enough, now and once a minute, until

@@ -310,6 +310,7 @@ impl Generator {
         tokio::spawn(async move { drop(produced.ended) });
         settled.map_err(|error| match error {
             store::Error::Stopping => Error::Stopping,
+            store::Error::TakenOver => Error::AtWork,
             _ => Error::NotRecorded,
         })?;
         answer

@@ -302,6 +302,7 @@ impl From<store::Error> for ApiError {
                 Self::new(StatusCode::CONFLICT, "reference_taken", error.to_string())
                     .at("reference")
             }
+            store::Error::TakenOver => generate::Error::AtWork.into(),
             store::Error::Stopping => Self::stopping(),
             store::Error::Database(detail) => {
                 tracing::error!(detail, "the database failed");

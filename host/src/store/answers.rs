@@ -3,7 +3,7 @@
 use time::{Duration, OffsetDateTime};
 
 use super::db::{On, Transaction, query};
-use super::{Error, Store, millis};
+use super::{Error, Store, at_work, millis};
 
 /// How long an answer is kept.
 pub const KEPT: Duration = Duration::hours(24);
@@ -25,11 +25,15 @@ pub struct KeptAnswer {
     pub created_at: OffsetDateTime,
 }
 
-/// Writes an answer, and forgets those that were kept long enough.
+/// Writes an answer, frees its request's name, and forgets those that were kept
+/// long enough; `false` when the name is another server's by now.
 pub(super) async fn insert(
     transaction: &mut Transaction<'_>,
     kept: &KeptAnswer,
-) -> Result<(), Error> {
+) -> Result<bool, Error> {
+    if !at_work::end(&mut *transaction, &kept.request_id).await? {
+        return Ok(false);
+    }
     // one of the same name must make room now
     forget(&mut *transaction, kept.created_at).await?;
     query(
@@ -45,7 +49,7 @@ pub(super) async fn insert(
     .bind(millis(kept.created_at))
     .execute(transaction)
     .await?;
-    Ok(())
+    Ok(true)
 }
 
 async fn forget<'a, 'c: 'a>(on: impl Into<On<'a, 'c>>, now: OffsetDateTime) -> Result<(), Error> {
@@ -93,12 +97,35 @@ impl Store {
 #[cfg(test)]
 mod tests {
     use super::{KEPT, KeptAnswer, insert};
-    use crate::store::Outbox;
+    use crate::store::at_work::{self, NamedRequest};
     use crate::store::audit::Actor;
     use crate::store::customers::NewCustomer;
     use crate::store::keys::{KeyLimits, NewKey, Text};
     use crate::store::scratch::Scratch;
+    use crate::store::{Outbox, Store, servers};
     use time::{Duration, OffsetDateTime};
+
+    /// Keeps an answer; on a shared database its request has to be at work.
+    async fn keep(store: &Store, kept: KeptAnswer) -> bool {
+        if store.is_shared() {
+            let request = NamedRequest {
+                request_id: kept.request_id.clone(),
+                api_key_id: kept.api_key_id,
+                idempotency_key: kept.idempotency_key.clone(),
+                fingerprint: kept.fingerprint,
+            };
+            let mut transaction = store.write.begin().await.expect("a transaction");
+            let renewed = servers::renew(&mut transaction, "this").await;
+            renewed.expect("a lease");
+            transaction.commit().await.expect("committed");
+            let taken = at_work::take(store, "this", &request).await;
+            assert_eq!(taken.expect("taken"), None);
+        }
+        let mut transaction = store.write.begin().await.expect("a transaction");
+        let is_kept = insert(&mut transaction, &kept).await.expect("written");
+        transaction.commit().await.expect("committed");
+        is_kept
+    }
 
     #[tokio::test]
     async fn answers_are_kept_for_a_day() {
@@ -140,11 +167,7 @@ mod tests {
             answer: "{}".to_owned(),
             created_at,
         };
-        let mut transaction = store.write.begin().await.expect("a transaction");
-        insert(&mut transaction, &kept("one", now))
-            .await
-            .expect("written");
-        transaction.commit().await.expect("committed");
+        assert!(keep(&store, kept("one", now)).await);
         let found = async |at| {
             store
                 .kept_answer(api_key_id, "one", at)
@@ -156,11 +179,7 @@ mod tests {
         assert_eq!(found(now + KEPT).await, None);
 
         // and the next one to be kept takes its place
-        let mut transaction = store.write.begin().await.expect("a transaction");
-        insert(&mut transaction, &kept("two", now + KEPT))
-            .await
-            .expect("written");
-        transaction.commit().await.expect("committed");
+        assert!(keep(&store, kept("two", now + KEPT)).await);
         assert_eq!(found(almost).await, None);
     }
 }

@@ -6,6 +6,7 @@
 
 pub mod admin;
 pub mod answers;
+pub mod at_work;
 pub mod audit;
 mod claim;
 mod copy;
@@ -28,6 +29,7 @@ use std::sync::atomic::AtomicU64;
 use time::OffsetDateTime;
 use tokio::sync::Notify;
 
+use at_work::Turns;
 use db::{Pool, query};
 use ledger::Limited;
 use servers::Hearing;
@@ -49,6 +51,10 @@ pub enum Error {
     /// The reference is that of another amount or customer.
     #[error("this reference was used for another amount or customer")]
     ReferenceTaken,
+    /// Another server has taken the request over, since this one said nothing for
+    /// too long.
+    #[error("another server is at work on the request")]
+    TakenOver,
     /// The task that settles has ended.
     #[error("the server is stopping")]
     Stopping,
@@ -77,6 +83,7 @@ pub struct Store {
     key_changes: Arc<AtomicU64>,
     limited: Limited,
     hearing: Hearing,
+    turns: Arc<Turns>,
 }
 
 impl Store {
@@ -95,6 +102,7 @@ impl Store {
             outbox,
             notices: None,
             key_changes: Arc::default(),
+            turns: Arc::default(),
         })
     }
 

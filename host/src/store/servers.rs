@@ -13,7 +13,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::db::{Pool, Transaction, query};
-use super::{Error, Store, ledger};
+use super::{Error, Store, at_work, ledger};
 
 /// Between two renewals of the lease.
 const RENEWAL: Duration = Duration::from_secs(3);
@@ -138,7 +138,7 @@ impl Store {
         loop {
             let renewed = query(RENEW).bind(&process).execute(&self.write).await;
             let freed = match renewed {
-                Ok(_) => self.void_holds_of_dead().await,
+                Ok(_) => self.free_what_the_dead_have().await,
                 Err(error) => Err(error.into()),
             };
             match freed {
@@ -150,8 +150,10 @@ impl Store {
         }
     }
 
-    /// Frees what servers hold whose lease is over. Returns how many holds that were.
-    async fn void_holds_of_dead(&self) -> Result<usize, Error> {
+    /// Frees what servers hold whose lease is over, and the names of requests that
+    /// they have. Returns how many holds that were.
+    async fn free_what_the_dead_have(&self) -> Result<usize, Error> {
+        at_work::end_of_dead(&self.write).await?;
         let rows = query(
             "SELECT request_id, customer_id FROM holds WHERE NOT EXISTS \
              (SELECT FROM servers WHERE servers.process = holds.process \

@@ -1,13 +1,17 @@
 //! The one writer of usage and holds. What waits together is committed together,
 //! since a commit costs a write to the disk whatever it holds.
 
+use std::borrow::Cow;
+use std::sync::Arc;
+
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use super::answers::{self, KeptAnswer};
+use super::at_work::{self, NamedRequest};
 use super::db::{Connection, Transaction};
 use super::ledger::{self, Reservation, Reserved};
-use super::usage::{self, Usage};
+use super::usage::{self, Status, Usage};
 use super::{Error, Outbox, Store, notices, outbox, servers};
 use crate::money::NanoDollars;
 
@@ -39,6 +43,8 @@ enum Job {
 #[derive(Clone, Debug)]
 pub struct Settler {
     jobs: mpsc::Sender<Job>,
+    store: Store,
+    process: Arc<str>,
 }
 
 impl Settler {
@@ -46,19 +52,36 @@ impl Settler {
     /// with nothing left unwritten, when the last handle is dropped.
     pub fn start(store: Store, process: String) -> (Self, JoinHandle<()>) {
         let (jobs, queue) = mpsc::channel(QUEUE);
-        let writer = Writer {
+        let this = Self {
+            jobs,
             store,
-            process,
+            process: process.into(),
+        };
+        let writer = Writer {
+            store: this.store.clone(),
+            process: Arc::clone(&this.process),
             unsettled: Vec::new(),
         };
-        (Self { jobs }, tokio::spawn(writer.run(queue)))
+        (this, tokio::spawn(writer.run(queue)))
+    }
+
+    /// Takes a request's name among the servers of a shared database, or returns the
+    /// hash of the request that has it. It is free again when the request is settled
+    /// with an answer, or by [`Store::free_name`].
+    ///
+    /// # Errors
+    /// When the database fails: it may be taken all the same then.
+    pub async fn take_name(&self, request: &NamedRequest) -> Result<Option<Vec<u8>>, Error> {
+        // no job of the writer's: it may have to wait for another server
+        at_work::take(&self.store, &self.process, request).await
     }
 
     /// Returns when it is on the disk, and what was held for it is free. A second
     /// one of the same request changes nothing.
     ///
     /// # Errors
-    /// When it could not be written.
+    /// [`Error::TakenOver`] when another server took its name meanwhile: it is on
+    /// record as failed. Else when it could not be written.
     pub async fn settle(&self, settlement: Settlement) -> Result<(), Error> {
         self.send(|reply| Job::Settle(Box::new(settlement), reply))
             .await
@@ -94,6 +117,7 @@ struct Batch {
 /// What a commit has changed that others are to be told.
 #[derive(Default)]
 struct Written {
+    settled: Vec<Result<(), Error>>,
     reserved: Vec<Reserved>,
     near: Vec<ledger::Near>,
     can_report: bool,
@@ -101,7 +125,7 @@ struct Written {
 
 struct Writer {
     store: Store,
-    process: String,
+    process: Arc<str>,
     /// Requests that could not be settled, and their customers; what is held for them is freed by the
     /// next commit that succeeds.
     unsettled: Vec<(String, i64)>,
@@ -147,8 +171,8 @@ impl Writer {
                 if written.can_report {
                     self.store.outbox.wake();
                 }
-                for (_, reply) in batch.settlements {
-                    reply.send(Ok(())).ok();
+                for ((_, reply), settled) in batch.settlements.into_iter().zip(written.settled) {
+                    reply.send(settled).ok();
                 }
                 for ((_, reply), reserved) in batch.reservations.into_iter().zip(written.reserved) {
                     reply.send(Ok(reserved)).ok();
@@ -198,12 +222,10 @@ impl Writer {
         let mut earned = NanoDollars(0);
         // before the reservations, for which they free what was held
         for (settlement, _) in &batch.settlements {
-            if self
+            earned.0 += self
                 .settle(&mut transaction, settlement, &mut written)
                 .await?
-            {
-                earned.0 += settlement.usage.cost.0;
-            }
+                .0;
         }
         if !batch.reservations.is_empty() {
             servers::renew(&mut transaction, &self.process).await?;
@@ -229,24 +251,35 @@ impl Writer {
         settled.chain(reserved).chain(unsettled)
     }
 
-    /// Writes a settlement; `false` when the request is settled already.
+    /// Writes a settlement; returns what it earned: nothing when the request is
+    /// settled already.
     async fn settle(
         &self,
         transaction: &mut Transaction<'_>,
         settlement: &Settlement,
         written: &mut Written,
-    ) -> Result<bool, Error> {
+    ) -> Result<NanoDollars, Error> {
         let Settlement {
-            usage: row,
+            usage,
             answer,
             is_held,
         } = settlement;
+        let is_ours = match answer {
+            Some(answer) => answers::insert(transaction, answer).await?,
+            None => true,
+        };
+        let row = if is_ours {
+            Cow::Borrowed(usage)
+        } else {
+            Cow::Owned(taken_over(usage))
+        };
+        let row = &*row;
         if !usage::insert(transaction, row).await? {
-            return Ok(false);
+            written.settled.push(Ok(()));
+            return Ok(NanoDollars(0));
         }
-        if let Some(answer) = answer {
-            answers::insert(transaction, answer).await?;
-        }
+        let end = is_ours.then_some(()).ok_or(Error::TakenOver);
+        written.settled.push(end);
         // on a shared database another server may have set a budget just now
         let is_limited = self.store.write.is_shared() || self.store.is_limited(row.customer_id);
         let settled = ledger::settle(transaction, row, *is_held, is_limited).await?;
@@ -259,6 +292,16 @@ impl Writer {
         if settled.owed.0 > 0 && matches!(self.store.outbox, Outbox::On(_)) {
             written.can_report |= outbox::announce_usage(transaction, row, settled.owed).await?;
         }
-        Ok(true)
+        Ok(row.cost)
+    }
+}
+
+/// What is on record of a request that another server took over, which has it paid.
+fn taken_over(usage: &Usage) -> Usage {
+    Usage {
+        cost: NanoDollars(0),
+        status: Status::Failed,
+        error_code: Some("idempotency_conflict".to_owned()),
+        ..usage.clone()
     }
 }

@@ -32,8 +32,9 @@ pub use query::{On, Query, query};
 pub use row::Row;
 
 /// Connections to PostgreSQL that write: for settling, for the server's lease, for
-/// its ear, for Stripe, for the webhook, and for what is rare.
-const WRITERS: u32 = 7;
+/// its ear, for Stripe, for the webhook, for what is rare, and four for the names of
+/// requests.
+const WRITERS: u32 = 11;
 /// Connections that read.
 const READERS: u32 = 8;
 /// How long a query waits for a connection, which includes making one.
