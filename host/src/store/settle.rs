@@ -220,6 +220,9 @@ impl Writer {
             ledger::void(&mut transaction, request_id).await?;
         }
         let mut earned = NanoDollars(0);
+        if !batch.settlements.is_empty() {
+            servers::show_rows(&mut transaction).await?;
+        }
         // before the reservations, for which they free what was held
         for (settlement, _) in &batch.settlements {
             earned.0 += self

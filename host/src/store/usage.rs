@@ -7,7 +7,7 @@ use sqlx::AssertSqlSafe;
 use time::OffsetDateTime;
 
 use super::db::{Row, Transaction, query};
-use super::{Error, Store, from_millis, millis};
+use super::{Error, Store, from_millis, millis, servers};
 use crate::money::{NanoDollars, Price};
 
 /// How a request ended.
@@ -245,7 +245,7 @@ impl Store {
     }
 
     /// At most `limit` rows after the place `after`, oldest first, of one
-    /// customer or of all.
+    /// customer or of all. No row ever comes before one that was returned.
     ///
     /// # Errors
     /// When the database fails.
@@ -255,13 +255,15 @@ impl Store {
         after: i64,
         limit: u32,
     ) -> Result<Vec<UsageRow>, Error> {
+        let before = servers::whole_before(&self.read).await?;
         let rows = query(
-            "SELECT * FROM usage WHERE id > $1 AND ($2 IS NULL OR customer_id = $2) \
-             ORDER BY id LIMIT $3",
+            "SELECT * FROM usage WHERE id > $1 AND id < $4 \
+             AND ($2 IS NULL OR customer_id = $2) ORDER BY id LIMIT $3",
         )
         .bind(after)
         .bind(customer_id)
         .bind(limit)
+        .bind(before)
         .fetch_all(&self.read)
         .await?;
         rows.iter().map(usage_row).collect()
