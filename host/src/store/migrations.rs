@@ -11,7 +11,7 @@ use super::db::Pool;
 /// Version, name and text.
 type Script = (i64, &'static str, &'static str);
 
-const SQLITE: [Script; 6] = [
+const SQLITE: [Script; 7] = [
     (
         1,
         "start",
@@ -42,13 +42,25 @@ const SQLITE: [Script; 6] = [
         "notices",
         include_str!("../../../migrations/sqlite/0006_notices.sql"),
     ),
+    (
+        7,
+        "customer limits",
+        include_str!("../../../migrations/sqlite/0007_customer_limits.sql"),
+    ),
 ];
 
-const POSTGRES: [Script; 1] = [(
-    1,
-    "start",
-    include_str!("../../../migrations/postgres/0001_start.sql"),
-)];
+const POSTGRES: [Script; 2] = [
+    (
+        1,
+        "start",
+        include_str!("../../../migrations/postgres/0001_start.sql"),
+    ),
+    (
+        2,
+        "customer limits",
+        include_str!("../../../migrations/postgres/0002_customer_limits.sql"),
+    ),
+];
 
 /// Runs what the database has not run yet. Servers that start together on one
 /// database wait for each other.
