@@ -1,7 +1,6 @@
 //! A ledger to test, and what a budget does with time.
 
 mod any_order;
-mod speed;
 
 use std::sync::Arc;
 
