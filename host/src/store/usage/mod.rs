@@ -1,8 +1,9 @@
 //! Usage: one row for every request that the limits admitted.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::RangeInclusive;
 
+use serde::Serialize;
 use sqlx::AssertSqlSafe;
 use time::OffsetDateTime;
 
@@ -160,37 +161,66 @@ fn usage_row(row: &Row) -> Result<UsageRow, Error> {
     })
 }
 
-/// Writes a row; `false` when the request has one already.
-pub(super) async fn insert(
+/// A row as it is stored.
+#[derive(Serialize)]
+struct Stored<'a> {
+    request_id: &'a str,
+    customer_id: i64,
+    api_key_id: i64,
+    model_id: i64,
+    model_name: &'a str,
+    plugin_digest: Option<&'a str>,
+    prompt_tokens: u32,
+    completion_tokens: u32,
+    tokens_estimated: bool,
+    prompt_price: i64,
+    completion_price: i64,
+    cost: i64,
+    status: &'static str,
+    error_code: Option<&'a str>,
+    latency_ms: i64,
+    created_at: i64,
+}
+
+const STORED: &str = "request_id TEXT, customer_id BIGINT, api_key_id BIGINT, model_id BIGINT, \
+    model_name TEXT, plugin_digest TEXT, prompt_tokens BIGINT, completion_tokens BIGINT, \
+    tokens_estimated BOOLEAN, prompt_price BIGINT, completion_price BIGINT, cost BIGINT, \
+    status TEXT, error_code TEXT, latency_ms BIGINT, created_at BIGINT";
+
+impl<'a> From<&'a Usage> for Stored<'a> {
+    fn from(usage: &'a Usage) -> Self {
+        Self {
+            request_id: &usage.request_id,
+            customer_id: usage.customer_id,
+            api_key_id: usage.api_key_id,
+            model_id: usage.model_id,
+            model_name: &usage.model_name,
+            plugin_digest: usage.plugin_digest.as_deref(),
+            prompt_tokens: usage.prompt_tokens,
+            completion_tokens: usage.completion_tokens,
+            tokens_estimated: usage.tokens_estimated,
+            prompt_price: usage.price.prompt.0,
+            completion_price: usage.price.completion.0,
+            cost: usage.cost.0,
+            status: usage.status.as_str(),
+            error_code: usage.error_code.as_deref(),
+            latency_ms: usage.latency_ms,
+            created_at: millis(usage.created_at),
+        }
+    }
+}
+
+/// Writes rows; returns the requests that had none yet.
+pub(super) async fn insert<'a>(
     transaction: &mut Transaction<'_>,
-    usage: &Usage,
-) -> Result<bool, Error> {
-    let done = query(
-        "INSERT INTO usage (request_id, customer_id, api_key_id, model_id, model_name, \
-         plugin_digest, prompt_tokens, completion_tokens, tokens_estimated, prompt_price, \
-         completion_price, cost, status, error_code, latency_ms, created_at) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16) \
-         ON CONFLICT (request_id) DO NOTHING",
-    )
-    .bind(&usage.request_id)
-    .bind(usage.customer_id)
-    .bind(usage.api_key_id)
-    .bind(usage.model_id)
-    .bind(&usage.model_name)
-    .bind(&usage.plugin_digest)
-    .bind(usage.prompt_tokens)
-    .bind(usage.completion_tokens)
-    .bind(usage.tokens_estimated)
-    .bind(usage.price.prompt.0)
-    .bind(usage.price.completion.0)
-    .bind(usage.cost.0)
-    .bind(usage.status.as_str())
-    .bind(&usage.error_code)
-    .bind(usage.latency_ms)
-    .bind(millis(usage.created_at))
-    .execute(transaction)
-    .await?;
-    Ok(done == 1)
+    usage: impl IntoIterator<Item = &'a Usage>,
+) -> Result<HashSet<String>, Error> {
+    let rows: Vec<_> = usage.into_iter().map(Stored::from).collect();
+    let then = "ON CONFLICT (request_id) DO NOTHING RETURNING request_id";
+    let new = transaction.insert_rows("usage", STORED, &rows, then);
+    let new = new.fetch_all(transaction).await?;
+    let ids = new.iter().map(|row| Ok(row.try_get("request_id")?));
+    ids.collect()
 }
 
 impl Store {
