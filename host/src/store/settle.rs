@@ -285,6 +285,7 @@ impl Writer {
             });
         }
         let mut new = usage::insert(transaction, rows.iter().map(|row| &**row)).await?;
+        let mut booked = Vec::with_capacity(rows.len());
         let mut owed: BTreeMap<i64, Owed> = BTreeMap::new();
         for row in &rows {
             if !new.remove(&row.request_id) {
@@ -296,6 +297,7 @@ impl Writer {
                 Cow::Borrowed(_) => Ok(()),
                 Cow::Owned(_) => Err(Error::TakenOver),
             });
+            booked.push(&**row);
             let settled = books.settle(row)?;
             if self.store.notices.is_some() {
                 for near in &settled.near {
@@ -312,6 +314,7 @@ impl Writer {
                 entry.amount += settled.owed.0;
             }
         }
+        usage::add_to_sums(transaction, booked).await?;
         if !owed.is_empty() && matches!(self.store.outbox, Outbox::On(_)) {
             let owed: Vec<_> = owed.into_values().collect();
             written.can_report = outbox::announce_usage(transaction, &owed).await?;

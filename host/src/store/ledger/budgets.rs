@@ -333,8 +333,8 @@ async fn open(transaction: &mut Transaction<'_>, row: &mut Row) -> Result<(), Er
     } = row.spending;
     let begun = query(
         "INSERT INTO spending (budget_id, start, spent, held) SELECT $1, $2, \
-         (SELECT coalesce(sum(cost), 0) FROM usage WHERE customer_id = $3 \
-         AND ($4 IS NULL OR api_key_id = $4) AND created_at >= $2 AND created_at < $5), \
+         (SELECT coalesce(sum(cost), 0) FROM usage_sums WHERE period = 'hour' AND customer_id = $3 \
+         AND ($4 IS NULL OR api_key_id = $4) AND start >= $2 AND start < $5), \
          (SELECT coalesce(sum(amount), 0) FROM holds WHERE customer_id = $3 \
          AND ($4 IS NULL OR api_key_id = $4) AND created_at >= $2 AND created_at < $5) \
          RETURNING spent, held",

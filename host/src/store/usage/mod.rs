@@ -1,15 +1,21 @@
-//! Usage: one row for every request that the limits admitted.
+//! Usage: one row for every request that the limits admitted, for as long as the
+//! configuration says, and sums of them for ever.
 
-use std::collections::{HashMap, HashSet};
-use std::ops::RangeInclusive;
+mod retention;
+mod sums;
+
+use std::collections::HashSet;
 
 use serde::Serialize;
-use sqlx::AssertSqlSafe;
 use time::OffsetDateTime;
 
 use super::db::{Row, Transaction, query};
 use super::{Error, Store, from_millis, millis, servers};
 use crate::money::{NanoDollars, Price};
+
+pub(super) use retention::deleted_before;
+pub(super) use sums::add as add_to_sums;
+pub use sums::{ModelTotals, PeriodTotals, Totals};
 
 /// How a request ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,54 +90,6 @@ pub struct UsageRow {
     pub id: i64,
     /// What the request used.
     pub usage: Usage,
-}
-
-/// Sums of usage.
-#[derive(Clone, Debug, Default)]
-pub struct Totals {
-    /// Requests, however they ended.
-    pub requests: i64,
-    /// Tokens of prompts.
-    pub prompt_tokens: i64,
-    /// Tokens of answers.
-    pub completion_tokens: i64,
-    /// What they cost.
-    pub cost: NanoDollars,
-}
-
-/// Sums of usage of one model.
-#[derive(Clone, Debug)]
-pub struct ModelTotals {
-    /// Number of the model.
-    pub model_id: i64,
-    /// Its latest name.
-    pub model_name: String,
-    /// The sums.
-    pub totals: Totals,
-}
-
-/// Sums of usage of one period.
-#[derive(Clone, Debug)]
-pub struct PeriodTotals {
-    /// When it begins.
-    pub start: OffsetDateTime,
-    /// The sums.
-    pub totals: Totals,
-}
-
-/// The columns of [`Totals`]. PostgreSQL's sums are of a wider type.
-const TOTALS: &str = "count(*) AS requests, \
-    CAST(sum(prompt_tokens) AS BIGINT) AS prompt_tokens, \
-    CAST(sum(completion_tokens) AS BIGINT) AS completion_tokens, \
-    CAST(sum(cost) AS BIGINT) AS cost";
-
-fn totals(row: &Row) -> Result<Totals, Error> {
-    Ok(Totals {
-        requests: row.try_get("requests")?,
-        prompt_tokens: row.try_get("prompt_tokens")?,
-        completion_tokens: row.try_get("completion_tokens")?,
-        cost: NanoDollars(row.try_get("cost")?),
-    })
 }
 
 fn usage_row(row: &Row) -> Result<UsageRow, Error> {
@@ -224,56 +182,6 @@ pub(super) async fn insert<'a>(
 }
 
 impl Store {
-    /// Sums by model, of one customer or of all.
-    ///
-    /// # Errors
-    /// When the database fails.
-    pub async fn usage_by_model(
-        &self,
-        customer_id: Option<i64>,
-    ) -> Result<Vec<ModelTotals>, Error> {
-        let sql = format!(
-            "SELECT sums.*, model_name FROM (SELECT model_id, max(id) AS latest, {TOTALS} \
-             FROM usage WHERE ($1 IS NULL OR customer_id = $1) GROUP BY model_id) AS sums \
-             JOIN usage ON usage.id = latest ORDER BY sums.model_id"
-        );
-        let rows = query(AssertSqlSafe(sql))
-            .bind(customer_id)
-            .fetch_all(&self.read)
-            .await?;
-        rows.iter()
-            .map(|row| {
-                Ok(ModelTotals {
-                    model_id: row.try_get("model_id")?,
-                    model_name: row.try_get("model_name")?,
-                    totals: totals(row)?,
-                })
-            })
-            .collect()
-    }
-
-    /// Sums by customer, of those with these numbers; one that used nothing has none.
-    ///
-    /// # Errors
-    /// When the database fails.
-    pub async fn usage_by_customer(
-        &self,
-        customers: RangeInclusive<i64>,
-    ) -> Result<HashMap<i64, Totals>, Error> {
-        let sql = format!(
-            "SELECT customer_id, {TOTALS} FROM usage \
-             WHERE customer_id BETWEEN $1 AND $2 GROUP BY customer_id"
-        );
-        let rows = query(AssertSqlSafe(sql))
-            .bind(customers.start())
-            .bind(customers.end())
-            .fetch_all(&self.read)
-            .await?;
-        rows.iter()
-            .map(|row| Ok((row.try_get("customer_id")?, totals(row)?)))
-            .collect()
-    }
-
     /// At most `limit` rows after the place `after`, oldest first, of one
     /// customer or of all. No row ever comes before one that was returned.
     ///
@@ -286,16 +194,23 @@ impl Store {
         limit: u32,
     ) -> Result<Vec<UsageRow>, Error> {
         let before = servers::whole_before(&self.read).await?;
-        let rows = query(
-            "SELECT * FROM usage WHERE id > $1 AND id < $4 \
-             AND ($2 IS NULL OR customer_id = $2) ORDER BY id LIMIT $3",
-        )
+        // two queries, for the sake of their indices
+        let of_customer = "SELECT * FROM usage WHERE customer_id = $4 AND id > $1 AND id < $2 \
+             ORDER BY id LIMIT $3";
+        let of_all = "SELECT * FROM usage WHERE id > $1 AND id < $2 ORDER BY id LIMIT $3";
+        let rows = query(if customer_id.is_some() {
+            of_customer
+        } else {
+            of_all
+        })
         .bind(after)
-        .bind(customer_id)
-        .bind(limit)
         .bind(before)
-        .fetch_all(&self.read)
-        .await?;
+        .bind(limit);
+        let rows = match customer_id {
+            Some(customer_id) => rows.bind(customer_id),
+            None => rows,
+        };
+        let rows = rows.fetch_all(&self.read).await?;
         rows.iter().map(usage_row).collect()
     }
 
@@ -310,36 +225,5 @@ impl Store {
             .fetch_all(&self.read)
             .await?;
         rows.iter().map(usage_row).collect()
-    }
-
-    /// Sums of a customer's usage since `since`, by periods of `period_ms`
-    /// milliseconds; periods without a request are left out.
-    ///
-    /// # Errors
-    /// When the database fails.
-    pub async fn usage_over_time(
-        &self,
-        customer_id: i64,
-        since: OffsetDateTime,
-        period_ms: i64,
-    ) -> Result<Vec<PeriodTotals>, Error> {
-        let sql = format!(
-            "SELECT created_at / $3 * $3 AS start, {TOTALS} FROM usage \
-             WHERE customer_id = $1 AND created_at >= $2 GROUP BY 1 ORDER BY 1"
-        );
-        let rows = query(AssertSqlSafe(sql))
-            .bind(customer_id)
-            .bind(millis(since))
-            .bind(period_ms)
-            .fetch_all(&self.read)
-            .await?;
-        rows.iter()
-            .map(|row| {
-                Ok(PeriodTotals {
-                    start: from_millis(row.try_get("start")?),
-                    totals: totals(row)?,
-                })
-            })
-            .collect()
     }
 }
