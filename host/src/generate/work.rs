@@ -121,7 +121,7 @@ impl Generator {
     /// Does the work of one request; `pieces` closes before the answer is on
     /// record.
     pub(super) async fn execute(
-        self,
+        self: Arc<Self>,
         admitted: Admitted,
         pieces: mpsc::Sender<Piece>,
         left: CancellationToken,

@@ -302,6 +302,9 @@ impl Model {
     /// # Errors
     /// [`ErrorKind::Overloaded`] with the reason why there is none.
     pub async fn backend(&self, loader: &Loader) -> Result<Arc<Backend>, Error> {
+        if let State::Ready(backend) = &*self.slot.state.borrow() {
+            return Ok(Arc::clone(backend));
+        }
         self.begin_loading(loader);
         let settled = tokio::time::timeout(PATIENCE, self.settled()).await;
         match settled.unwrap_or(State::Loading) {
