@@ -151,7 +151,7 @@ impl App {
             Limits::new(config.redis_url.as_ref(), requests.without_redis).context("REDIS_URL")?;
         let (settler, settling) = Settler::start(store.clone(), process.clone());
         let state = AppState {
-            generator: Generator::new(
+            generator: Arc::new(Generator::new(
                 live,
                 loader,
                 store.clone(),
@@ -159,7 +159,7 @@ impl App {
                 limits,
                 Arc::clone(&requests),
                 Clock,
-            ),
+            )),
             reload: reloader.start(config),
             requests,
             trusted_proxies: trusted_proxies.into(),

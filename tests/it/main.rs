@@ -26,6 +26,7 @@ mod network;
 mod openai;
 mod plugin;
 mod process;
+mod queue;
 mod reload;
 mod replicas;
 mod sandbox;
