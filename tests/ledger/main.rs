@@ -5,7 +5,6 @@
 //!     tests/run --release -p model-host --test ledger -- --seconds 5
 
 #[path = "../../host/src/clock.rs"]
-#[expect(dead_code, reason = "the host uses the rest")]
 mod clock;
 #[path = "../../host/src/money.rs"]
 #[expect(dead_code, unused_imports, reason = "the host uses the rest")]
