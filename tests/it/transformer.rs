@@ -46,7 +46,7 @@ async fn a_llama_chats_by_its_own_template() {
         { "type": "image_url", "image_url": { "url": "data:image/png;base64,AAEC" } },
     ]);
     let refused = customer.post("/v1/chat/completions", picture).await;
-    assert!(refused.expect(400).to_string().contains("but text"));
+    assert!(refused.expect(501).to_string().contains("but text"));
 }
 
 #[tokio::test]
