@@ -28,7 +28,7 @@ pub async fn measure(host: &Host, models: &[(&str, i64)], rounds: u32, time: Dur
         .expect(200);
     let keys = purse.customer.get("/api/keys").await.expect(200);
     let limits = json!({
-        "rate_limit": 1_000_000, "token_limit": 1_000_000_000, "concurrent_limit": 1_000,
+        "rate_limit": 1_000_000, "token_limit": 100_000_000, "concurrent_limit": 1_000,
     });
     let key = format!("/api/keys/{}", keys["keys"][0]["id"]);
     admin.patch(&key, limits).await.expect(200);
