@@ -34,5 +34,6 @@ mod servers;
 mod stream;
 mod telemetry;
 mod tidy;
+mod transformer;
 mod usage;
 mod webhook;

@@ -30,7 +30,7 @@ const AHEAD: usize = 32;
 /// Whether a native plugin of this name is compiled in.
 pub fn is_known(plugin: &str) -> bool {
     match plugin {
-        "gpt2" => true,
+        "transformer" | "gpt2" => true,
         #[cfg(feature = "twins")]
         "lawgent-thinking" | "offline" => true,
         _ => false,
@@ -99,7 +99,8 @@ impl Native {
         options: Options,
     ) -> Result<Self, Error> {
         match plugin {
-            "gpt2" => Self::open_as::<gpt2::Gpt2>(model, settings, options).await,
+            // the first model it could run gave it the second name, and configurations have it
+            "transformer" | "gpt2" => Self::open_as::<gpt2::Gpt2>(model, settings, options).await,
             #[cfg(feature = "twins")]
             "lawgent-thinking" => {
                 Self::open_as::<twins::Completions>(model, settings, options).await
