@@ -242,7 +242,7 @@ fn scores<E: Element>(level: Level, query: &[f32], keys: &[E]) -> Lanes {
         Tier::Avx2 => unsafe { avx2::scores(query, keys) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above
-        Tier::Avx512 => unsafe { avx512::scores(query, keys) },
+        Tier::Avx512 | Tier::Amx => unsafe { avx512::scores(query, keys) },
     }
 }
 
@@ -264,7 +264,7 @@ fn add_values<E: Element>(level: Level, sums: &mut [Lanes], scores: &[f32], valu
         Tier::Avx2 => unsafe { avx2::add_values(sums, scores, values) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above
-        Tier::Avx512 => unsafe { avx512::add_values(sums, scores, values) },
+        Tier::Avx512 | Tier::Amx => unsafe { avx512::add_values(sums, scores, values) },
     }
 }
 
@@ -357,7 +357,7 @@ mod tests {
                     "{width} {positions}: {ours} {expected}"
                 );
             }
-            for level in Level::all() {
+            for &level in Level::all() {
                 assert_eq!(of(level), portable, "{level:?} {width} {positions}");
             }
         }

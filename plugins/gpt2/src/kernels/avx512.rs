@@ -253,7 +253,7 @@ pub(super) fn add_values<E: Element>(sums: &mut [Lanes], scores: &[f32], values:
 
 #[target_feature(enable = "avx512f")]
 #[inline]
-fn add(out: &mut Lanes, sums: __m512) {
+pub(super) fn add(out: &mut Lanes, sums: __m512) {
     store(out, _mm512_add_ps(load(out), sums));
 }
 
@@ -266,21 +266,21 @@ fn store(out: &mut Lanes, numbers: __m512) {
 
 #[target_feature(enable = "avx512f")]
 #[inline]
-fn load(lanes: &Lanes) -> __m512 {
+pub(super) fn load(lanes: &Lanes) -> __m512 {
     // SAFETY: there are 16 numbers
     unsafe { _mm512_loadu_ps(lanes.as_ptr()) }
 }
 
 #[target_feature(enable = "avx512f")]
 #[inline]
-fn load_bytes(bytes: &[u8; 64]) -> __m512i {
+pub(super) fn load_bytes(bytes: &[u8; 64]) -> __m512i {
     // SAFETY: there are 64 bytes
     unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) }
 }
 
 #[target_feature(enable = "avx512f")]
 #[inline]
-fn widen<E: Element>(numbers: &[E; LANES]) -> __m512 {
+pub(super) fn widen<E: Element>(numbers: &[E; LANES]) -> __m512 {
     // SAFETY: the processor has what this function is compiled for
     unsafe { E::load_512(numbers) }
 }

@@ -1,5 +1,10 @@
 //! What this processor can do.
 
+use std::sync::LazyLock;
+
+#[cfg(target_arch = "x86_64")]
+use super::amx;
+
 /// The instructions that kernels are chosen by. One that is not portable can
 /// only be had where its instructions were found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -12,11 +17,19 @@ pub(super) enum Tier {
     Avx2,
     #[cfg(target_arch = "x86_64")]
     Avx512,
+    /// What [`Tier::Avx512`] has, and AMX.
+    #[cfg(target_arch = "x86_64")]
+    Amx,
 }
 
 impl Level {
     /// All that this processor can do, the slowest first.
-    pub(crate) fn all() -> Vec<Self> {
+    pub(crate) fn all() -> &'static [Self] {
+        static ALL: LazyLock<Vec<Level>> = LazyLock::new(Level::find);
+        &ALL
+    }
+
+    fn find() -> Vec<Self> {
         #[cfg(not(target_arch = "x86_64"))]
         return vec![Self(Tier::Portable)];
         #[cfg(target_arch = "x86_64")]
@@ -31,14 +44,20 @@ impl Level {
                 && is_x86_feature_detected!("avx512vnni");
             let mut all = vec![Self(Tier::Portable)];
             all.extend(avx2.then_some(Self(Tier::Avx2)));
-            all.extend((avx2 && avx512).then_some(Self(Tier::Avx512)));
+            if avx2 && avx512 {
+                all.push(Self(Tier::Avx512));
+                all.extend(amx::is_there().then_some(Self(Tier::Amx)));
+            }
             all
         }
     }
 
     /// The fastest that this processor can do.
     pub(crate) fn best() -> Self {
-        Self::all().pop().unwrap_or(Self(Tier::Portable))
+        Self::all()
+            .last()
+            .copied()
+            .unwrap_or(Self(Tier::Portable))
     }
 
     pub(super) fn tier(self) -> Tier {
@@ -77,7 +96,7 @@ macro_rules! for_each_level {
                 $crate::kernels::level::Tier::Avx2 => unsafe { avx2($($arg),*) },
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: as above
-                $crate::kernels::level::Tier::Avx512 => unsafe { avx512($($arg),*) },
+                $crate::kernels::level::Tier::Avx512 | $crate::kernels::level::Tier::Amx => unsafe { avx512($($arg),*) },
             }
         }
     };

@@ -6,7 +6,7 @@
 //! - `attention`: keys and values, and looking them up
 //! - `vector`: the rest, and `rows`: what Llama adds to it; `panel`: rows as
 //!   products leave them
-//! - `level`: which instructions; `avx2` and `avx512` have those that the
+//! - `level`: which instructions; `avx2`, `avx512` and `amx` have those that the
 //!   compiler does not find by itself
 //!
 //! Every sum has one order, whatever else is computed beside it: a row of a
@@ -21,6 +21,8 @@
     reason = "iterators do not always become part of a function that has more instructions"
 )]
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;

@@ -226,7 +226,7 @@ mod tests {
         let weights: [Lanes; GROUP] =
             std::array::from_fn(|_| random.row(LANES).try_into().unwrap());
         let best = Nibbles::quantize(&weights);
-        for level in Level::all() {
+        for &level in Level::all() {
             let mut tile = best.clone();
             tile.weights = [[0; 64]; HIGH / 4];
             pack(level, &weights, &mut tile);

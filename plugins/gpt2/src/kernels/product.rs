@@ -9,7 +9,11 @@ use super::level::{Level, Tier};
 use super::nibbles::{Nibbles, block as nibbles_block};
 use super::quantized::{GROUP, Group, Tile, Wide};
 #[cfg(target_arch = "x86_64")]
-use super::{avx2, avx512};
+use super::{amx, avx2, avx512};
+
+/// From so many rows on AMX is faster than AVX-512.
+#[cfg(target_arch = "x86_64")]
+const AMX_ROWS: usize = 4;
 
 /// Rows of `X` times tiles of `W`.
 #[derive(Clone, Copy, Debug)]
@@ -119,7 +123,7 @@ impl<E: Element> Product<'_, [E; 16], f32> {
             Tier::Avx2 => unsafe { avx2::dense(self, out) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above
-            Tier::Avx512 => unsafe { avx512::dense(self, out) },
+            Tier::Avx512 | Tier::Amx => unsafe { avx512::dense(self, out) },
         }
     }
 }
@@ -135,7 +139,10 @@ impl Product<'_, Tile, Group> {
             Tier::Avx2 => unsafe { avx2::quantized(self, out) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above
-            Tier::Avx512 => unsafe { avx512::quantized(self, out) },
+            Tier::Amx if self.row_count() >= AMX_ROWS => unsafe { amx::quantized(self, out) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above
+            Tier::Avx512 | Tier::Amx => unsafe { avx512::quantized(self, out) },
         }
     }
 }
@@ -150,7 +157,10 @@ impl Product<'_, Tile, Wide> {
             Tier::Avx2 => unsafe { avx2::wide(self, out) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above
-            Tier::Avx512 => unsafe { avx512::wide(self, out) },
+            Tier::Amx if self.row_count() >= AMX_ROWS => unsafe { amx::wide(self, out) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above
+            Tier::Avx512 | Tier::Amx => unsafe { avx512::wide(self, out) },
         }
     }
 }
@@ -165,7 +175,10 @@ impl Product<'_, Nibbles, Group> {
             Tier::Avx2 => unsafe { avx2::nibbles(self, out) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above
-            Tier::Avx512 => unsafe { avx512::nibbles(self, out) },
+            Tier::Amx if self.row_count() >= AMX_ROWS => unsafe { amx::nibbles(self, out) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above
+            Tier::Avx512 | Tier::Amx => unsafe { avx512::nibbles(self, out) },
         }
     }
 }

@@ -193,7 +193,7 @@ mod tests {
         for len in [1, 63, 64, 65, 200] {
             let row = random.row(len);
             let mut groups = vec![Group::default(); len.div_ceil(GROUP)];
-            for level in Level::all() {
+            for &level in Level::all() {
                 quantize(level, &row, &mut groups);
                 for (k, value) in row.iter().enumerate() {
                     let group = &groups[k / GROUP];
@@ -220,7 +220,7 @@ mod tests {
         for len in [1, 64, 100] {
             let row = random.row(len);
             let mut groups = vec![Wide::default(); len.div_ceil(GROUP)];
-            for level in Level::all() {
+            for &level in Level::all() {
                 quantize_wide(level, &row, &mut groups);
                 for (k, value) in row.iter().enumerate() {
                     let group = &groups[k / GROUP];

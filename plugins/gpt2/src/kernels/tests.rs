@@ -23,6 +23,9 @@ impl Random {
     }
 }
 
+/// More than two of the largest blocks.
+const MOST_ROWS: usize = 34;
+
 /// Rows times the matrix, added to ones.
 fn multiply(
     level: Level,
@@ -53,13 +56,13 @@ fn products_are_right_on_every_level_and_rows_do_not_depend_on_each_other() {
     let mut random = Random(7);
     for (inputs, outputs) in [(1, 1), (48, 144), (64, 16), (65, 33), (224, 100), (300, 90)] {
         let weights = random.row(inputs * outputs);
-        let rows: Vec<_> = (0..13).map(|_| random.row(inputs)).collect();
+        let rows: Vec<_> = (0..MOST_ROWS).map(|_| random.row(inputs)).collect();
         let weight = |input: usize, output: usize| weights[input * outputs + output];
         for (dtype, name) in Dtype::ALL {
             let matrix = Matrix::pack(dtype, inputs, outputs, weight);
             let alone: Vec<_> = Level::all()
-                .into_iter()
-                .map(|level| {
+                .iter()
+                .map(|&level| {
                     let alone = |row: &Vec<f32>| {
                         multiply(level, 1, &matrix, std::slice::from_ref(row), outputs).remove(0)
                     };
@@ -90,8 +93,8 @@ fn products_are_right_on_every_level_and_rows_do_not_depend_on_each_other() {
                     );
                 }
             }
-            for (level, alone_here) in Level::all().into_iter().zip(&alone) {
-                for count in 1..=13 {
+            for (&level, alone_here) in Level::all().iter().zip(&alone) {
+                for count in (1..=13).chain([16, 17, 31, MOST_ROWS]) {
                     for threads in [1, 3] {
                         let together = multiply(level, threads, &matrix, &rows[..count], outputs);
                         assert_eq!(

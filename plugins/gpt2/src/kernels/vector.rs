@@ -152,7 +152,7 @@ mod tests {
                 (row, lanes)
             };
             let portable = of(Level::all()[0]);
-            for level in Level::all() {
+            for &level in Level::all() {
                 assert_eq!(of(level), portable, "{level:?} {width}");
             }
         }
