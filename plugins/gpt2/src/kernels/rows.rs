@@ -72,7 +72,7 @@ mod tests {
                 rows
             };
             let portable = of(Level::all()[0]);
-            for level in Level::all() {
+            for &level in Level::all() {
                 assert_eq!(of(level), portable, "{level:?} {width}");
             }
             let squares: f64 = row.iter().map(|&x| f64::from(x).powi(2)).sum();
