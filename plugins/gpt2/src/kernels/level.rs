@@ -54,10 +54,7 @@ impl Level {
 
     /// The fastest that this processor can do.
     pub(crate) fn best() -> Self {
-        Self::all()
-            .last()
-            .copied()
-            .unwrap_or(Self(Tier::Portable))
+        Self::all().last().copied().unwrap_or(Self(Tier::Portable))
     }
 
     pub(super) fn tier(self) -> Tier {
