@@ -28,6 +28,7 @@ use crate::store::{Claim, Outbox, Place, Settler, Store};
 pub struct App {
     stripe: config::Stripe,
     webhook: config::Webhook,
+    keep_usage_days: Option<u32>,
     drain: Duration,
     listener: TcpListener,
     state: AppState,
@@ -142,6 +143,7 @@ impl App {
             requests,
             stripe,
             webhook,
+            database,
             ..
         } = config.clone();
         let requests = Arc::new(requests);
@@ -149,7 +151,7 @@ impl App {
             Limits::new(config.redis_url.as_ref(), requests.without_redis).context("REDIS_URL")?;
         let (settler, settling) = Settler::start(store.clone(), process.clone());
         let state = AppState {
-            generator: Generator::new(
+            generator: Arc::new(Generator::new(
                 live,
                 loader,
                 store.clone(),
@@ -157,7 +159,7 @@ impl App {
                 limits,
                 Arc::clone(&requests),
                 Clock,
-            ),
+            )),
             reload: reloader.start(config),
             requests,
             trusted_proxies: trusted_proxies.into(),
@@ -168,6 +170,7 @@ impl App {
         Ok(Self {
             stripe,
             webhook,
+            keep_usage_days: database.keep_usage_days,
             drain: Duration::from_secs(server.drain_seconds),
             listener,
             state,
@@ -187,6 +190,7 @@ impl App {
         let Self {
             stripe,
             webhook,
+            keep_usage_days,
             drain,
             listener,
             state,
@@ -205,6 +209,11 @@ impl App {
 
         let keys = state.keys.clone();
         tokio::spawn(keys.clone().write_uses_until(stop.clone()));
+
+        let deleting = keep_usage_days.map(|days| {
+            let store = state.store.clone();
+            tokio::spawn(store.keep_usage(days, state.clock, stop.clone()))
+        });
 
         let (store, generator) = (state.store.clone(), state.generator.clone());
         let forgetting = tokio::spawn(generator.clone().forget_answers_until(stop.clone()));
@@ -229,7 +238,7 @@ impl App {
         // its handle to the settling task
         forgetting.await.ok();
         drop(generator);
-        for task in [reporting, notifying].into_iter().flatten() {
+        for task in [reporting, notifying, deleting].into_iter().flatten() {
             task.await.ok();
         }
         // the task ends when the last request's handle to it is gone

@@ -22,6 +22,10 @@ mod telemetry;
 
 use std::process::ExitCode;
 
+/// A request is many small allocations, and ends on other threads than it began on.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     cli::main()
 }

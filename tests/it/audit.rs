@@ -80,7 +80,10 @@ async fn every_act_is_on_record() {
     assert_eq!(customer["before"], Value::Null);
     assert_eq!(
         customer["after"],
-        json!({ "name": "A", "email": "a@b.c", "company": "Inc", "credit_limit": null })
+        json!({
+            "name": "A", "email": "a@b.c", "company": "Inc", "credit_limit": null,
+            "rate_limit": null, "token_limit": null, "concurrent_limit": null,
+        })
     );
     assert_eq!(created["after"]["name"], "K");
     assert_eq!(changed["before"], created["after"]);

@@ -80,6 +80,56 @@ async fn each_key_and_each_model_has_a_limit_of_its_own() {
 }
 
 #[tokio::test]
+async fn a_customer_may_have_limits_of_its_own() {
+    let config = format!("[requests]\ncustomer = {{ per_minute = 1 }}\n{GPT2}");
+    let host = Host::builder().config(config).start().await.ready().await;
+    let (one, other) = (host.customer().await, host.customer().await);
+    let ask = || json!({ "text": ASK, "model_id": 1, "max_new_tokens": 1 });
+    one.post("/generate", ask()).await.expect(200);
+    one.post("/generate", ask()).await.expect_error(429);
+
+    // from the next request on: what its key's checks have in memory is read again
+    let change = json!({ "rate_limit": 5, "concurrent_limit": 7 });
+    let changed = host.admin().patch("/customers/1", change).await.expect(200);
+    assert_eq!(changed["rate_limit"], 5);
+    assert_eq!(changed["token_limit"], Value::Null);
+    let reply = one.post("/generate", ask()).await;
+    let policies = reply.header("ratelimit-policy").to_owned();
+    assert!(
+        policies.contains("\"customer-requests\";q=5;w=60"),
+        "{policies}"
+    );
+    assert!(
+        policies.contains("\"customer-concurrent\";q=7;"),
+        "{policies}"
+    );
+    reply.expect(200);
+    // nobody else's
+    other.post("/generate", ask()).await.expect(200);
+    other.post("/generate", ask()).await.expect_error(429);
+
+    let back = json!({ "rate_limit": null });
+    let back = host.admin().patch("/customers/1", back).await.expect(200);
+    assert_eq!(back["rate_limit"], Value::Null);
+    assert_eq!(back["concurrent_limit"], 7);
+    let none = json!({ "token_limit": 0 });
+    let refused = host.admin().patch("/customers/1", none).await;
+    assert_eq!(refused.body["error"]["param"], "token_limit");
+    refused.expect_error(422);
+    let acts = host
+        .admin()
+        .get("/admin/audit?object=customer/1")
+        .await
+        .expect(200);
+    let last = acts["acts"]
+        .as_array()
+        .and_then(|acts| acts.last().cloned());
+    let last = last.expect("an act");
+    assert_eq!(last["before"]["rate_limit"], 5);
+    assert_eq!(last["after"]["rate_limit"], Value::Null);
+}
+
+#[tokio::test]
 async fn a_model_may_have_a_lower_limit_than_its_keys() {
     let config = format!("{GPT2}\n[models.limits]\nrequests_per_minute = 2\n");
     let host = Host::builder().config(config).start().await.ready().await;

@@ -60,24 +60,61 @@ async fn a_key_that_one_server_turns_off_is_off_at_the_others_at_once() {
     let (first, second) = two().await;
     let customer = first.customer().await.at(second.url());
     customer.post("/generate", ask(1)).await.expect(200);
-    let toggle = "/api/keys/1/toggle";
-    first.admin().post(toggle, Value::Null).await.expect(200);
-    let off = Instant::now();
-    eventually("it is off", async || {
-        customer.get("/usage").await.status == 403
-    })
-    .await;
-    // what is in memory would serve for 10 s without a word from the first
-    assert!(
-        off.elapsed() < Duration::from_secs(5),
-        "{:?}",
-        off.elapsed()
+    let toggle = async |status| {
+        let toggle = "/api/keys/1/toggle";
+        first.admin().post(toggle, Value::Null).await.expect(200);
+        let toggled = Instant::now();
+        eventually("it is known", async || {
+            customer.get("/usage").await.status == status
+        })
+        .await;
+        toggled.elapsed()
+    };
+    let mut quickest = Duration::MAX;
+    for _ in 0..3 {
+        quickest = quickest.min(toggle(403).await);
+        toggle(200).await;
+    }
+    // what is in memory would serve for 10 s without a word from the first; a machine
+    // that is at its limit may be late once
+    assert!(quickest < Duration::from_secs(1), "{quickest:?}");
+}
+
+#[tokio::test]
+async fn who_follows_the_rows_misses_none_that_comes_late() {
+    let config = format!("{GPT2}price_per_million = {{ prompt = 1.0, completion = 1.0 }}\n");
+    let free = format!("{GPT2}price_per_million = {{ prompt = 0.0, completion = 0.0 }}\n");
+    let first = first(&config).await;
+    let second = another(&first, &free).start().await.ready().await;
+    let (late, early) = (
+        first.customer().await,
+        first.customer().await.at(second.url()),
     );
-    first.admin().post(toggle, Value::Null).await.expect(200);
-    eventually("it is on", async || {
-        customer.get("/usage").await.status == 200
+    let admin = first.admin();
+    let rows = async || {
+        let rows = admin.get("/usage/requests").await.expect(200);
+        rows["requests"].as_array().expect("a list").len()
+    };
+
+    // the house's account is changed last: this settlement has its row and waits
+    let house = first
+        .database()
+        .begin("SELECT FROM accounts WHERE id = 2 FOR UPDATE")
+        .await;
+    let waiting = tokio::spawn(async move { late.post("/generate", ask(1)).await });
+    let waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
+                 AND wait_event_type = 'Lock'";
+    eventually("it waits", async || {
+        first.database().number(waits).await == 1
     })
     .await;
+    early.post("/generate", ask(1)).await.expect(200);
+    // the one before it may still come
+    assert_eq!(rows().await, 0);
+
+    drop(house);
+    waiting.await.expect("no panic").expect(200);
+    assert_eq!(rows().await, 2);
 }
 
 #[tokio::test]

@@ -46,10 +46,18 @@ const LONGEST: usize = 500;
 const LONGEST_TEST: usize = 400;
 
 /// Merged migrations with their SHA-256: a database that ran one keeps its checksum.
-const MIGRATIONS: [(&str, &str); 7] = [
+const MIGRATIONS: [(&str, &str); 11] = [
     (
         "postgres/0001_start.sql",
         "8d3ed484e26fd3245cb6eaa641eb255350e3809c31f1fd62b4c74d39fc74fc96",
+    ),
+    (
+        "postgres/0002_customer_limits.sql",
+        "86348f5717ad3149edea17d404b684ae0c60e981ba1f7ce1732ee33c968a0425",
+    ),
+    (
+        "postgres/0003_usage_sums.sql",
+        "d76f92f5b6843458d03c81af20963b39eefcbc50e40888d34950feb048ef895e",
     ),
     (
         "sqlite/0001_start.sql",
@@ -74,6 +82,14 @@ const MIGRATIONS: [(&str, &str); 7] = [
     (
         "sqlite/0006_notices.sql",
         "b44a40e35ee419384b3d18f3eb4fbf9a30264ece355eed6680dde5e259bc2ced",
+    ),
+    (
+        "sqlite/0007_customer_limits.sql",
+        "7114203fdb656cdc4b1950cde8803d6dae766d30040a2e4463c383db40a966e2",
+    ),
+    (
+        "sqlite/0008_usage_sums.sql",
+        "8e4c3e187d8657760e5f95ffb59901addcd833570b8f4185ac9f0759e7b62d6f",
     ),
 ];
 

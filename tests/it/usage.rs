@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::harness::{Act, Client, GPT2, Host, Upstream, lawgent};
+use crate::harness::{Act, Client, GPT2, Host, Upstream, eventually, lawgent};
 
 const PRICE: &str = "price_per_million = { prompt = 2.5, completion = 10 }\n";
 
@@ -226,4 +226,47 @@ async fn an_answer_survives_a_kill_right_after_it() {
         .map(|row| row["request_id"].clone())
         .collect();
     assert_eq!(kept, asked);
+}
+
+#[tokio::test]
+async fn old_rows_are_deleted_and_their_sums_stay() {
+    let config = format!("[database]\nkeep_usage_days = 30\n{GPT2}{PRICE}");
+    let host = Host::builder().config(config).start().await.ready().await;
+    let customer = host.customer().await;
+    ask(&customer, 1).await;
+    ask(&customer, 1).await;
+    let database = host.database();
+    let age = 40 * 24 * 60 * 60 * 1000_i64;
+    for (table, time) in [
+        ("usage", "created_at"),
+        ("transfers", "created_at"),
+        ("usage_sums", "start"),
+    ] {
+        let hours = match table {
+            "usage_sums" => "WHERE period = 'hour'",
+            _ => "",
+        };
+        let sql = format!("UPDATE {table} SET {time} = {time} - {age} {hours}");
+        database.execute(&sql).await.expect("aged");
+    }
+    host.run(&["db", "audit"]);
+    let kept = ask(&customer, 1).await;
+    let (used, money) = (
+        customer.get("/usage").await.expect(200),
+        customer.get("/customers/1/transfers").await.expect(200),
+    );
+    assert_eq!(used["totals"]["requests"], 3);
+
+    let host = host.restart().await.ready().await;
+    let customer = customer.at(host.url());
+    eventually("the old ones are gone", async || {
+        database.number("SELECT count(*) FROM usage").await == 1
+    })
+    .await;
+    let rows = customer.get("/usage/requests").await.expect(200);
+    assert_eq!(rows["requests"][0]["cost"], kept["cost"]);
+    assert_eq!(customer.get("/usage").await.expect(200), used);
+    let path = "/customers/1/transfers";
+    assert_eq!(customer.get(path).await.expect(200), money);
+    host.run(&["db", "audit"]);
 }

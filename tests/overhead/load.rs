@@ -29,6 +29,11 @@ impl Times {
         self.sorted[(self.sorted.len() - 1) * percent / 100].as_secs_f64() * 1e6
     }
 
+    /// How many requests.
+    pub fn count(&self) -> usize {
+        self.sorted.len()
+    }
+
     /// Requests a second.
     pub fn rate(&self) -> f64 {
         self.sorted.len() as f64 / self.asked_for.as_secs_f64()
@@ -37,8 +42,7 @@ impl Times {
 
 impl fmt::Display for Times {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let count = self.sorted.len();
-        let (p50, p99, rate) = (self.at(50), self.at(99), self.rate());
+        let (count, p50, p99, rate) = (self.count(), self.at(50), self.at(99), self.rate());
         write!(f, "{count:>11} {p50:>7.0} {p99:>7.0} {rate:>11.0}")
     }
 }

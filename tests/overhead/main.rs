@@ -1,6 +1,6 @@
-//! What the sandbox of a component costs, against the same source compiled in: the
-//! latency that it adds to an echo, the requests a second that an adapter reaches, and
-//! the memory of many models. The server has its own cores; this program, which is
+//! What the whole way of a request costs, and what of it the sandbox of a component
+//! does, against the same source compiled in: the latency that it adds to an echo, the
+//! requests a second that an adapter reaches, and the memory of many models. The server has its own cores; this program, which is
 //! its clients and its upstream, has another one.
 //!
 //!     cargo test --release -p model-host --features twins --test overhead -- --seconds 2
@@ -9,6 +9,7 @@
 #[expect(dead_code, unused_imports, reason = "the tests use the rest")]
 mod harness;
 mod load;
+mod pipeline;
 
 use std::fmt::Write;
 use std::ops::Range;
@@ -55,6 +56,8 @@ const ADAPTER: Twins = Twins {
     native: 3,
     component: 4,
 };
+/// The adapter to OpenAI's API, a component.
+const OPENAI: i64 = 5;
 /// Clients that ask one request after the other, to see the most that the server does.
 const SATURATING: usize = 32;
 /// A piece of an answer by the upstream.
@@ -133,6 +136,12 @@ async fn compare(options: &Options) {
             component.rate() / native.rate(),
         );
     }
+    let models = [
+        ("echo, native", ECHO.native),
+        ("echo, component", ECHO.component),
+        ("adapter, openai", OPENAI),
+    ];
+    pipeline::measure(&host, &models, options.rounds, time).await;
     leave(&customer, &upstream).await;
 }
 
@@ -159,24 +168,28 @@ async fn leave(customer: &Client, upstream: &Upstream) {
     );
 }
 
-/// Two pairs of twins, and threads enough for the native ones.
+/// Two pairs of twins, threads enough for the native ones, and the adapter.
 fn config(upstream: &Upstream) -> String {
     let mut config = String::new();
+    let mut model = |id: i64, name: &str, plugin: &str, url: &str| {
+        let _ = write!(
+            config,
+            "[[models]]\nid = {id}\nname = \"{name}-{id}\"\nplugin = \"{plugin}\"\npreload = true\n\
+             api_url = \"{url}\"\nmodel_name = \"upstream\"\n\
+             price_per_million = {{ prompt = 1.00, completion = 2.00 }}\n\
+             [models.limits]\nparallel = 64\nqueue = 256\n"
+        );
+    };
     for (twins, name) in [(ECHO, "offline"), (ADAPTER, "lawgent-thinking")] {
         let plugins = [
             (twins.native, name.to_owned()),
             (twins.component, component(name)),
         ];
         for (id, plugin) in plugins {
-            let url = upstream.url();
-            let _ = write!(
-                config,
-                "[[models]]\nid = {id}\nname = \"{name}-{id}\"\nplugin = \"{plugin}\"\npreload = true\n\
-                 api_url = \"{url}\"\nmodel_name = \"upstream\"\n\
-                 [models.limits]\nparallel = 64\nqueue = 64\n"
-            );
+            model(id, name, &plugin, upstream.url());
         }
     }
+    model(OPENAI, "openai", &component("openai"), upstream.base());
     config
 }
 

@@ -56,7 +56,10 @@ pub fn copy(to: SecretString, options: &Options, environment: &Environment) -> a
 async fn copy_all(to: SecretString, config: Config, server: Server) -> anyhow::Result<()> {
     let _claim = Claim::take(&server.data_dir)?;
     let target = Config {
-        database: config::Database { url: Some(to) },
+        database: config::Database {
+            url: Some(to),
+            ..config.database.clone()
+        },
         ..config.clone()
     };
     let (from, _) = app::open(&config, &server).await?;

@@ -63,6 +63,9 @@ pub fn problems(config: &Config) -> Vec<Problem> {
             report(format!("requests.{field}"), &problem);
         }
     }
+    if config.database.keep_usage_days == Some(0) {
+        report("database.keep_usage_days".into(), "must be at least 1");
+    }
     if config.requests.header_timeout_ms == 0 {
         report("requests.header_timeout_ms".into(), "must be at least 1");
     }

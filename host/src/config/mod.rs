@@ -167,6 +167,9 @@ pub struct Database {
     /// a file in the server's folder.
     #[serde(skip)]
     pub url: Option<SecretString>,
+    /// Days for which the usage row of a request is kept; none: for ever. Sums and
+    /// money stay.
+    pub keep_usage_days: Option<u32>,
 }
 
 /// Payments; nothing of it runs without `STRIPE_SECRET_KEY`, and changes need

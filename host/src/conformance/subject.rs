@@ -232,7 +232,7 @@ impl Subject {
 
     /// How many tokens a prompt will be.
     pub async fn estimate(&self, request: &Request) -> Result<TokenEstimate, Error> {
-        let mut session = self.backend.session(DEADLINE).await?;
+        let mut session = self.backend.session(0, DEADLINE).await?;
         session.estimate(request).await
     }
 
@@ -242,7 +242,7 @@ impl Subject {
         let deadline = Duration::from_millis(request.deadline_ms.into());
         let mut answer = Answer::begun();
         let asking = async {
-            let mut session = self.backend.session(deadline).await?;
+            let mut session = self.backend.session(0, deadline).await?;
             // as before any request that is served, whatever comes of it
             let _ = session.estimate(&request).await;
             let mut completion = session.generate(request).await?;

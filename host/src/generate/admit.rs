@@ -51,9 +51,11 @@ impl Generator {
 }
 
 /// The limits that hold for the key at the model: of its own or as configured,
-/// but no more than the model has for any key; and those of its customer.
+/// but no more than the model has for any key; and those of its customer, of its own
+/// or as configured.
 fn of(requests: &Requests, key: &Key, model: &Model) -> Vec<Limit> {
-    let (of_model, of_customer) = (&model.spec.limits, &requests.customer);
+    let (of_model, of_customer) = (&model.spec.limits, &key.customer_limits);
+    let of_any_customer = &requests.customer;
     let subject = Subject::Key {
         key: key.id,
         model: model.spec.id,
@@ -80,9 +82,21 @@ fn of(requests: &Requests, key: &Key, model: &Model) -> Vec<Limit> {
             Unit::Concurrent,
             least(concurrent.or(requests.concurrent), of_model.concurrent),
         ),
-        (customer, Unit::Requests, of_customer.per_minute),
-        (customer, Unit::Tokens, of_customer.tokens_per_minute),
-        (customer, Unit::Concurrent, of_customer.concurrent),
+        (
+            customer,
+            Unit::Requests,
+            of_customer.requests.or(of_any_customer.per_minute),
+        ),
+        (
+            customer,
+            Unit::Tokens,
+            of_customer.tokens.or(of_any_customer.tokens_per_minute),
+        ),
+        (
+            customer,
+            Unit::Concurrent,
+            of_customer.concurrent.or(of_any_customer.concurrent),
+        ),
     ];
     let limit = |(subject, unit, most): (Subject, Unit, Option<u32>)| {
         Some(Limit {

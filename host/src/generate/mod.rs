@@ -79,8 +79,8 @@ pub struct Ask {
     pub repeatable: Option<Repeatable>,
 }
 
-/// Answers requests; clones share everything.
-#[derive(Clone, Debug)]
+/// Answers requests.
+#[derive(Debug)]
 pub struct Generator {
     live: Current,
     loader: Loader,
@@ -134,7 +134,7 @@ impl Generator {
     /// When it is not admitted, and so not on record: the model is unknown or
     /// not allowed, the prompt too long, a limit reached, or it repeats a request
     /// that it must not or cannot yet.
-    pub async fn start(&self, ask: Ask) -> Result<Generation, Error> {
+    pub async fn start(self: &Arc<Self>, ask: Ask) -> Result<Generation, Error> {
         let claim = match &ask.repeatable {
             None => None,
             Some(repeatable) => match self.repeat(&ask, repeatable).await? {
@@ -166,7 +166,7 @@ impl Generator {
         let left = self.stopping.child_token();
         let leaves = left.clone().drop_guard();
         let (sender, pieces) = mpsc::channel(AHEAD);
-        let work = self.clone().execute(admitted, sender, left);
+        let work = Arc::clone(self).execute(admitted, sender, left);
         let task = self.tasks.spawn(
             async move {
                 let answer = work.await;
@@ -228,7 +228,7 @@ impl Generator {
 
     /// Deletes answers that were kept long enough, now and once a minute, until
     /// `stop` is cancelled.
-    pub async fn forget_answers_until(self, stop: CancellationToken) {
+    pub async fn forget_answers_until(self: Arc<Self>, stop: CancellationToken) {
         let mut minutes = tokio::time::interval(Duration::from_secs(60));
         while stop.run_until_cancelled(minutes.tick()).await.is_some() {
             if let Err(error) = self.store.forget_answers(self.clock.now()).await {

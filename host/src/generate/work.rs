@@ -121,7 +121,7 @@ impl Generator {
     /// Does the work of one request; `pieces` closes before the answer is on
     /// record.
     pub(super) async fn execute(
-        self,
+        self: Arc<Self>,
         admitted: Admitted,
         pieces: mpsc::Sender<Piece>,
         left: CancellationToken,
@@ -188,7 +188,10 @@ impl Generator {
         produced.digest = backend.digest().map(str::to_owned);
         let mut request = request(admitted);
         let left = Duration::from_millis(request.deadline_ms.into());
-        let mut session = backend.session(left).await.map_err(Error::Plugin)?;
+        let mut session = backend
+            .session(ask.key.id, left)
+            .await
+            .map_err(Error::Plugin)?;
         let estimate = tokens::of_prompt(&mut session, ask, &request)
             .await
             .map_err(Error::Plugin)?;

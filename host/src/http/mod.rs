@@ -40,7 +40,7 @@ pub struct AppState {
     /// Issues and checks keys.
     pub keys: Keys,
     /// Answers requests to models.
-    pub generator: Generator,
+    pub generator: Arc<Generator>,
     /// Reloads the configuration.
     pub reload: reload::Handle,
     /// What every request must keep to.

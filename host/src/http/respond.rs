@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::sync::Arc;
 
 use axum::Json;
 use axum::http::{HeaderValue, header::HeaderName};
@@ -47,7 +48,7 @@ pub trait Shape: Send + 'static {
 /// Whatever fails before the first byte of the answer. What fails later is the
 /// last event of the stream.
 pub async fn respond(
-    generator: &Generator,
+    generator: &Arc<Generator>,
     ask: Ask,
     shape: impl Shape,
 ) -> Result<Response, ApiError> {

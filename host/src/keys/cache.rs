@@ -93,6 +93,7 @@ mod tests {
     use time::OffsetDateTime;
 
     use super::*;
+    use crate::store::customers::CustomerLimits;
     use crate::store::keys::{Key, KeyLimits};
 
     fn found(id: i64) -> Arc<Found> {
@@ -103,6 +104,7 @@ mod tests {
             public_id: id.to_string(),
             rate_limit: 1,
             limits: KeyLimits::default(),
+            customer_limits: CustomerLimits::default(),
             allowed_models: vec![],
             scopes: vec![],
             allowed_networks: None,

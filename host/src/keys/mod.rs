@@ -345,7 +345,7 @@ fn same(a: &[u8], b: &[u8]) -> bool {
 mod tests {
     use super::*;
     use crate::store::Outbox;
-    use crate::store::customers::NewCustomer;
+    use crate::store::customers::{CustomerLimits, NewCustomer};
     use crate::store::keys::{KeyLimits, Scope};
     use crate::store::scratch::Scratch;
 
@@ -362,6 +362,7 @@ mod tests {
             email: "a@example.com".to_owned(),
             company: String::new(),
             credit_limit: None,
+            limits: CustomerLimits::default(),
         };
         let by = Actor::Server;
         let customer = store.create_customer(customer, &by, Clock.now()).await;

@@ -38,8 +38,9 @@ pub enum Backend {
 /// A backend at the service of one request.
 #[derive(Debug)]
 pub enum Session<'a> {
-    /// Of a native plugin, which all requests share.
-    Native(&'a native::Native),
+    /// Of a native plugin, which all requests share, and the number of the request's
+    /// API key.
+    Native(&'a native::Native, i64),
     /// An instance of a component, which is this request's alone.
     Component(Box<component::Session<'a>>),
 }
@@ -87,14 +88,15 @@ impl Backend {
         self.info().models.first()?.max_output_tokens
     }
 
-    /// What one request needs of the backend; the request may take this long from now.
+    /// What one request needs of the backend; the request came with the API key of
+    /// this number and may take this long from now.
     ///
     /// # Errors
     /// [`ErrorKind::Overloaded`] when there is no place for it, or that the plugin
     /// failed.
-    pub async fn session(&self, timeout: Duration) -> Result<Session<'_>, Error> {
+    pub async fn session(&self, key: i64, timeout: Duration) -> Result<Session<'_>, Error> {
         match self {
-            Self::Native(native) => Ok(Session::Native(native)),
+            Self::Native(native) => Ok(Session::Native(native, key)),
             Self::Component(component) => {
                 let session = component.session(timeout).await?;
                 Ok(Session::Component(Box::new(session)))
@@ -110,7 +112,7 @@ impl Backend {
     /// Those of [`Self::session`] and [`Session::generate`].
     pub async fn generate(&self, request: Request) -> Result<Completion, Error> {
         let timeout = Duration::from_millis(request.deadline_ms.into());
-        self.session(timeout).await?.generate(request).await
+        self.session(0, timeout).await?.generate(request).await
     }
 }
 
@@ -121,7 +123,7 @@ impl Session<'_> {
     /// The plugin's own, [`ErrorKind::Unsupported`] among them.
     pub async fn estimate(&mut self, request: &Request) -> Result<TokenEstimate, Error> {
         match self {
-            Self::Native(native) => native.estimate(request).await,
+            Self::Native(native, _) => native.estimate(request).await,
             Self::Component(session) => session.estimate(request).await,
         }
     }
@@ -132,7 +134,9 @@ impl Session<'_> {
     /// The plugin's own, or that it failed.
     pub async fn generate(self, request: Request) -> Result<Completion, Error> {
         match self {
-            Self::Native(native) => native.generate(request).await.map(Completion::Native),
+            Self::Native(native, key) => {
+                native.generate(key, request).await.map(Completion::Native)
+            }
             Self::Component(session) => {
                 let completion = session.generate(request).await?;
                 Ok(Completion::Component(Box::new(completion)))
@@ -302,6 +306,9 @@ impl Model {
     /// # Errors
     /// [`ErrorKind::Overloaded`] with the reason why there is none.
     pub async fn backend(&self, loader: &Loader) -> Result<Arc<Backend>, Error> {
+        if let State::Ready(backend) = &*self.slot.state.borrow() {
+            return Ok(Arc::clone(backend));
+        }
         self.begin_loading(loader);
         let settled = tokio::time::timeout(PATIENCE, self.settled()).await;
         match settled.unwrap_or(State::Loading) {

@@ -99,7 +99,7 @@ mod tests {
     use super::{KEPT, KeptAnswer, insert};
     use crate::store::at_work::{self, NamedRequest};
     use crate::store::audit::Actor;
-    use crate::store::customers::NewCustomer;
+    use crate::store::customers::{CustomerLimits, NewCustomer};
     use crate::store::keys::{KeyLimits, NewKey, Text};
     use crate::store::scratch::Scratch;
     use crate::store::{Outbox, Store, servers};
@@ -137,6 +137,7 @@ mod tests {
             email: "a@example.com".into(),
             company: String::new(),
             credit_limit: None,
+            limits: CustomerLimits::default(),
         };
         let customer_id = store
             .create_customer(customer, &Actor::Server, now)

@@ -13,11 +13,16 @@ use super::db::Transaction;
 use super::{Error, Store};
 
 /// All tables, those first that others refer to, and what orders their rows.
-const TABLES: [(&str, &str); 13] = [
+const TABLES: [(&str, &str); 15] = [
     ("customers", "id"),
     ("api_keys", "id"),
     ("admin_key", "id"),
     ("usage", "id"),
+    (
+        "usage_sums",
+        "period COLLATE \"C\", customer_id, start, api_key_id, model_id",
+    ),
+    ("usage_deleted", "id"),
     ("outbox", "id"),
     ("answers", "created_at, request_id COLLATE \"C\""),
     ("accounts", "id"),

@@ -30,8 +30,22 @@ pub struct Customer {
     /// Whether, of what its balance and limit came to when they last changed, little
     /// is left.
     pub is_near: bool,
+    /// Limits of all its keys together.
+    pub limits: CustomerLimits,
     /// When it was created.
     pub created_at: OffsetDateTime,
+}
+
+/// Limits of all keys of a customer together, at all models; without one, as
+/// configured.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CustomerLimits {
+    /// Requests a minute.
+    pub requests: Option<u32>,
+    /// Tokens of prompts and answers a minute.
+    pub tokens: Option<u32>,
+    /// Requests at work at once.
+    pub concurrent: Option<u32>,
 }
 
 /// A customer to create.
@@ -45,6 +59,8 @@ pub struct NewCustomer {
     pub company: String,
     /// How far below 0 requests may take the balance.
     pub credit_limit: Option<NanoDollars>,
+    /// Limits of all its keys together.
+    pub limits: CustomerLimits,
 }
 
 /// What to change of a customer; what is absent stays.
@@ -56,6 +72,12 @@ pub struct CustomerChange {
     pub company: Option<String>,
     /// New credit limit, or that there is none.
     pub credit_limit: Option<Option<NanoDollars>>,
+    /// New limit of requests a minute, or that it is as configured.
+    pub rate_limit: Option<Option<u32>>,
+    /// The same of tokens a minute.
+    pub token_limit: Option<Option<u32>>,
+    /// The same of requests at work at once.
+    pub concurrent_limit: Option<Option<u32>>,
 }
 
 fn customer(row: &Row) -> Result<Customer, Error> {
@@ -69,6 +91,11 @@ fn customer(row: &Row) -> Result<Customer, Error> {
         held: NanoDollars(row.try_get("held")?),
         credit_limit: row.try_get::<Option<i64>>("credit_limit")?.map(NanoDollars),
         is_near: near_at.is_some_and(|near_at| posted <= near_at),
+        limits: CustomerLimits {
+            requests: row.try_get("rate_limit")?,
+            tokens: row.try_get("token_limit")?,
+            concurrent: row.try_get("concurrent_limit")?,
+        },
         created_at: from_millis(row.try_get("created_at")?),
     })
 }
@@ -85,6 +112,9 @@ fn on_record(customer: &Customer) -> Value {
         "email": customer.email,
         "company": customer.company,
         "credit_limit": customer.credit_limit,
+        "rate_limit": customer.limits.requests,
+        "token_limit": customer.limits.tokens,
+        "concurrent_limit": customer.limits.concurrent,
     })
 }
 
@@ -101,13 +131,16 @@ impl Store {
     ) -> Result<Customer, Error> {
         let mut transaction = self.write.begin().await?;
         let id: i64 = query(
-            "INSERT INTO customers (name, email, company, created_at) VALUES ($1, $2, $3, $4) \
-             RETURNING id",
+            "INSERT INTO customers (name, email, company, created_at, rate_limit, token_limit, \
+             concurrent_limit) VALUES ($1, $2, $3, $4, $5, $6, $7) RETURNING id",
         )
         .bind(&new.name)
         .bind(&new.email)
         .bind(&new.company)
         .bind(millis(now))
+        .bind(new.limits.requests)
+        .bind(new.limits.tokens)
+        .bind(new.limits.concurrent)
         .fetch_one(&mut transaction)
         .await
         .map_err(|error| match error.as_database_error() {
@@ -194,12 +227,21 @@ impl Store {
         let one = |row: Row| customer(&row);
         let before = one(query(BY_ID).bind(id).fetch_one(&mut transaction).await?)?;
         query(
-            "UPDATE customers SET name = coalesce($2, name), company = coalesce($3, company) \
+            "UPDATE customers SET name = coalesce($2, name), company = coalesce($3, company), \
+             rate_limit = CASE WHEN $4 THEN $5 ELSE rate_limit END, \
+             token_limit = CASE WHEN $6 THEN $7 ELSE token_limit END, \
+             concurrent_limit = CASE WHEN $8 THEN $9 ELSE concurrent_limit END \
              WHERE id = $1",
         )
         .bind(id)
         .bind(change.name)
         .bind(change.company)
+        .bind(change.rate_limit.is_some())
+        .bind(change.rate_limit.flatten())
+        .bind(change.token_limit.is_some())
+        .bind(change.token_limit.flatten())
+        .bind(change.concurrent_limit.is_some())
+        .bind(change.concurrent_limit.flatten())
         .execute(&mut transaction)
         .await?;
         if let Some(limit) = change.credit_limit {
@@ -219,7 +261,8 @@ impl Store {
         };
         audit::record(&mut transaction, by, act, now).await?;
         servers::tell(&mut transaction, Change::Limits(id)).await?;
-        transaction.commit().await?;
+        // who keeps its keys in memory keeps its limits with them
+        self.commit_keys(transaction).await?;
         limited.finish(&self.read).await?;
         Ok(after)
     }

@@ -11,7 +11,7 @@ use super::db::Pool;
 /// Version, name and text.
 type Script = (i64, &'static str, &'static str);
 
-const SQLITE: [Script; 6] = [
+const SQLITE: [Script; 8] = [
     (
         1,
         "start",
@@ -42,13 +42,35 @@ const SQLITE: [Script; 6] = [
         "notices",
         include_str!("../../../migrations/sqlite/0006_notices.sql"),
     ),
+    (
+        7,
+        "customer limits",
+        include_str!("../../../migrations/sqlite/0007_customer_limits.sql"),
+    ),
+    (
+        8,
+        "usage sums",
+        include_str!("../../../migrations/sqlite/0008_usage_sums.sql"),
+    ),
 ];
 
-const POSTGRES: [Script; 1] = [(
-    1,
-    "start",
-    include_str!("../../../migrations/postgres/0001_start.sql"),
-)];
+const POSTGRES: [Script; 3] = [
+    (
+        1,
+        "start",
+        include_str!("../../../migrations/postgres/0001_start.sql"),
+    ),
+    (
+        2,
+        "customer limits",
+        include_str!("../../../migrations/postgres/0002_customer_limits.sql"),
+    ),
+    (
+        3,
+        "usage sums",
+        include_str!("../../../migrations/postgres/0003_usage_sums.sql"),
+    ),
+];
 
 /// Runs what the database has not run yet. Servers that start together on one
 /// database wait for each other.
@@ -89,44 +111,63 @@ async fn apply(pool: &Pool, scripts: &[Script]) -> Result<(), Error> {
 
 #[cfg(test)]
 mod tests {
-    use super::{SQLITE, apply};
+    use super::{POSTGRES, SQLITE, Script, apply};
     use crate::money::NanoDollars;
     use crate::store::db::{self, query};
     use crate::store::keys::{KeyLimits, Scope};
-    use crate::store::{Outbox, Place, Store};
+    use crate::store::scratch::Scratch;
+    use crate::store::usage::Totals;
+    use crate::store::{Outbox, Store};
     use time::OffsetDateTime;
+    use time::macros::datetime;
 
-    /// A database as the first version left it: two customers, one of whom used
-    /// something.
-    const FIRST: [&str; 3] = [
+    /// What the first version of either database kept: two customers, one of whom
+    /// used something, in two hours.
+    const FIRST: [&str; 2] = [
         "INSERT INTO customers (name, email, company, created_at) \
         VALUES ('A', 'a@example.com', '', 1), ('B', 'b@example.com', '', 1)",
-        "INSERT INTO api_keys (customer_id, name, public_id, hash, rate_limit, allowed_models, created_at) \
-        VALUES (1, 'K', 'k', x'00', 60, '[1]', 1)",
         "INSERT INTO usage (request_id, customer_id, api_key_id, model_id, model_name, prompt_tokens, \
         completion_tokens, tokens_estimated, prompt_price, completion_price, cost, status, latency_ms, \
-        created_at) VALUES ('req_1', 1, 1, 1, 'm', 1, 1, 0, 1, 1, 30, 'ok', 1, 5), \
-        ('req_2', 1, 1, 1, 'm', 1, 1, 0, 1, 1, 0, 'failed', 1, 6), \
-        ('req_3', 1, 1, 1, 'm', 1, 1, 0, 1, 1, 12, 'cancelled', 1, 7)",
+        created_at) VALUES ('req_1', 1, 1, 1, 'old', 1, 1, '0', 1, 1, 30, 'ok', 1, 5), \
+        ('req_2', 1, 1, 1, 'm', 2, 0, '0', 1, 1, 0, 'failed', 1, 6), \
+        ('req_3', 1, 1, 1, 'm', 3, 1, '0', 1, 1, 12, 'cancelled', 1, 3600000)",
+    ];
+    /// And a key, between the two, as a file's had it.
+    const SQLITE_KEY: [&str; 1] = ["INSERT INTO api_keys \
+        (customer_id, name, public_id, hash, rate_limit, allowed_models, created_at) \
+        VALUES (1, 'K', 'k', x'00', 60, '[1]', 1)"];
+    /// The same of a server, whose first version had a ledger.
+    const POSTGRES_KEY: [&str; 3] = [
+        "INSERT INTO api_keys \
+        (customer_id, name, public_id, hash, rate_limit, allowed_models, created_at, scopes) \
+        VALUES (1, 'K', 'k', '\\x00', 60, '[1]', 1, \
+        '[\"generate\",\"models:read\",\"usage:read\",\"keys:read\",\"customer:read\"]')",
+        "INSERT INTO accounts (customer_id, posted) VALUES (1, -42), (2, 0)",
+        "WITH earned AS (UPDATE accounts SET posted = 42 WHERE id = 2) \
+        INSERT INTO transfers (debit, credit, amount, reason, reference, created_at) \
+        VALUES (3, 2, 30, 'usage', 'req_1', 5), (3, 2, 12, 'usage', 'req_3', 3600000)",
     ];
 
     #[tokio::test]
     async fn what_the_first_version_kept_is_taken_over() {
-        let folder = tempfile::TempDir::new().expect("a folder");
-        let place = Place::File(folder.path().join("db"));
-        let pool = db::writers(&place).await.expect("a database");
-        apply(&pool, &SQLITE[..1]).await.expect("the first version");
-        for statement in FIRST {
-            query(statement).execute(&pool).await.expect("its data");
+        take_over(&Scratch::file(), &SQLITE[..1], &SQLITE_KEY).await;
+        if let Some(server) = Scratch::server() {
+            take_over(&server, &POSTGRES[..1], &POSTGRES_KEY).await;
+        }
+    }
+
+    async fn take_over(scratch: &Scratch, first: &[Script], key: &[&'static str]) {
+        let pool = db::writers(&scratch.place()).await.expect("a database");
+        apply(&pool, first).await.expect("the first version");
+        for statement in FIRST[..1].iter().chain(key).chain(&FIRST[1..]) {
+            query(*statement).execute(&pool).await.expect("its data");
         }
         pool.close().await;
 
         // what was used is booked in the ledger
-        let store = Store::open(&place, Outbox::Off).await.expect("migrated");
-        let audit = store
-            .audit(OffsetDateTime::UNIX_EPOCH)
-            .await
-            .expect("an audit");
+        let store = scratch.open(Outbox::Off).await;
+        let audit = store.audit(OffsetDateTime::UNIX_EPOCH).await;
+        let audit = audit.expect("an audit");
         assert_eq!((audit.accounts, audit.transfers), (4, 2));
         assert_eq!(audit.problems, []);
         for (id, balance) in [(1, -42), (2, 0)] {
@@ -142,5 +183,25 @@ mod tests {
         assert_eq!(key.limits, KeyLimits::default());
         assert_eq!(key.scopes, Scope::ALL);
         assert!(key.is_active && key.allowed_networks.is_none() && key.expires_at.is_none());
+        sums(&store).await;
+        store.close().await;
+    }
+
+    /// That what was used is added up.
+    async fn sums(store: &Store) {
+        let shown = |sum: &Totals| (sum.requests, sum.prompt_tokens, sum.cost);
+        let by_model = store.usage_by_model(None).await.expect("sums");
+        assert_eq!(by_model.len(), 1);
+        assert_eq!(by_model[0].model_name, "m");
+        assert_eq!(shown(&by_model[0].totals), (3, 6, NanoDollars(42)));
+        let hour = 60 * 60 * 1000;
+        let hours = store.usage_over_time(1, OffsetDateTime::UNIX_EPOCH, hour);
+        let hours = hours.await.expect("sums");
+        let found: Vec<_> = hours.iter().map(|h| (h.start, shown(&h.totals))).collect();
+        let expected = [
+            (OffsetDateTime::UNIX_EPOCH, (2, 3, NanoDollars(30))),
+            (datetime!(1970-01-01 1:00 UTC), (1, 3, NanoDollars(12))),
+        ];
+        assert_eq!(found, expected);
     }
 }

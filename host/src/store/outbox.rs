@@ -5,15 +5,16 @@
 //! cents in it and moves the rest to the next one, so that at any time the
 //! amounts of all messages are the sum of what was used, to the nano-dollar.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::Serialize;
 use sqlx::AssertSqlSafe;
 use time::OffsetDateTime;
 use tokio::sync::Notify;
 
 use super::db::{Row, Transaction, query};
-use super::usage::Usage;
 use super::{Error, Store, from_millis, millis};
 use crate::money::NanoDollars;
 
@@ -93,26 +94,51 @@ pub(super) async fn announce_customer(
     Ok(())
 }
 
-/// Adds usage to what is to be reported to Stripe: the part of it that is owed.
-/// Returns whether that has now come to a cent.
+/// What a customer owes of its usage.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(super) struct Owed {
+    pub customer_id: i64,
+    /// Nano-dollars.
+    pub amount: i64,
+    /// When its first request was admitted, in milliseconds since 1970.
+    pub created_at: i64,
+}
+
+/// Adds usage to what is to be reported to Stripe, at most one amount a customer.
+/// Returns whether that of one of them has now come to a cent.
 pub(super) async fn announce_usage(
     transaction: &mut Transaction<'_>,
-    usage: &Usage,
-    owed: NanoDollars,
+    owed: &[Owed],
 ) -> Result<bool, Error> {
-    let row = query(
-        "INSERT INTO outbox (kind, customer_id, amount, created_at) \
-         VALUES ('usage', $1, $2, $3) ON CONFLICT (customer_id) WHERE sealed_at IS NULL \
-         DO UPDATE SET amount = outbox.amount + excluded.amount RETURNING amount",
-    )
-    .bind(usage.customer_id)
-    .bind(owed.0)
-    .bind(millis(usage.created_at))
-    .fetch_one(transaction)
-    .await?;
-    let amount: i64 = row.try_get("amount")?;
-    let before = amount - owed.0;
-    Ok(before < NanoDollars::CENT.0 && amount >= NanoDollars::CENT.0)
+    let rows = transaction
+        .of_rows(
+            "customer_id BIGINT, amount BIGINT, created_at BIGINT",
+            owed,
+            |owed| {
+                format!(
+                    "INSERT INTO outbox (kind, customer_id, amount, created_at) \
+                 SELECT 'usage', customer_id, amount, created_at FROM {owed} AS owed WHERE TRUE \
+                 ON CONFLICT (customer_id) WHERE sealed_at IS NULL \
+                 DO UPDATE SET amount = outbox.amount + excluded.amount \
+                 RETURNING customer_id, amount"
+                )
+            },
+        )
+        .fetch_all(transaction)
+        .await?;
+    let added: HashMap<_, _> = owed
+        .iter()
+        .map(|owed| (owed.customer_id, owed.amount))
+        .collect();
+    for row in &rows {
+        let (customer_id, amount): (i64, i64) =
+            (row.try_get("customer_id")?, row.try_get("amount")?);
+        let added = added.get(&customer_id).copied().unwrap_or_default();
+        if amount - added < NanoDollars::CENT.0 && amount >= NanoDollars::CENT.0 {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// What can be sealed: a cent or more of a customer whom Stripe knows and who has

@@ -31,6 +31,14 @@ impl Scratch {
         }
     }
 
+    /// On a server, if there is one.
+    pub fn server() -> Option<Self> {
+        database::Scratch::if_there().map(|database| Self {
+            server: Some(database),
+            ..Self::file()
+        })
+    }
+
     /// Where it is.
     pub fn place(&self) -> Place {
         match &self.server {

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use sqlx::Executor as _;
 use sqlx::postgres::PgListener;
+use sqlx::{AssertSqlSafe, Executor as _};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -31,6 +31,11 @@ const RETRY: Duration = Duration::from_millis(250);
 const BATCH: i64 = 256;
 /// What servers listen to.
 const CHANNEL: &str = "model_host";
+/// To which the number of a row is added to make that of a lock; there are fewer
+/// than 2^48 rows.
+const ROWS: i64 = 0x6d68 << 48;
+/// The number of the next row of usage.
+const NEXT_ROW: &str = "last_value + is_called::INT";
 
 /// What has changed, for servers that keep it in memory.
 #[derive(Clone, Copy, Debug)]
@@ -70,6 +75,42 @@ pub(super) async fn tell(transaction: &mut Transaction<'_>, change: Change) -> R
             .await?;
     }
     Ok(())
+}
+
+/// Shows the others from which number on this transaction may write rows of
+/// usage, until it ends: their numbers are given before they can be seen, and
+/// transactions end in any order. To be called before the first of them.
+pub(super) async fn show_rows(transaction: &mut Transaction<'_>) -> Result<(), Error> {
+    if let Transaction::Postgres(_) = transaction {
+        // a lock that nobody waits for is a note that is gone with the transaction
+        let sql = format!("SELECT pg_advisory_xact_lock_shared($1 + {NEXT_ROW}) FROM usage_id_seq");
+        query(AssertSqlSafe(sql))
+            .bind(ROWS)
+            .execute(transaction)
+            .await?;
+    }
+    Ok(())
+}
+
+/// The number before which no row of usage is still to come.
+pub(super) async fn whole_before(pool: &Pool) -> Result<i64, Error> {
+    if !pool.is_shared() {
+        return Ok(i64::MAX);
+    }
+    // in this order: a transaction that is too late for the second shows numbers
+    // that are past the first
+    let sql = format!("SELECT {NEXT_ROW} AS next FROM usage_id_seq");
+    let next = query(AssertSqlSafe(sql)).fetch_one(pool).await?;
+    let shown = query(
+        "SELECT min((classid::BIGINT << 32 | objid::BIGINT) - $1) AS first FROM pg_locks \
+         WHERE locktype = 'advisory' AND objsubid = 1 AND classid::BIGINT >> 16 = $1 >> 48 \
+         AND database = (SELECT oid FROM pg_database WHERE datname = current_database())",
+    )
+    .bind(ROWS)
+    .fetch_one(pool)
+    .await?;
+    let (next, first) = (next.try_get("next")?, shown.try_get("first")?);
+    Ok(Option::<i64>::map_or(first, next, |first| next.min(first)))
 }
 
 /// Renews the lease of whoever holds something in this transaction, so that no
@@ -165,16 +206,9 @@ impl Store {
         if rows.is_empty() {
             return Ok(0);
         }
-        let customers: Result<Vec<i64>, _> =
-            rows.iter().map(|row| row.try_get("customer_id")).collect();
         let mut transaction = self.write.begin().await?;
-        transaction.lock_customers(customers?).await?;
-        let mut voided = 0;
-        for row in &rows {
-            // another server may have been first
-            let request_id: &str = row.try_get("request_id")?;
-            voided += usize::from(ledger::void(&mut transaction, request_id).await?);
-        }
+        // fewer where another server was first
+        let voided = ledger::void(&mut transaction, &rows).await?;
         transaction.commit().await?;
         Ok(voided)
     }

@@ -2,6 +2,7 @@
 //! since a commit costs a write to the disk whatever it holds.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot};
@@ -10,9 +11,11 @@ use tokio::task::JoinHandle;
 use super::answers::{self, KeptAnswer};
 use super::at_work::{self, NamedRequest};
 use super::db::{Connection, Transaction};
-use super::ledger::{self, Reservation, Reserved};
+use super::ledger::budgets::Owner;
+use super::ledger::{self, Books, Reservation, Reserved, Scope};
+use super::outbox::{self, Owed};
 use super::usage::{self, Status, Usage};
-use super::{Error, Outbox, Store, notices, outbox, servers};
+use super::{Error, Outbox, Store, millis, notices, servers};
 use crate::money::NanoDollars;
 
 /// Jobs that may wait; more wait in their senders.
@@ -214,85 +217,109 @@ impl Writer {
 
     async fn write_on(&self, connection: &mut Connection, batch: &Batch) -> Result<Written, Error> {
         let mut transaction = connection.begin().await?;
-        transaction.lock_customers(self.customers(batch)).await?;
+        let mut books = Books::open(&mut transaction, &self.scope(batch)).await?;
         let mut written = Written::default();
-        for (request_id, _) in &self.unsettled {
-            ledger::void(&mut transaction, request_id).await?;
-        }
-        let mut earned = NanoDollars(0);
         // before the reservations, for which they free what was held
-        for (settlement, _) in &batch.settlements {
-            earned.0 += self
-                .settle(&mut transaction, settlement, &mut written)
-                .await?
-                .0;
+        if !batch.settlements.is_empty() {
+            self.settle(&mut transaction, &mut books, batch, &mut written)
+                .await?;
         }
         if !batch.reservations.is_empty() {
             servers::renew(&mut transaction, &self.process).await?;
         }
-        for (reservation, _) in &batch.reservations {
-            let reserved = ledger::reserve(&mut transaction, &self.process, reservation).await?;
-            written.reserved.push(reserved);
+        for (wanted, _) in &batch.reservations {
+            let reserved = books.reserve(&mut transaction, &self.process, wanted);
+            written.reserved.push(reserved.await?);
         }
-        // last: all servers of a database have this account in common
-        ledger::earn(&mut transaction, earned).await?;
+        books.write(&mut transaction).await?;
         transaction.commit().await?;
         Ok(written)
     }
 
-    /// Whose money a batch changes.
-    fn customers(&self, batch: &Batch) -> impl Iterator<Item = i64> {
-        let settled = batch
-            .settlements
-            .iter()
-            .map(|(job, _)| job.usage.customer_id);
-        let reserved = batch.reservations.iter().map(|(job, _)| job.customer_id);
-        let unsettled = self.unsettled.iter().map(|(_, customer_id)| *customer_id);
-        settled.chain(reserved).chain(unsettled)
+    /// Whose money a batch changes, and what it frees.
+    fn scope<'a>(&'a self, batch: &'a Batch) -> Scope<'a> {
+        let mut scope = Scope::default();
+        for (request_id, customer_id) in &self.unsettled {
+            scope.customers.push(*customer_id);
+            scope.ended.push(request_id);
+        }
+        for (settlement, _) in &batch.settlements {
+            let usage = &settlement.usage;
+            scope.customers.push(usage.customer_id);
+            if settlement.is_held {
+                scope.ended.push(&usage.request_id);
+            }
+            // on a shared database another server may have set a budget just now
+            if self.store.write.is_shared() || self.store.is_limited(usage.customer_id) {
+                let owner = Owner::of_request(usage.customer_id, usage.api_key_id);
+                scope.counted.push((owner, usage.created_at));
+            }
+        }
+        for (wanted, _) in &batch.reservations {
+            scope.customers.push(wanted.customer_id);
+            let owner = Owner::of_request(wanted.customer_id, wanted.api_key_id);
+            scope.counted.push((owner, wanted.created_at));
+        }
+        scope
     }
 
-    /// Writes a settlement; returns what it earned: nothing when the request is
-    /// settled already.
+    /// Writes the settlements of a batch: nothing for a request that is settled
+    /// already.
     async fn settle(
         &self,
         transaction: &mut Transaction<'_>,
-        settlement: &Settlement,
+        books: &mut Books,
+        batch: &Batch,
         written: &mut Written,
-    ) -> Result<NanoDollars, Error> {
-        let Settlement {
-            usage,
-            answer,
-            is_held,
-        } = settlement;
-        let is_ours = match answer {
-            Some(answer) => answers::insert(transaction, answer).await?,
-            None => true,
-        };
-        let row = if is_ours {
-            Cow::Borrowed(usage)
-        } else {
-            Cow::Owned(taken_over(usage))
-        };
-        let row = &*row;
-        if !usage::insert(transaction, row).await? {
-            written.settled.push(Ok(()));
-            return Ok(NanoDollars(0));
+    ) -> Result<(), Error> {
+        servers::show_rows(transaction).await?;
+        let mut rows = Vec::with_capacity(batch.settlements.len());
+        for (settlement, _) in &batch.settlements {
+            let is_ours = match &settlement.answer {
+                Some(answer) => answers::insert(transaction, answer).await?,
+                None => true,
+            };
+            rows.push(match is_ours {
+                true => Cow::Borrowed(&settlement.usage),
+                false => Cow::Owned(taken_over(&settlement.usage)),
+            });
         }
-        let end = is_ours.then_some(()).ok_or(Error::TakenOver);
-        written.settled.push(end);
-        // on a shared database another server may have set a budget just now
-        let is_limited = self.store.write.is_shared() || self.store.is_limited(row.customer_id);
-        let settled = ledger::settle(transaction, row, *is_held, is_limited).await?;
-        if self.store.notices.is_some() {
-            for near in &settled.near {
-                notices::write(transaction, near, row.created_at).await?;
+        let mut new = usage::insert(transaction, rows.iter().map(|row| &**row)).await?;
+        let mut booked = Vec::with_capacity(rows.len());
+        let mut owed: BTreeMap<i64, Owed> = BTreeMap::new();
+        for row in &rows {
+            if !new.remove(&row.request_id) {
+                written.settled.push(Ok(()));
+                continue;
+            }
+            // only what another server took over is not as it was handed in
+            written.settled.push(match row {
+                Cow::Borrowed(_) => Ok(()),
+                Cow::Owned(_) => Err(Error::TakenOver),
+            });
+            booked.push(&**row);
+            let settled = books.settle(row)?;
+            if self.store.notices.is_some() {
+                for near in &settled.near {
+                    notices::write(transaction, near, row.created_at).await?;
+                }
+            }
+            written.near.extend(settled.near);
+            if settled.owed.0 > 0 {
+                let entry = owed.entry(row.customer_id).or_insert(Owed {
+                    customer_id: row.customer_id,
+                    amount: 0,
+                    created_at: millis(row.created_at),
+                });
+                entry.amount += settled.owed.0;
             }
         }
-        written.near.extend(settled.near);
-        if settled.owed.0 > 0 && matches!(self.store.outbox, Outbox::On(_)) {
-            written.can_report |= outbox::announce_usage(transaction, row, settled.owed).await?;
+        usage::add_to_sums(transaction, booked).await?;
+        if !owed.is_empty() && matches!(self.store.outbox, Outbox::On(_)) {
+            let owed: Vec<_> = owed.into_values().collect();
+            written.can_report = outbox::announce_usage(transaction, &owed).await?;
         }
-        Ok(row.cost)
+        Ok(())
     }
 }
 

@@ -2,8 +2,10 @@
 
 mod convert;
 
-use std::cell::RefCell;
+use std::any::Any;
+use std::cell::{OnceCell, RefCell};
 use std::marker::PhantomData;
+use std::rc::Rc;
 
 use crate::component::wit::exports::model::plugin::backend::{
     self as guest, Guest, GuestCompletion,
@@ -48,7 +50,7 @@ impl<B: Backend<Completion: 'static> + 'static> Guest for Glue<B> {
 
     fn describe() -> Result<schema::PluginInfo, schema::Error> {
         // the operator reads this error, so it stays as it is
-        Ok(B::open(&settings())?.describe()?.into())
+        Ok(opened::<B>()?.describe()?.into())
     }
 
     fn estimate(request: schema::Request) -> Result<schema::TokenEstimate, schema::Error> {
@@ -73,10 +75,24 @@ fn settings() -> Settings {
     config::keys().into_iter().filter_map(value).collect()
 }
 
-/// Opens the backend for one request: here a wrong setting is the operator's
+thread_local! {
+    /// The backend, once it is open: the calls of a request have it in common.
+    static OPENED: OnceCell<Rc<dyn Any>> = const { OnceCell::new() };
+}
+
+fn opened<B: Backend + 'static>() -> Result<Rc<B>, Error> {
+    if let Some(backend) = OPENED.with(|opened| opened.get()?.clone().downcast().ok()) {
+        return Ok(backend);
+    }
+    let backend = Rc::new(B::open(&settings())?);
+    OPENED.with(|opened| opened.set(backend.clone()).ok());
+    Ok(backend)
+}
+
+/// Opens the backend for a request: here a wrong setting is the operator's
 /// fault, not the caller's.
-fn open<B: Backend>() -> Result<B, Error> {
-    B::open(&settings()).map_err(|error| {
+fn open<B: Backend + 'static>() -> Result<Rc<B>, Error> {
+    opened::<B>().map_err(|error| {
         Error::new(ErrorKind::Internal, "the model is not configured correctly").detail(error)
     })
 }

@@ -1,5 +1,6 @@
 //! The exchange itself, over `wasi:http`.
 
+use std::cell::OnceCell;
 use std::time::Duration;
 
 use super::{Failure, Incoming, Post, Url};
@@ -7,7 +8,7 @@ use crate::component::wit::wasi::clocks::monotonic_clock::subscribe_duration;
 use crate::component::wit::wasi::http::outgoing_handler;
 use crate::component::wit::wasi::http::types::{
     ErrorCode, Fields, HeaderError, IncomingBody, IncomingResponse, Method, OutgoingBody,
-    OutgoingRequest, RequestOptions, Scheme, http_error_code,
+    OutgoingRequest, Scheme, http_error_code,
 };
 use crate::component::wit::wasi::io::poll::{Pollable, poll};
 use crate::component::wit::wasi::io::streams::{InputStream, StreamError};
@@ -22,8 +23,9 @@ pub(super) fn open(post: &Post<'_>, url: &Url<'_>) -> Result<Incoming, Failure> 
     let body = request
         .body()
         .map_err(|()| Failure::Broken("no request body".to_owned()))?;
-    let pending = outgoing_handler::handle(request, Some(options(post.timeout)))
-        .map_err(|code| failure(&code))?;
+    // without options: what the host waits is bounded by the request's end, and what is
+    // waited here by `deadline`
+    let pending = outgoing_handler::handle(request, None).map_err(|code| failure(&code))?;
 
     // The host starts to read the body once the request is handed over. If it
     // refuses the request this write fails, and `pending` says why.
@@ -46,7 +48,8 @@ pub(super) fn open(post: &Post<'_>, url: &Url<'_>) -> Result<Incoming, Failure> 
 /// A body on its way. Children of a resource are dropped before it, which the
 /// order of the fields sees to.
 pub(super) struct Body {
-    ready: Pollable,
+    /// Made when something is waited for.
+    ready: OnceCell<Pollable>,
     stream: InputStream,
     _body: IncomingBody,
     _response: IncomingResponse,
@@ -60,7 +63,7 @@ impl Body {
         let body = response.consume().map_err(none)?;
         let stream = body.stream().map_err(none)?;
         Ok(Self {
-            ready: stream.subscribe(),
+            ready: OnceCell::new(),
             stream,
             _body: body,
             _response: response,
@@ -72,7 +75,7 @@ impl Body {
     pub(super) fn piece(&mut self) -> Result<Option<Vec<u8>>, Failure> {
         loop {
             match self.stream.read(CHUNK) {
-                Ok(piece) if piece.is_empty() => wait(&self.ready, &self.deadline)?,
+                Ok(piece) if piece.is_empty() => self.wait(&self.deadline)?,
                 Ok(piece) => {
                     let left = self.left.checked_sub(piece.len());
                     self.left = left.ok_or(Failure::TooLarge)?;
@@ -92,30 +95,28 @@ impl Body {
     pub(super) fn drain(&mut self, timeout: Duration) {
         let deadline = subscribe_duration(nanoseconds(timeout));
         while let Ok(piece) = self.stream.read(CHUNK) {
-            if piece.is_empty() && wait(&self.ready, &deadline).is_err() {
+            if piece.is_empty() && self.wait(&deadline).is_err() {
                 return;
             }
         }
     }
+
+    fn wait(&self, deadline: &Pollable) -> Result<(), Failure> {
+        wait(self.ready.get_or_init(|| self.stream.subscribe()), deadline)
+    }
 }
 
 fn outgoing(post: &Post<'_>, url: &Url<'_>) -> Result<OutgoingRequest, Failure> {
-    let headers = Fields::new();
     let accepts = post.headers.iter().any(|(name, _)| *name == "accept");
     let accept = (!accepts).then_some(("accept", "application/json"));
     let fixed = [("content-type", "application/json")]
         .into_iter()
         .chain(accept);
-    for (name, value) in fixed.chain(post.headers.iter().copied()) {
-        headers.append(name, value.as_bytes()).map_err(|error| {
-            Failure::Invalid(match error {
-                HeaderError::Forbidden => format!("header {name} is set by the host alone"),
-                HeaderError::InvalidSyntax | HeaderError::Immutable => {
-                    format!("header {name} cannot be sent")
-                }
-            })
-        })?;
-    }
+    let headers: Vec<_> = fixed
+        .chain(post.headers.iter().copied())
+        .map(|(name, value)| (name.to_owned(), value.as_bytes().to_vec()))
+        .collect();
+    let headers = Fields::from_list(&headers).map_err(|error| refused(&headers, error))?;
     let request = OutgoingRequest::new(headers);
     let scheme = if url.secure {
         Scheme::Https
@@ -131,25 +132,30 @@ fn outgoing(post: &Post<'_>, url: &Url<'_>) -> Result<OutgoingRequest, Failure> 
     Ok(request)
 }
 
-fn options(timeout: Duration) -> RequestOptions {
-    let timeout = Some(nanoseconds(timeout));
-    let options = RequestOptions::new();
-    // a host may support none of them; `deadline` holds in any case
-    let _ = options.set_connect_timeout(timeout);
-    let _ = options.set_first_byte_timeout(timeout);
-    let _ = options.set_between_bytes_timeout(timeout);
-    options
+/// Why headers cannot be sent, by the name of the first that cannot.
+fn refused(headers: &[(String, Vec<u8>)], error: HeaderError) -> Failure {
+    let alone =
+        |header: &&(String, Vec<u8>)| Fields::from_list(std::slice::from_ref(*header)).is_err();
+    let name = headers.iter().find(alone).map_or("", |(name, _)| name);
+    Failure::Invalid(match error {
+        HeaderError::Forbidden => format!("header {name} is set by the host alone"),
+        HeaderError::InvalidSyntax | HeaderError::Immutable => {
+            format!("header {name} cannot be sent")
+        }
+    })
 }
 
 fn write(body: OutgoingBody, mut bytes: &[u8], deadline: &Pollable) -> Result<(), Failure> {
     let broken = |what: &str| Failure::Broken(format!("the request body was not taken: {what}"));
     let stream = body.write().map_err(|()| broken("no stream"))?;
-    let ready = stream.subscribe();
     while !bytes.is_empty() {
-        wait(&ready, deadline)?;
         let room = stream
             .check_write()
             .map_err(|error| broken(&error.to_string()))?;
+        if room == 0 {
+            wait(&stream.subscribe(), deadline)?;
+            continue;
+        }
         let room = usize::try_from(room).unwrap_or(usize::MAX).min(bytes.len());
         let (now, later) = bytes.split_at(room);
         stream
@@ -158,7 +164,6 @@ fn write(body: OutgoingBody, mut bytes: &[u8], deadline: &Pollable) -> Result<()
         bytes = later;
     }
     // children of a resource are dropped before it
-    drop(ready);
     drop(stream);
     OutgoingBody::finish(body, None).map_err(|code| failure(&code))
 }

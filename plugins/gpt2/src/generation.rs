@@ -34,7 +34,7 @@ impl Generation {
     ) -> Result<Self, Error> {
         let sampler = sampling::sampler(&params, loaded.tokenizer.size())?;
         let config = loaded.model.config();
-        let left = u32::try_from(config.positions() - prompt.len()).unwrap_or(u32::MAX);
+        let left = u32::try_from(config.context - prompt.len()).unwrap_or(u32::MAX);
         let max_tokens = params.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS).min(left);
         let prompt_tokens = u32::try_from(prompt.len()).unwrap_or(u32::MAX);
         Ok(Self {

@@ -1,17 +1,19 @@
-//! GPT-2 as a native model plugin.
+//! GPT-2, Llama and their kind as a native model plugin.
 //!
 //! - `source`: where a checkpoint comes from: this binary, a folder, the hub
-//! - `checkpoint`, `config`, `tokenizer`: its three files
+//! - `checkpoint`, `config`, `tokenizer`, `chat`: its files; `gguf`: all in one
 //! - `engine`: all answers in the making, a token a step; `sampling` chooses it
 //! - `model`: the forward pass; `kernels`: the arithmetic
 //! - `generation`: one answer; `detokenize` and `stop` are its parts
 //! - `score`: how well a given text is predicted
 
+mod chat;
 mod checkpoint;
 mod config;
 mod detokenize;
 mod engine;
 mod generation;
+mod gguf;
 mod kernels;
 mod model;
 mod sampling;
@@ -48,7 +50,7 @@ const KV_CACHE_MIB: usize = 96;
 /// More threads than any machine has use for.
 const MOST_THREADS: usize = 256;
 
-/// A loaded GPT-2.
+/// A loaded model, which need not be GPT-2.
 #[derive(Debug)]
 pub struct Gpt2 {
     loaded: Arc<Loaded>,
@@ -112,6 +114,8 @@ impl Backend for Gpt2 {
 
     fn describe(&self) -> Result<PluginInfo, Error> {
         let Loaded { model, .. } = &*self.loaded;
+        let chat = self.loaded.chat.as_ref().map(|_| "chat");
+        let features = ["completion", "seed"].into_iter().chain(chat);
         let millions = model.parameters() as f64 / 1e6;
         Ok(PluginInfo {
             name: "gpt2".to_owned(),
@@ -119,12 +123,13 @@ impl Backend for Gpt2 {
             models: vec![ModelInfo {
                 id: "gpt2".to_owned(),
                 description: format!(
-                    "GPT-2 of {millions:.1} million parameters, in {}",
+                    "{} of {millions:.1} million parameters, in {}",
+                    model.config().family,
                     self.dtype
                 ),
                 context_window: Some(self.context_window()),
                 max_output_tokens: None,
-                features: vec!["completion".to_owned(), "seed".to_owned()],
+                features: features.map(str::to_owned).collect(),
                 ext: vec![Extension {
                     name: "source".to_owned(),
                     value: serde_json::Value::from(self.source.as_str()).to_string(),
@@ -168,18 +173,29 @@ impl Backend for Gpt2 {
 
 impl Gpt2 {
     fn context_window(&self) -> u32 {
-        u32::try_from(self.loaded.model.config().positions()).unwrap_or(u32::MAX)
+        u32::try_from(self.loaded.model.config().context).unwrap_or(u32::MAX)
     }
 
     fn encode(&self, request: &Request) -> Result<Vec<u32>, Error> {
-        let Prompt::Text(text) = &request.prompt else {
-            return Err(Error::new(
-                ErrorKind::Unsupported,
-                "this model continues text; it cannot chat",
-            )
-            .param("messages"));
+        let tokenizer = &self.loaded.tokenizer;
+        let tokens = match (&request.prompt, &self.loaded.chat) {
+            (Prompt::Text(text), _) => tokenizer.encode(text),
+            (Prompt::Chat(_), Some(_)) if !request.tools.is_empty() => {
+                let message = "this model calls no tools";
+                return Err(Error::new(ErrorKind::Unsupported, message).param("tools"));
+            }
+            (Prompt::Chat(messages), Some(template)) => {
+                tokenizer.encode_whole(&template.render(messages)?)
+            }
+            (Prompt::Chat(_), None) => {
+                return Err(Error::new(
+                    ErrorKind::Unsupported,
+                    "this model continues text; it cannot chat",
+                )
+                .param("messages"));
+            }
         };
-        self.loaded.tokenizer.encode(text).map_err(|error| {
+        tokens.map_err(|error| {
             Error::new(ErrorKind::Internal, "the prompt cannot be tokenized").detail(error)
         })
     }
@@ -198,7 +214,7 @@ fn dtype(name: &str) -> Result<(Dtype, &'static str), Error> {
 
 /// How many pages the cache of keys and values may have, of so many MiB if set.
 fn pages(model: &Model, mib: Option<usize>) -> Result<usize, Error> {
-    let in_context = model.config().positions().div_ceil(PAGE);
+    let in_context = model.config().context.div_ceil(PAGE);
     let in_mib = |mib: usize| mib.saturating_mul(1 << 20) / model.page_bytes();
     match mib.map(in_mib) {
         None => Ok(in_mib(KV_CACHE_MIB).max(2 * in_context)),
@@ -208,7 +224,7 @@ fn pages(model: &Model, mib: Option<usize>) -> Result<usize, Error> {
             format!(
                 "kv_cache_mib holds {} tokens, less than the context window of {}",
                 pages * PAGE,
-                model.config().positions()
+                model.config().context
             ),
         )),
     }

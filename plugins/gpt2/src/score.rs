@@ -39,7 +39,7 @@ impl Gpt2 {
         let team = Team::new(NonZeroUsize::MIN).map_err(|error| broken(error.to_string()))?;
         let mut workspace = Workspace::new(team);
         let mut score = Score::default();
-        for window in tokens.chunks(model.config().positions()) {
+        for window in tokens.chunks(model.config().context) {
             let mut cache = model.cache();
             // the last token predicts nothing that is in the window
             let given = &window[..window.len() - 1];

@@ -93,6 +93,19 @@ impl Database {
         }
     }
 
+    /// Runs a statement in a transaction on the server, which is undone when this
+    /// is dropped.
+    pub async fn begin(&self, sql: &str) -> PgConnection {
+        let Self::Server(url) = self else {
+            panic!("a file has one writer");
+        };
+        let connection = PgConnection::connect(url).await;
+        let mut connection = connection.expect("a connection");
+        let sql = AssertSqlSafe(format!("BEGIN; {sql}"));
+        connection.execute(sql).await.expect("a transaction");
+        connection
+    }
+
     /// The number that a query finds.
     pub async fn number(&self, sql: &str) -> i64 {
         let sql = AssertSqlSafe(sql.to_owned());

@@ -3,17 +3,18 @@
 use axum::Json as Body;
 use axum::extract::State;
 use axum::http::StatusCode;
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::keys::most;
 use super::{Page, credit, rfc3339};
 use crate::http::AppState;
 use crate::http::auth::{Admin, CustomerReader};
 use crate::http::error::ApiError;
-use crate::http::json::{Id, Json, Query, line, name};
+use crate::http::json::{Id, Json, Query, line, name, nullable};
 use crate::money::NanoDollars;
 use crate::store;
-use crate::store::customers::{Customer, CustomerChange, NewCustomer};
+use crate::store::customers::{Customer, CustomerChange, CustomerLimits, NewCustomer};
 
 /// Longest address of mail, by RFC 5321.
 const LONGEST_EMAIL: usize = 254;
@@ -27,25 +28,26 @@ pub struct Create {
     #[serde(default)]
     company: String,
     credit_limit: Option<NanoDollars>,
+    rate_limit: Option<u32>,
+    token_limit: Option<u32>,
+    concurrent_limit: Option<u32>,
 }
 
-/// Body of `PATCH /customers/{customer_id}`.
+/// Body of `PATCH /customers/{customer_id}`; `null` lifts the limit it names, or
+/// makes it as configured.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Change {
     name: Option<String>,
     company: Option<String>,
-    /// `null` lifts the limit, which is not the same as saying nothing of it.
-    #[serde(default, deserialize_with = "given")]
+    #[serde(default, deserialize_with = "nullable")]
     credit_limit: Option<Option<NanoDollars>>,
-}
-
-fn given<'de, T, D>(deserializer: D) -> Result<Option<T>, D::Error>
-where
-    T: Deserialize<'de>,
-    D: Deserializer<'de>,
-{
-    T::deserialize(deserializer).map(Some)
+    #[serde(default, deserialize_with = "nullable")]
+    rate_limit: Option<Option<u32>>,
+    #[serde(default, deserialize_with = "nullable")]
+    token_limit: Option<Option<u32>>,
+    #[serde(default, deserialize_with = "nullable")]
+    concurrent_limit: Option<Option<u32>>,
 }
 
 /// A customer as shown.
@@ -59,6 +61,9 @@ pub struct Shown {
     held: NanoDollars,
     credit_limit: Option<NanoDollars>,
     is_near: bool,
+    rate_limit: Option<u32>,
+    token_limit: Option<u32>,
+    concurrent_limit: Option<u32>,
     created_at: String,
 }
 
@@ -74,6 +79,9 @@ impl From<Customer> for Shown {
             held: customer.held,
             credit_limit: customer.credit_limit,
             is_near: customer.is_near,
+            rate_limit: customer.limits.requests,
+            token_limit: customer.limits.tokens,
+            concurrent_limit: customer.limits.concurrent,
             created_at: rfc3339(created_at.replace_nanosecond(0).unwrap_or(created_at)),
         }
     }
@@ -89,7 +97,12 @@ pub async fn create(
         name: name("name", &body.name)?,
         email: email(&body.email)?,
         company: line("company", &body.company)?,
-        credit_limit: limit(body.credit_limit)?,
+        credit_limit: credit_limit(body.credit_limit)?,
+        limits: CustomerLimits {
+            requests: most("rate_limit", body.rate_limit)?,
+            tokens: most("token_limit", body.token_limit)?,
+            concurrent: most("concurrent_limit", body.concurrent_limit)?,
+        },
     };
     let customer = store.create_customer(new, &actor, clock.now()).await?;
     Ok((StatusCode::CREATED, Body(customer.into())))
@@ -117,7 +130,7 @@ pub async fn read(
     Ok(Body(customer.into()))
 }
 
-/// `PATCH /customers/{customer_id}`: changes its name, company or credit limit.
+/// `PATCH /customers/{customer_id}`: changes its name, company or limits.
 pub async fn change(
     Admin(actor): Admin,
     State(AppState { store, clock, .. }): State<AppState>,
@@ -130,7 +143,10 @@ pub async fn change(
             .company
             .map(|text| line("company", &text))
             .transpose()?,
-        credit_limit: body.credit_limit.map(limit).transpose()?,
+        credit_limit: body.credit_limit.map(credit_limit).transpose()?,
+        rate_limit: changed("rate_limit", body.rate_limit)?,
+        token_limit: changed("token_limit", body.token_limit)?,
+        concurrent_limit: changed("concurrent_limit", body.concurrent_limit)?,
     };
     let customer = store
         .change_customer(id, change, &actor, clock.now())
@@ -160,7 +176,14 @@ pub fn missing(error: store::Error) -> ApiError {
     }
 }
 
-fn limit(dollars: Option<NanoDollars>) -> Result<Option<NanoDollars>, ApiError> {
+fn changed(
+    field: &'static str,
+    change: Option<Option<u32>>,
+) -> Result<Option<Option<u32>>, ApiError> {
+    change.map(|limit| most(field, limit)).transpose()
+}
+
+fn credit_limit(dollars: Option<NanoDollars>) -> Result<Option<NanoDollars>, ApiError> {
     dollars
         .map(|dollars| credit::amount("credit_limit", dollars))
         .transpose()

@@ -310,7 +310,7 @@ pub fn rate(per_minute: u32) -> Result<u32, ApiError> {
     }
 }
 
-/// A limit that a key may have, if it has one.
+/// A limit that a key or a customer may have, if it has one.
 ///
 /// # Errors
 /// 422 when it is none.

@@ -3,7 +3,7 @@
 //! A plugin blocks while it computes, so it never runs on a thread of the
 //! async runtime: [`Native::open`] loads it on a thread of its own, and as many
 //! worker threads as completions may run at once take requests from a bounded
-//! queue. What a completion reports goes to its request through a bounded
+//! queue, of each API key in turn. What a completion reports goes to its request through a bounded
 //! channel; a request that is gone closes the channel, which the worker sees
 //! before its next step. A panic of the plugin fails the one request.
 
@@ -16,7 +16,7 @@ use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use plugin_sdk::{Backend, Error, ErrorKind, Event, PluginInfo, Request, Settings, TokenEstimate};
 use tokio::sync::{mpsc, oneshot};
@@ -30,7 +30,7 @@ const AHEAD: usize = 32;
 /// Whether a native plugin of this name is compiled in.
 pub fn is_known(plugin: &str) -> bool {
     match plugin {
-        "gpt2" => true,
+        "transformer" | "gpt2" => true,
         #[cfg(feature = "twins")]
         "lawgent-thinking" | "offline" => true,
         _ => false,
@@ -65,6 +65,8 @@ pub struct Completion {
 /// A request on its way to a worker.
 struct Job {
     request: Request,
+    /// Number of the API key it came with.
+    key: i64,
     /// Answered once, when the plugin accepted or refused the request; closed
     /// when nobody waits for it any more.
     accepted: oneshot::Sender<Result<(), Error>>,
@@ -75,6 +77,10 @@ struct Job {
 impl Waiting for Job {
     fn is_abandoned(&self) -> bool {
         self.accepted.is_closed()
+    }
+
+    fn owner(&self) -> i64 {
+        self.key
     }
 }
 
@@ -93,7 +99,8 @@ impl Native {
         options: Options,
     ) -> Result<Self, Error> {
         match plugin {
-            "gpt2" => Self::open_as::<gpt2::Gpt2>(model, settings, options).await,
+            // the first model it could run gave it the second name, and configurations have it
+            "transformer" | "gpt2" => Self::open_as::<gpt2::Gpt2>(model, settings, options).await,
             #[cfg(feature = "twins")]
             "lawgent-thinking" => {
                 Self::open_as::<twins::Completions>(model, settings, options).await
@@ -137,9 +144,9 @@ impl Native {
             // on failure `native` is dropped, which ends the threads started so far
             spawn(&format!("{model} {number}"), move || {
                 while let Some(job) = queue.take() {
-                    let begun = Instant::now();
+                    let (key, begun) = (job.key, Instant::now());
                     work(&*backend, &model, job);
-                    queue.done(begun.elapsed());
+                    queue.done(key, begun.elapsed());
                 }
             })?;
         }
@@ -169,31 +176,28 @@ impl Native {
             })
     }
 
-    /// Waits for a worker thread and has the plugin accept the request there.
+    /// Waits for a worker thread and has the plugin accept the request there; `key`
+    /// is the number of the API key it came with, which takes turns with others.
     /// Dropping the future takes the request out of the queue again.
     ///
     /// # Errors
     /// The plugin's own; [`ErrorKind::Overloaded`] with a time to try again when
     /// the queue is full; [`ErrorKind::Internal`] with the code `plugin_failed`
     /// when the plugin panics.
-    pub async fn generate(&self, request: Request) -> Result<Completion, Error> {
+    pub async fn generate(&self, key: i64, request: Request) -> Result<Completion, Error> {
         let (accepted, acceptance) = oneshot::channel();
         let (sender, events) = mpsc::channel(AHEAD);
         let job = Job {
             request,
+            key,
             accepted,
             events: sender,
             queued: Instant::now(),
         };
-        self.queue.put(job).map_err(|wait| {
-            let mut error = Error::new(
-                ErrorKind::Overloaded,
-                "the model is busy and its queue is full",
-            )
-            .code("queue_full");
-            error.retry_after_ms = Some(u32::try_from(wait.as_millis()).unwrap_or(u32::MAX));
-            error
-        })?;
+        if let Err((turned_away, wait)) = self.queue.put(job) {
+            // it may be this one
+            let _ = turned_away.accepted.send(Err(full(wait)));
+        }
         acceptance
             .await
             .map_err(|_| failed(&"its thread ended"))??;
@@ -231,6 +235,17 @@ impl Completion {
     }
 }
 
+/// There is no place to wait; one is likely to be free after this time.
+fn full(wait: Duration) -> Error {
+    let mut error = Error::new(
+        ErrorKind::Overloaded,
+        "the model is busy and its queue is full",
+    )
+    .code("queue_full");
+    error.retry_after_ms = Some(u32::try_from(wait.as_millis()).unwrap_or(u32::MAX));
+    error
+}
+
 /// Runs one request to its end, the plugin's panics included.
 fn work<B: Backend>(backend: &B, model: &str, job: Job) {
     let Job {
@@ -238,6 +253,7 @@ fn work<B: Backend>(backend: &B, model: &str, job: Job) {
         accepted,
         events,
         queued,
+        ..
     } = job;
     let waited = queued.elapsed();
     let request_id = request.request_id.clone();

@@ -88,6 +88,9 @@ impl plugin_sdk::Completion for FakeCompletion {
     }
 }
 
+/// The key that all come with, where it does not matter.
+const KEY: i64 = 1;
+
 fn request(text: &str) -> Request {
     Request {
         request_id: "test".to_owned(),
@@ -117,7 +120,7 @@ fn open(gate: &str) {
 #[tokio::test]
 async fn a_completion_reports_to_its_end() {
     let native = fake("", 1, 1).await;
-    let mut completion = native.generate(request("hello")).await.unwrap();
+    let mut completion = native.generate(KEY, request("hello")).await.unwrap();
     assert_eq!(
         completion.next().await,
         Ok(vec![Event::Text("hello".to_owned())])
@@ -133,7 +136,7 @@ async fn a_completion_reports_to_its_end() {
 async fn a_refusal_is_the_plugins_own() {
     let error = fake("", 1, 1)
         .await
-        .generate(request("refuse"))
+        .generate(KEY, request("refuse"))
         .await
         .unwrap_err();
     assert_eq!(error.kind, ErrorKind::ContextLength);
@@ -142,16 +145,16 @@ async fn a_refusal_is_the_plugins_own() {
 #[tokio::test]
 async fn a_panic_fails_one_request_and_no_other() {
     let native = fake("", 1, 4).await;
-    let error = native.generate(request("panic")).await.unwrap_err();
+    let error = native.generate(KEY, request("panic")).await.unwrap_err();
     assert_eq!(error.code.as_deref(), Some("plugin_failed"));
-    let mut later = native.generate(request("panic later")).await.unwrap();
+    let mut later = native.generate(KEY, request("panic later")).await.unwrap();
     later.next().await.unwrap();
     assert_eq!(
         later.next().await.unwrap_err().code.as_deref(),
         Some("plugin_failed")
     );
     native
-        .generate(request("hello"))
+        .generate(KEY, request("hello"))
         .await
         .unwrap()
         .next()
@@ -162,12 +165,12 @@ async fn a_panic_fails_one_request_and_no_other() {
 #[tokio::test]
 async fn a_dropped_completion_frees_its_thread() {
     let native = fake("", 1, 1).await;
-    let mut endless = native.generate(request("for ever")).await.unwrap();
+    let mut endless = native.generate(KEY, request("for ever")).await.unwrap();
     endless.next().await.unwrap();
     drop(endless);
     // the one thread takes the next request
     native
-        .generate(request("hello"))
+        .generate(KEY, request("hello"))
         .await
         .unwrap()
         .next()
@@ -181,14 +184,14 @@ async fn a_full_queue_refuses_with_a_time_to_try_again() {
     let waiting: Vec<_> = (0..2)
         .map(|_| {
             let native = Arc::clone(&native);
-            tokio::spawn(async move { native.generate(request("wait")).await.map(|_| ()) })
+            tokio::spawn(async move { native.generate(KEY, request("wait")).await.map(|_| ()) })
         })
         .collect();
     // both are polled once, which puts them in; until a thread has taken the first
     // a third may find a place, and has to leave it again
     tokio::task::yield_now().await;
     let error = loop {
-        let third = native.generate(request("wait"));
+        let third = native.generate(KEY, request("wait"));
         match tokio::time::timeout(Duration::from_millis(50), third).await {
             Ok(Err(error)) => break error,
             Ok(Ok(_)) => panic!("it cannot be accepted while the gate is shut"),
@@ -206,9 +209,9 @@ async fn a_full_queue_refuses_with_a_time_to_try_again() {
 #[tokio::test]
 async fn a_request_whose_client_left_the_queue_is_never_started() {
     let native = fake("left", 1, 1).await;
-    let mut first = std::pin::pin!(native.generate(request("wait")));
+    let mut first = std::pin::pin!(native.generate(KEY, request("wait")));
     {
-        let mut left = std::pin::pin!(native.generate(request("left")));
+        let mut left = std::pin::pin!(native.generate(KEY, request("left")));
         // polled once each, in this order, which puts them in
         tokio::select! {
             biased;
@@ -220,7 +223,7 @@ async fn a_request_whose_client_left_the_queue_is_never_started() {
     open("left");
     first.await.unwrap();
     // the place of the one that left is free, and the thread passes it over
-    native.generate(request("hello")).await.unwrap();
+    native.generate(KEY, request("hello")).await.unwrap();
     let started = native.estimate(&request("")).await.unwrap().prompt_tokens;
     assert_eq!(started, 2);
 }
@@ -230,4 +233,60 @@ async fn a_panic_while_estimating_is_an_error() {
     let native = fake("", 1, 1).await;
     let error = native.estimate(&request("panic")).await.unwrap_err();
     assert_eq!(error.code.as_deref(), Some("plugin_failed"));
+}
+
+/// A job of an owner, with a number.
+#[derive(Debug, PartialEq, Eq)]
+struct Numbered(i64, u32);
+
+impl Waiting for Numbered {
+    fn is_abandoned(&self) -> bool {
+        false
+    }
+
+    fn owner(&self) -> i64 {
+        self.0
+    }
+}
+
+#[test]
+fn owners_take_turns_and_each_keeps_its_order() {
+    let queue = Queue::new(1, 10);
+    for (owner, number) in [(1, 1), (1, 2), (1, 3), (2, 4), (2, 5), (3, 6)] {
+        queue.put(Numbered(owner, number)).unwrap();
+    }
+    let mut order = Vec::new();
+    for _ in 0..6 {
+        let Numbered(owner, number) = queue.take().unwrap();
+        order.push(number);
+        queue.done(owner, Duration::ZERO);
+    }
+    assert_eq!(order, [1, 4, 6, 2, 5, 3]);
+}
+
+#[test]
+fn whoever_has_fewest_at_work_is_next() {
+    let queue = Queue::new(3, 10);
+    for (owner, number) in [(1, 1), (1, 2), (1, 3)] {
+        queue.put(Numbered(owner, number)).unwrap();
+    }
+    assert_eq!(queue.take(), Some(Numbered(1, 1)));
+    assert_eq!(queue.take(), Some(Numbered(1, 2)));
+    queue.put(Numbered(2, 4)).unwrap();
+    assert_eq!(queue.take(), Some(Numbered(2, 4)));
+}
+
+#[test]
+fn a_full_queue_turns_away_the_last_of_who_has_most() {
+    let queue = Queue::new(1, 3);
+    queue.put(Numbered(1, 0)).unwrap();
+    queue.take().unwrap();
+    for number in 1..=3 {
+        queue.put(Numbered(1, number)).unwrap();
+    }
+    let turned_away = |job| queue.put(job).unwrap_err().0;
+    assert_eq!(turned_away(Numbered(1, 4)), Numbered(1, 4));
+    assert_eq!(turned_away(Numbered(2, 5)), Numbered(1, 3));
+    // one more than the other would be no fairer
+    assert_eq!(turned_away(Numbered(2, 6)), Numbered(2, 6));
 }

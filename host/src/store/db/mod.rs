@@ -13,6 +13,7 @@
 
 mod query;
 mod row;
+mod rows;
 
 use std::fmt;
 use std::path::{Path, PathBuf};

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 
-use super::{Key, KeyLimits, Scope, key};
+use super::{Key, KeyLimits, Scope, columns, key};
 use crate::clock::rfc3339;
 use crate::store::audit::{self, Act, Actor, Object};
 use crate::store::db::{Query, Transaction, query};
@@ -103,10 +103,11 @@ pub async fn delete_all(
     by: &Actor,
     now: OffsetDateTime,
 ) -> Result<(), Error> {
-    let rows = query(
+    let rows = query(concat!(
         "UPDATE api_keys SET deleted_at = $1 \
-         WHERE customer_id = $2 AND deleted_at IS NULL RETURNING *",
-    )
+         WHERE customer_id = $2 AND deleted_at IS NULL RETURNING ",
+        columns!()
+    ))
     .bind(millis(now))
     .bind(customer_id)
     .fetch_all(&mut *transaction)
@@ -158,13 +159,14 @@ impl Store {
     ) -> Result<Key, Error> {
         let mut transaction = self.write.begin().await?;
         transaction.lock_customers([new.customer_id]).await?;
-        let row = query(
+        let row = query(concat!(
             "INSERT INTO api_keys (customer_id, name, public_id, hash, rate_limit, \
              allowed_models, scopes, allowed_networks, expires_at, created_at, token_limit, \
              concurrent_limit) \
              SELECT id, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12 FROM customers \
-             WHERE id = $1 AND deleted_at IS NULL RETURNING *",
-        )
+             WHERE id = $1 AND deleted_at IS NULL RETURNING ",
+            columns!()
+        ))
         .bind(new.customer_id)
         .bind(new.name)
         .bind(text.public_id)
@@ -194,8 +196,11 @@ impl Store {
     /// # Errors
     /// [`Error::NotFound`] when there is none.
     pub async fn toggle_key(&self, id: i64, by: &Actor, now: OffsetDateTime) -> Result<Key, Error> {
-        let sql = "UPDATE api_keys SET is_active = NOT is_active \
-                   WHERE id = $1 AND deleted_at IS NULL RETURNING *";
+        let sql = concat!(
+            "UPDATE api_keys SET is_active = NOT is_active \
+                   WHERE id = $1 AND deleted_at IS NULL RETURNING ",
+            columns!()
+        );
         let update = query(sql).bind(id);
         self.update_key(id, "key.toggled", update, by, now).await
     }
@@ -212,7 +217,7 @@ impl Store {
         now: OffsetDateTime,
     ) -> Result<Key, Error> {
         let networks = change.allowed_networks.as_ref();
-        let update = query(
+        let update = query(concat!(
             "UPDATE api_keys SET name = coalesce($2, name), \
              rate_limit = coalesce($3, rate_limit), \
              allowed_models = coalesce($4, allowed_models), \
@@ -221,8 +226,9 @@ impl Store {
              expires_at = CASE WHEN $8 THEN $9 ELSE expires_at END, \
              token_limit = CASE WHEN $10 THEN $11 ELSE token_limit END, \
              concurrent_limit = CASE WHEN $12 THEN $13 ELSE concurrent_limit END \
-             WHERE id = $1 AND deleted_at IS NULL RETURNING *",
-        )
+             WHERE id = $1 AND deleted_at IS NULL RETURNING ",
+            columns!()
+        ))
         .bind(id)
         .bind(change.name)
         .bind(change.rate_limit)
@@ -260,11 +266,12 @@ impl Store {
         by: &Actor,
         now: OffsetDateTime,
     ) -> Result<Key, Error> {
-        let update = query(
+        let update = query(concat!(
             "UPDATE api_keys SET replaced_public_id = public_id, replaced_hash = hash, \
              replaced_until = $2, public_id = $3, hash = $4 \
-             WHERE id = $1 AND deleted_at IS NULL RETURNING *",
-        )
+             WHERE id = $1 AND deleted_at IS NULL RETURNING ",
+            columns!()
+        ))
         .bind(id)
         .bind(millis(until))
         .bind(text.public_id)
@@ -278,9 +285,10 @@ impl Store {
     /// [`Error::NotFound`] when there is none.
     pub async fn delete_key(&self, id: i64, by: &Actor, now: OffsetDateTime) -> Result<(), Error> {
         let mut transaction = self.write.begin().await?;
-        let row = query(
-            "UPDATE api_keys SET deleted_at = $1 WHERE id = $2 AND deleted_at IS NULL RETURNING *",
-        )
+        let row = query(concat!(
+            "UPDATE api_keys SET deleted_at = $1 WHERE id = $2 AND deleted_at IS NULL RETURNING ",
+            columns!()
+        ))
         .bind(millis(now))
         .bind(id)
         .fetch_one(&mut transaction)
@@ -302,7 +310,11 @@ impl Store {
     ) -> Result<Key, Error> {
         let mut transaction = self.write.begin().await?;
         transaction.lock_key(id).await?;
-        let sql = "SELECT * FROM api_keys WHERE id = $1 AND deleted_at IS NULL";
+        let sql = concat!(
+            "SELECT ",
+            columns!(),
+            " FROM api_keys WHERE id = $1 AND deleted_at IS NULL"
+        );
         let before = query(sql).bind(id).fetch_one(&mut transaction).await?;
         let before = key(&before)?;
         let after = key(&update.fetch_one(&mut transaction).await?)?;

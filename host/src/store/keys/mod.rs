@@ -9,6 +9,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use time::OffsetDateTime;
 
+use super::customers::CustomerLimits;
 use super::db::{Row, query};
 use super::{Error, Store, from_millis, millis};
 
@@ -32,6 +33,8 @@ pub struct Key {
     pub rate_limit: u32,
     /// Its limits of other things.
     pub limits: KeyLimits,
+    /// Limits of all keys of its customer together.
+    pub customer_limits: CustomerLimits,
     /// Numbers of the models it may use.
     pub allowed_models: Vec<i64>,
     /// What it may be used for.
@@ -79,6 +82,20 @@ pub struct Found {
     pub until: Option<OffsetDateTime>,
 }
 
+/// The columns of a [`Key`].
+macro_rules! columns {
+    () => {
+        "*, \
+         (SELECT rate_limit FROM customers WHERE customers.id = customer_id) \
+         AS customer_rate_limit, \
+         (SELECT token_limit FROM customers WHERE customers.id = customer_id) \
+         AS customer_token_limit, \
+         (SELECT concurrent_limit FROM customers WHERE customers.id = customer_id) \
+         AS customer_concurrent_limit"
+    };
+}
+use columns;
+
 fn key(row: &Row) -> Result<Key, Error> {
     let time = |column| -> Result<Option<OffsetDateTime>, Error> {
         Ok(row.try_get::<Option<i64>>(column)?.map(from_millis))
@@ -94,6 +111,11 @@ fn key(row: &Row) -> Result<Key, Error> {
         limits: KeyLimits {
             tokens: row.try_get("token_limit")?,
             concurrent: row.try_get("concurrent_limit")?,
+        },
+        customer_limits: CustomerLimits {
+            requests: row.try_get("customer_rate_limit")?,
+            tokens: row.try_get("customer_token_limit")?,
+            concurrent: row.try_get("customer_concurrent_limit")?,
         },
         allowed_models: parsed(row.try_get("allowed_models")?)?,
         scopes: parsed(row.try_get("scopes")?)?,
@@ -118,7 +140,11 @@ impl Store {
     /// # Errors
     /// [`Error::NotFound`] when there is none.
     pub async fn key(&self, id: i64) -> Result<Key, Error> {
-        let sql = "SELECT * FROM api_keys WHERE id = $1 AND deleted_at IS NULL";
+        let sql = concat!(
+            "SELECT ",
+            columns!(),
+            " FROM api_keys WHERE id = $1 AND deleted_at IS NULL"
+        );
         key(&query(sql).bind(id).fetch_one(&self.read).await?)
     }
 
@@ -128,10 +154,12 @@ impl Store {
     /// # Errors
     /// [`Error::NotFound`] when there is none.
     pub async fn key_by_public_id(&self, public_id: &str) -> Result<Found, Error> {
-        let row = query(
-            "SELECT * FROM api_keys WHERE (public_id = $1 OR replaced_public_id = $1) \
+        let row = query(concat!(
+            "SELECT ",
+            columns!(),
+            " FROM api_keys WHERE (public_id = $1 OR replaced_public_id = $1) \
              AND deleted_at IS NULL",
-        )
+        ))
         .bind(public_id)
         .fetch_one(&self.read)
         .await?;
@@ -155,10 +183,12 @@ impl Store {
         after: i64,
         limit: u32,
     ) -> Result<Vec<Key>, Error> {
-        let rows = query(
-            "SELECT * FROM api_keys WHERE id > $1 AND ($2 IS NULL OR customer_id = $2) \
+        let rows = query(concat!(
+            "SELECT ",
+            columns!(),
+            " FROM api_keys WHERE id > $1 AND ($2 IS NULL OR customer_id = $2) \
              AND deleted_at IS NULL ORDER BY id LIMIT $3",
-        )
+        ))
         .bind(after)
         .bind(customer_id)
         .bind(limit)

@@ -7,6 +7,7 @@ use time::OffsetDateTime;
 use super::Period;
 use crate::money::NanoDollars;
 use crate::store::db::{Transaction, query};
+use crate::store::usage::deleted_before;
 use crate::store::{Error, Store, from_millis, millis};
 
 /// What an audit has looked at, and what is wrong.
@@ -50,6 +51,13 @@ pub enum Problem {
         /// The request's id.
         request_id: String,
     },
+    /// What a customer used in an hour, or of all time, is not the sum that is kept.
+    Sum {
+        /// Number of the customer.
+        customer_id: i64,
+        /// When the hour began, in milliseconds since 1970; 0 for all time.
+        start: i64,
+    },
     /// What was spent or is held of a budget is not what its requests come to.
     Budget {
         /// Number of the budget.
@@ -92,6 +100,10 @@ impl fmt::Display for Problem {
                     "request {request_id}: its usage and its transfer do not agree"
                 )
             }
+            Self::Sum { customer_id, start } => write!(
+                f,
+                "customer {customer_id}: the sum of usage from {start} is not that of its requests"
+            ),
             Self::Budget { budget, start } => write!(
                 f,
                 "budget {budget}, period from {start}: it is not what its requests come to"
@@ -128,7 +140,9 @@ impl Store {
             audit.problems.push(Problem::Unbalanced(NanoDollars(sum)));
         }
         audit.problems.extend(accounts(&mut moment).await?);
-        audit.problems.extend(usage(&mut moment).await?);
+        let whole_from = deleted_before(&mut moment).await?;
+        audit.problems.extend(usage(&mut moment, whole_from).await?);
+        audit.problems.extend(sums(&mut moment, whole_from).await?);
         audit.problems.extend(budgets(&mut moment).await?);
         audit.problems.extend(expired(&mut moment, now).await?);
         Ok(audit)
@@ -172,23 +186,61 @@ async fn accounts(moment: &mut Transaction<'_>) -> Result<Vec<Problem>, Error> {
     Ok(problems)
 }
 
-async fn usage(moment: &mut Transaction<'_>) -> Result<Vec<Problem>, Error> {
-    // each usage row with a cost has its transfer, and no transfer has none
+async fn usage(moment: &mut Transaction<'_>, whole_from: i64) -> Result<Vec<Problem>, Error> {
+    // each usage row with a cost has its transfer, and no transfer has none, but for
+    // those of rows that may have been deleted
     let rows = query(
         "WITH booked AS (SELECT reference, customer_id, amount FROM transfers \
-         JOIN accounts ON accounts.id = debit WHERE reason = 'usage') \
+         JOIN accounts ON accounts.id = debit WHERE reason = 'usage' AND created_at >= $1) \
          SELECT coalesce(request_id, reference) AS request_id FROM \
-         (SELECT request_id, customer_id, cost FROM usage WHERE cost <> 0) AS used \
+         (SELECT request_id, customer_id, cost FROM usage \
+         WHERE cost <> 0 AND created_at >= $1) AS used \
          FULL JOIN booked ON reference = request_id \
          WHERE cost IS DISTINCT FROM amount \
          OR used.customer_id IS DISTINCT FROM booked.customer_id",
     )
+    .bind(whole_from)
     .fetch_all(moment)
     .await?;
     rows.iter()
         .map(|row| {
             Ok(Problem::Usage {
                 request_id: row.try_get("request_id")?,
+            })
+        })
+        .collect()
+}
+
+/// Sums of usage that are not what they are of, since the time from which on all
+/// rows are there: hours are sums of rows, totals of hours.
+async fn sums(moment: &mut Transaction<'_>, whole_from: i64) -> Result<Vec<Problem>, Error> {
+    let rows = query(
+        "WITH again AS (SELECT 'hour' AS period, customer_id, created_at / 3600000 * 3600000 AS start, \
+             api_key_id, model_id, count(*) AS requests, sum(prompt_tokens) AS prompt_tokens, \
+             sum(completion_tokens) AS completion_tokens, sum(cost) AS cost \
+             FROM usage WHERE created_at >= $1 GROUP BY 2, 3, 4, 5 \
+             UNION ALL SELECT 'total', customer_id, 0, api_key_id, model_id, sum(requests), \
+             sum(prompt_tokens), sum(completion_tokens), sum(cost) \
+             FROM usage_sums WHERE period = 'hour' GROUP BY customer_id, api_key_id, model_id), \
+         kept AS (SELECT * FROM usage_sums WHERE period = 'total' OR start >= $1) \
+         SELECT DISTINCT coalesce(again.customer_id, kept.customer_id) AS customer_id, \
+         coalesce(again.start, kept.start) AS start FROM again FULL JOIN kept \
+         ON again.period = kept.period AND again.customer_id = kept.customer_id \
+         AND again.start = kept.start AND again.api_key_id = kept.api_key_id \
+         AND again.model_id = kept.model_id \
+         WHERE again.requests IS DISTINCT FROM kept.requests \
+         OR again.prompt_tokens IS DISTINCT FROM kept.prompt_tokens \
+         OR again.completion_tokens IS DISTINCT FROM kept.completion_tokens \
+         OR again.cost IS DISTINCT FROM kept.cost",
+    )
+    .bind(whole_from)
+    .fetch_all(moment)
+    .await?;
+    rows.iter()
+        .map(|row| {
+            Ok(Problem::Sum {
+                customer_id: row.try_get("customer_id")?,
+                start: row.try_get("start")?,
             })
         })
         .collect()
@@ -203,8 +255,9 @@ async fn budgets(moment: &mut Transaction<'_>) -> Result<Vec<Problem>, Error> {
         let (budget, start): (i64, i64) = (row.try_get("budget_id")?, row.try_get("start")?);
         let period: Period = row.try_get::<&str>("period")?.parse()?;
         let sums = query(
-            "SELECT (SELECT CAST(coalesce(sum(cost), 0) AS BIGINT) FROM usage WHERE customer_id = $1 \
-             AND ($2 IS NULL OR api_key_id = $2) AND created_at >= $3 AND created_at < $4) AS spent, \
+            "SELECT (SELECT CAST(coalesce(sum(cost), 0) AS BIGINT) FROM usage_sums \
+             WHERE period = 'hour' AND customer_id = $1 \
+             AND ($2 IS NULL OR api_key_id = $2) AND start >= $3 AND start < $4) AS spent, \
              (SELECT CAST(coalesce(sum(amount), 0) AS BIGINT) FROM holds WHERE customer_id = $1 \
              AND ($2 IS NULL OR api_key_id = $2) AND created_at >= $3 AND created_at < $4) AS held",
         )

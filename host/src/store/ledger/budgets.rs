@@ -3,6 +3,9 @@
 //! What is spent and held is kept for each period by itself; a request counts in
 //! the period in which it was admitted, however late it is settled.
 
+use std::collections::{HashMap, HashSet};
+
+use serde::Serialize;
 use serde_json::json;
 use time::OffsetDateTime;
 
@@ -11,7 +14,7 @@ use crate::money::NanoDollars;
 use crate::store::audit::{self, Act, Actor, Object};
 use crate::store::db::{self, On, Transaction, query};
 use crate::store::servers::{self, Change};
-use crate::store::{Error, Store, millis};
+use crate::store::{Error, Store, from_millis, millis};
 
 /// Whose spending: a customer's as a whole, or that of one of its keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,26 +119,47 @@ impl Near {
 /// all of the customer and its keys; with what was used since their periods began:
 /// a day's at `$4`, a month's at `$5`.
 const SPENDING: &str = "\
-    SELECT budgets.*, start, spent, held FROM budgets LEFT JOIN spending \
-    ON budget_id = id AND start = CASE period WHEN 'day' THEN $4 WHEN 'month' THEN $5 ELSE 0 END \
-    WHERE customer_id = $1 AND ($3 OR api_key_id IS NULL OR api_key_id = $2) \
-    ORDER BY api_key_id NULLS FIRST, budgets.id";
+    WITH counted AS (SELECT *, \
+        CASE period WHEN 'day' THEN $4 WHEN 'month' THEN $5 ELSE 0 END AS since FROM budgets \
+        WHERE customer_id = $1 AND ($3 OR api_key_id IS NULL OR api_key_id = $2)) \
+    SELECT counted.*, spent, held FROM counted \
+    LEFT JOIN spending ON budget_id = id AND start = since ORDER BY api_key_id NULLS FIRST, id";
 
-/// The same of `$1` and `$2` as keys of `spending`.
-const COUNTS_IN: &str = "\
-    SELECT id, CASE period WHEN 'day' THEN $4 WHEN 'month' THEN $5 ELSE 0 END FROM budgets \
-    WHERE customer_id = $1 AND (api_key_id IS NULL OR api_key_id = $2)";
+/// A request for the same of many.
+#[derive(PartialEq, Eq, Hash, Serialize)]
+struct Request {
+    customer_id: i64,
+    api_key_id: Option<i64>,
+    day: i64,
+    month: i64,
+}
 
-/// A row of [`SPENDING`]; nothing was used if its period is not open yet.
-struct Row {
+const REQUEST: &str = "customer_id BIGINT, api_key_id BIGINT, day BIGINT, month BIGINT";
+
+/// A budget in one of its periods; nothing was used if that is not open yet.
+#[derive(Debug)]
+pub(super) struct Row {
     id: i64,
     is_open: bool,
     spending: Spending,
+    /// What is to be added to what is kept.
+    spent: i64,
+    held: i64,
 }
 
+/// The same of a row of `spending`.
+#[derive(Serialize)]
+struct Used {
+    id: i64,
+    since: i64,
+    more_spent: i64,
+    more_held: i64,
+}
+
+const USED: &str = "id BIGINT, since BIGINT, more_spent BIGINT, more_held BIGINT";
+
 impl Row {
-    fn read(row: &db::Row, at: OffsetDateTime) -> Result<Self, Error> {
-        let period: Period = row.try_get::<&str>("period")?.parse()?;
+    fn read(row: &db::Row) -> Result<Self, Error> {
         let (spent, held): (Option<i64>, Option<i64>) =
             (row.try_get("spent")?, row.try_get("held")?);
         let spending = Spending {
@@ -144,11 +168,11 @@ impl Row {
                 api_key_id: row.try_get("api_key_id")?,
             },
             budget: Budget {
-                period,
+                period: row.try_get::<&str>("period")?.parse()?,
                 amount: NanoDollars(row.try_get("amount")?),
                 near_percent: row.try_get("near_percent")?,
             },
-            start: period.start(at),
+            start: from_millis(row.try_get("since")?),
             spent: NanoDollars(spent.unwrap_or_default()),
             held: NanoDollars(held.unwrap_or_default()),
         };
@@ -156,8 +180,127 @@ impl Row {
             id: row.try_get("id")?,
             is_open: spent.is_some(),
             spending,
+            spent: 0,
+            held: 0,
         })
     }
+
+    /// Whether a request of this owner counts in it, admitted at this time.
+    pub fn counts(&self, request: Owner, at: OffsetDateTime) -> bool {
+        let Spending {
+            owner,
+            budget,
+            start,
+            ..
+        } = self.spending;
+        let is_its = owner.api_key_id.is_none() || owner.api_key_id == request.api_key_id;
+        is_its && budget.period.start(at) == start
+    }
+
+    /// What it leaves to a request that counts in it; opens its period.
+    pub async fn left(
+        &mut self,
+        transaction: &mut Transaction<'_>,
+    ) -> Result<(NanoDollars, Cap), Error> {
+        if !self.is_open {
+            open(transaction, self).await?;
+        }
+        let cap = Cap::Budget {
+            is_of_key: self.spending.owner.api_key_id.is_some(),
+            period: self.spending.budget.period,
+        };
+        Ok((self.spending.left(), cap))
+    }
+
+    /// Adds to what was spent and is held in it. A period that is not open counts
+    /// it when it is opened.
+    pub fn change(&mut self, spent: NanoDollars, held: NanoDollars) {
+        if self.is_open {
+            self.spending.spent.0 += spent.0;
+            self.spending.held.0 += held.0;
+            self.spent += spent.0;
+            self.held += held.0;
+        }
+    }
+
+    /// Adds what a request cost; returns whether it brings the budget near its end.
+    pub fn spend(&mut self, cost: NanoDollars) -> Option<Near> {
+        let before = self.spending;
+        self.change(cost, NanoDollars(0));
+        (self.spending.is_near() && !before.is_near()).then_some(Near {
+            budget_id: self.id,
+            spending: self.spending,
+        })
+    }
+}
+
+/// The budgets that requests count in, by customer; given who asks, and when they
+/// were admitted.
+pub(super) async fn of_requests(
+    transaction: &mut Transaction<'_>,
+    requests: &[(Owner, OffsetDateTime)],
+) -> Result<HashMap<i64, Vec<Row>>, Error> {
+    let mut budgets: HashMap<_, Vec<_>> = HashMap::new();
+    if requests.is_empty() {
+        return Ok(budgets);
+    }
+    let requests: HashSet<_> = requests
+        .iter()
+        .map(|&(owner, at)| Request {
+            customer_id: owner.customer_id,
+            api_key_id: owner.api_key_id,
+            day: millis(Period::Day.start(at)),
+            month: millis(Period::Month.start(at)),
+        })
+        .collect();
+    let requests: Vec<_> = requests.into_iter().collect();
+    let rows = transaction
+        .of_rows(REQUEST, &requests, |requests| {
+            format!(
+                "WITH counted AS (SELECT DISTINCT budgets.*, \
+                    CASE period WHEN 'day' THEN day WHEN 'month' THEN month ELSE 0 END AS since \
+                    FROM {requests} AS request JOIN budgets \
+                    ON budgets.customer_id = request.customer_id AND \
+                    (budgets.api_key_id IS NULL OR budgets.api_key_id = request.api_key_id)) \
+                 SELECT counted.*, spent, held FROM counted \
+                 LEFT JOIN spending ON budget_id = id AND start = since \
+                 ORDER BY api_key_id NULLS FIRST, id"
+            )
+        })
+        .fetch_all(transaction)
+        .await?;
+    for row in &rows {
+        let row = Row::read(row)?;
+        let customer_id = row.spending.owner.customer_id;
+        budgets.entry(customer_id).or_default().push(row);
+    }
+    Ok(budgets)
+}
+
+/// Writes what was spent and is held more, or less, than is kept.
+pub(super) async fn write(
+    transaction: &mut Transaction<'_>,
+    rows: impl Iterator<Item = Row>,
+) -> Result<(), Error> {
+    let used: Vec<_> = rows
+        .filter(|row| row.spent != 0 || row.held != 0)
+        .map(|row| Used {
+            id: row.id,
+            since: millis(row.spending.start),
+            more_spent: row.spent,
+            more_held: row.held,
+        })
+        .collect();
+    if !used.is_empty() {
+        let update = transaction.of_rows(USED, &used, |used| {
+            format!(
+                "UPDATE spending SET spent = spent + more_spent, held = held + more_held \
+                 FROM {used} AS used WHERE budget_id = id AND start = since"
+            )
+        });
+        update.execute(transaction).await?;
+    }
+    Ok(())
 }
 
 /// The budgets that a request of this owner counts in, admitted at this time; or
@@ -176,130 +319,37 @@ async fn rows<'a, 'c: 'a>(
         .bind(millis(Period::Month.start(at)))
         .fetch_all(on)
         .await?;
-    rows.iter().map(|row| Row::read(row, at)).collect()
-}
-
-/// The budgets of a request, their periods open.
-async fn opened(
-    transaction: &mut Transaction<'_>,
-    owner: Owner,
-    at: OffsetDateTime,
-) -> Result<Vec<Row>, Error> {
-    let found = rows(&mut *transaction, owner, false, at).await?;
-    if found.iter().all(|row| row.is_open) {
-        return Ok(found);
-    }
-    for row in found.iter().filter(|row| !row.is_open) {
-        open(transaction, row).await?;
-    }
-    rows(transaction, owner, false, at).await
+    rows.iter().map(Row::read).collect()
 }
 
 /// Begins a period of a budget with what was used in it so far, which is nothing
 /// unless the budget is newer than the period.
-async fn open(transaction: &mut Transaction<'_>, row: &Row) -> Result<(), Error> {
+async fn open(transaction: &mut Transaction<'_>, row: &mut Row) -> Result<(), Error> {
     let Spending {
         owner,
         start,
         budget,
         ..
     } = row.spending;
-    query(
+    let begun = query(
         "INSERT INTO spending (budget_id, start, spent, held) SELECT $1, $2, \
-         (SELECT coalesce(sum(cost), 0) FROM usage WHERE customer_id = $3 \
-         AND ($4 IS NULL OR api_key_id = $4) AND created_at >= $2 AND created_at < $5), \
+         (SELECT coalesce(sum(cost), 0) FROM usage_sums WHERE period = 'hour' AND customer_id = $3 \
+         AND ($4 IS NULL OR api_key_id = $4) AND start >= $2 AND start < $5), \
          (SELECT coalesce(sum(amount), 0) FROM holds WHERE customer_id = $3 \
-         AND ($4 IS NULL OR api_key_id = $4) AND created_at >= $2 AND created_at < $5)",
+         AND ($4 IS NULL OR api_key_id = $4) AND created_at >= $2 AND created_at < $5) \
+         RETURNING spent, held",
     )
     .bind(row.id)
     .bind(millis(start))
     .bind(owner.customer_id)
     .bind(owner.api_key_id)
     .bind(budget.period.end(start).map_or(i64::MAX, millis))
-    .execute(transaction)
+    .fetch_one(transaction)
     .await?;
+    row.spending.spent = NanoDollars(begun.try_get("spent")?);
+    row.spending.held = NanoDollars(begun.try_get("held")?);
+    row.is_open = true;
     Ok(())
-}
-
-/// What each budget leaves to a request admitted at this time.
-pub(super) async fn left(
-    transaction: &mut Transaction<'_>,
-    request: Owner,
-    at: OffsetDateTime,
-) -> Result<Vec<(NanoDollars, Cap)>, Error> {
-    let rows = opened(transaction, request, at).await?;
-    let left = rows.into_iter().map(|Row { spending, .. }| {
-        let cap = Cap::Budget {
-            is_of_key: spending.owner.api_key_id.is_some(),
-            period: spending.budget.period,
-        };
-        (spending.left(), cap)
-    });
-    Ok(left.collect())
-}
-
-/// Holds an amount of each budget of a request, whose periods [`left`] has opened.
-pub(super) async fn hold(
-    transaction: &mut Transaction<'_>,
-    request: Owner,
-    at: OffsetDateTime,
-    amount: NanoDollars,
-) -> Result<(), Error> {
-    change(transaction, request, at, NanoDollars(0), amount).await?;
-    Ok(())
-}
-
-/// Moves what was held for a request to what was spent, and frees the rest.
-/// Returns the budgets that it brings near their end. A period that is not open
-/// counts it when it is opened.
-pub(super) async fn spend(
-    transaction: &mut Transaction<'_>,
-    request: Owner,
-    at: OffsetDateTime,
-    cost: NanoDollars,
-    freed: NanoDollars,
-) -> Result<Vec<Near>, Error> {
-    let changed = change(transaction, request, at, cost, NanoDollars(-freed.0)).await?;
-    if changed == 0 || cost.0 == 0 {
-        return Ok(Vec::new());
-    }
-    let rows = rows(transaction, request, false, at).await?;
-    let near = rows.into_iter().filter_map(|Row { id, spending, .. }| {
-        let before = Spending {
-            spent: NanoDollars(spending.spent.0 - cost.0),
-            ..spending
-        };
-        (spending.is_near() && !before.is_near()).then_some(Near {
-            budget_id: id,
-            spending,
-        })
-    });
-    Ok(near.collect())
-}
-
-/// Changes what was spent and is held in the open periods of a request; returns how
-/// many they are.
-async fn change(
-    transaction: &mut Transaction<'_>,
-    request: Owner,
-    at: OffsetDateTime,
-    spent: NanoDollars,
-    held: NanoDollars,
-) -> Result<u64, Error> {
-    let sql = format!(
-        "UPDATE spending SET spent = spent + $3, held = held + $6 \
-         WHERE (budget_id, start) IN ({COUNTS_IN})"
-    );
-    let changed = query(sqlx::AssertSqlSafe(sql))
-        .bind(request.customer_id)
-        .bind(request.api_key_id)
-        .bind(spent.0)
-        .bind(millis(Period::Day.start(at)))
-        .bind(millis(Period::Month.start(at)))
-        .bind(held.0)
-        .execute(transaction)
-        .await?;
-    Ok(changed)
 }
 
 impl Store {
@@ -350,7 +400,11 @@ impl Store {
                 None => remove(&mut transaction, owner, period).await?,
             }
         }
-        opened(&mut transaction, owner, now).await?;
+        for mut row in rows(&mut transaction, owner, false, now).await? {
+            if !row.is_open {
+                open(&mut transaction, &mut row).await?;
+            }
+        }
         let shown =
             |budget: &Budget| json!({ "period": budget.period.as_str(), "amount": budget.amount });
         let act = Act {

@@ -134,7 +134,9 @@ pub(crate) struct Seen<'a> {
     pub(crate) pages: &'a [Arc<Page>],
     pub(crate) layer: usize,
     pub(crate) head: usize,
-    /// The first so many positions; at least 1.
+    /// The first position that is seen.
+    pub(crate) first: usize,
+    /// The position after the last.
     pub(crate) positions: usize,
 }
 
@@ -148,8 +150,10 @@ pub(crate) fn attend(
     scratch: &mut Vec<Lanes>,
     out: &mut [f32],
 ) {
-    let pages = &seen.pages[..seen.positions.div_ceil(PAGE)];
-    let in_last = seen.positions - (pages.len() - 1) * PAGE;
+    let skipped = seen.first / PAGE;
+    let before = seen.first % PAGE;
+    let pages = &seen.pages[skipped..seen.positions.div_ceil(PAGE)];
+    let in_last = seen.positions - (skipped + pages.len() - 1) * PAGE;
     scratch.clear();
     for page in pages {
         let keys = page.keys(seen.layer, seen.head);
@@ -159,7 +163,7 @@ pub(crate) fn attend(
         });
     }
     let mut total = 0.0;
-    softmax(level, scratch, in_last, &mut total);
+    softmax(level, scratch, before, in_last, &mut total);
 
     let mut sums = vec![Lanes::default(); query.len().div_ceil(LANES)];
     for (index, (page, scores)) in pages.iter().zip(scratch.iter()).enumerate() {
@@ -181,8 +185,12 @@ pub(crate) fn attend(
 
 for_each_level! {
     /// e to the power of each score, above the largest of them; `total` is their
-    /// sum. Beyond `in_last` scores of the last lanes there are none.
-    fn softmax(scores: &mut [Lanes], in_last: usize, total: &mut f32) {
+    /// sum. Up to `before` in the first lanes and beyond `in_last` in the last ones
+    /// there are none.
+    fn softmax(scores: &mut [Lanes], before: usize, in_last: usize, total: &mut f32) {
+        if let Some(first) = scores.first_mut() {
+            first[..before].fill(f32::NEG_INFINITY);
+        }
         if let Some(last) = scores.last_mut() {
             last[in_last..].fill(f32::NEG_INFINITY);
         }
@@ -197,6 +205,9 @@ for_each_level! {
             for lane in 0..LANES {
                 scores[page][lane] = exp(scores[page][lane] - best);
             }
+        }
+        if let Some(first) = scores.first_mut() {
+            first[..before].fill(0.0);
         }
         if let Some(last) = scores.last_mut() {
             last[in_last..].fill(0.0);
@@ -286,12 +297,15 @@ mod tests {
     #[test]
     fn attention_is_that_of_its_formula_on_every_level() {
         let mut random = Random(4);
-        for (width, positions, is_half) in [
-            (8, 1_usize, false),
-            (56, 16, false),
-            (64, 40, true),
-            (10, 33, true),
-            (64, 250, false),
+        for (width, first, positions, is_half) in [
+            (8, 0, 1_usize, false),
+            (56, 0, 16, false),
+            (64, 0, 40, true),
+            (10, 0, 33, true),
+            (64, 0, 250, false),
+            (64, 3, 12, false),
+            (10, 32, 33, true),
+            (64, 21, 250, false),
         ] {
             let layout = Layout {
                 layers: 2,
@@ -317,7 +331,8 @@ mod tests {
             let pages: Vec<_> = pages.into_iter().map(Arc::new).collect();
             let query = random.row(width);
             let part = |rows: &[Vec<f32>]| -> Vec<Vec<f32>> {
-                rows.iter()
+                rows[first..]
+                    .iter()
                     .map(|row| row[head * width..][..width].to_vec())
                     .collect()
             };
@@ -328,6 +343,7 @@ mod tests {
                     pages: &pages,
                     layer,
                     head,
+                    first,
                     positions,
                 };
                 attend(level, &query, seen, &mut Vec::new(), &mut out);

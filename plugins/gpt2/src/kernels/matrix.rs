@@ -83,6 +83,7 @@ pub(crate) struct Input {
 impl Matrix {
     /// Packs a matrix of `inputs` by `outputs`; `weight(input, output)` gives
     /// each number.
+    #[cfg(test)]
     pub(crate) fn pack(
         dtype: Dtype,
         inputs: usize,
@@ -146,6 +147,11 @@ impl Matrix {
     /// Weights, those of the fill not counted.
     pub(crate) fn len(&self) -> usize {
         self.inputs * self.outputs
+    }
+
+    /// How many outputs there are.
+    pub(crate) fn outputs(&self) -> usize {
+        self.outputs
     }
 
     /// Tiles of 16 outputs.

@@ -4,7 +4,8 @@
 //! - `matrix`: weights, packed; `product` is what they are for; `quantized` and
 //!   `nibbles` are their forms in 8 and in 4 bits
 //! - `attention`: keys and values, and looking them up
-//! - `vector`: the rest; `panel`: rows as products leave them
+//! - `vector`: the rest, and `rows`: what Llama adds to it; `panel`: rows as
+//!   products leave them
 //! - `level`: which instructions; `avx2`, `avx512` and `amx` have those that the
 //!   compiler does not find by itself
 //!
@@ -34,6 +35,7 @@ mod nibbles;
 mod panel;
 mod product;
 mod quantized;
+mod rows;
 mod team;
 #[cfg(test)]
 mod tests;
@@ -44,5 +46,6 @@ pub(crate) use element::Lanes;
 pub(crate) use level::Level;
 pub(crate) use matrix::{Dtype, Input, Matrix};
 pub(crate) use panel::Panel;
+pub(crate) use rows::{gelu_tanh_gate, normalize_rms, rotate, silu_gate};
 pub(crate) use team::Team;
 pub(crate) use vector::{gelu, gelu_tanh, normalize, relu};

@@ -18,7 +18,7 @@ pub(super) fn sum(mut lanes: Lanes) -> f32 {
 
 /// The sum over a row of what `f` makes of each number.
 #[inline(always)]
-fn sum_of(row: &[f32], f: impl Fn(f32) -> f32) -> f32 {
+pub(super) fn sum_of(row: &[f32], f: impl Fn(f32) -> f32) -> f32 {
     let mut sums = [0.0; LANES];
     let (chunks, rest) = row.as_chunks::<LANES>();
     for chunk in chunks {

@@ -15,6 +15,8 @@ pub(crate) struct Cache {
 /// Positions of one page that a step fills.
 pub(super) struct Filling<'a> {
     page: &'a mut Arc<Page>,
+    /// Pages before it.
+    index: usize,
     /// The first of them, in the page.
     position: usize,
     /// Rows of the step that they come from.
@@ -74,6 +76,7 @@ impl Cache {
             let to = end.min((index + 1) * PAGE);
             Filling {
                 page,
+                index,
                 position: from - index * PAGE,
                 rows: first + from - start..first + to - start,
             }
@@ -82,16 +85,26 @@ impl Cache {
 }
 
 impl Filling<'_> {
-    /// Writes a layer's keys and values out of the rows of `qkv`, each `width`
-    /// wide.
-    pub(super) fn write(&mut self, level: Level, layer: usize, qkv: &Panel, width: usize) {
+    /// Writes a layer's keys and values, each `width` wide, out of the rows of
+    /// `wide`, where they stand from `column` on. `ready` gets the keys of a row
+    /// as they are to be kept, and the position that they are at.
+    pub(super) fn write(
+        &mut self,
+        level: Level,
+        layer: usize,
+        wide: &Panel,
+        (column, width): (usize, usize),
+        ready: impl Fn(usize, &mut [f32]),
+    ) {
         // a page that another sequence has too is copied first
         let page = Arc::make_mut(self.page);
         let (mut keys, mut values) = (vec![0.0; width], vec![0.0; width]);
         for (offset, row) in self.rows.clone().enumerate() {
-            qkv.read(row, width, &mut keys);
-            qkv.read(row, 2 * width, &mut values);
-            page.write(level, layer, self.position + offset, &keys, &values);
+            wide.read(row, column, &mut keys);
+            wide.read(row, column + width, &mut values);
+            let position = self.position + offset;
+            ready(self.index * PAGE + position, &mut keys);
+            page.write(level, layer, position, &keys, &values);
         }
     }
 }

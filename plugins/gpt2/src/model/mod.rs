@@ -1,17 +1,19 @@
-//! The GPT-2 forward pass.
+//! The forward pass of a decoder.
 //!
-//! After Radford et al., "Language Models are Unsupervised Multitask Learners"
-//! (2019), and number by number after transformers' `GPT2LMHeadModel`: blocks of
-//! layer norm, attention, layer norm and feed-forward, each pair added to the
-//! residual stream; a last layer norm; and an output layer, as a rule the token
-//! embedding again.
+//! Number by number after transformers: GPT-2's as in Radford et al., "Language
+//! Models are Unsupervised Multitask Learners" (2019), and those of Llama's kind.
+//! Blocks of a norm, attention, a norm and feed-forward, each pair added to the
+//! residual stream; a last norm; and an output layer, often the token embedding
+//! again. What differs between families is in [`Config`].
 //!
 //! - `weights`, `block`: what is loaded
+//! - `rotary`: how positions turn queries and keys
 //! - `cache`: what a sequence leaves behind
 //! - `step`: what is computed
 
 mod block;
 mod cache;
+mod rotary;
 mod step;
 mod weights;
 
@@ -23,21 +25,20 @@ use crate::checkpoint::Refusal;
 use crate::config::Config;
 use crate::kernels::{Dtype, Layout, Matrix};
 use block::{Block, Norm};
-
-/// Tokens whose embeddings are in memory as they are read: whole tiles.
-const TOKENS_AT_ONCE: usize = 256;
+use rotary::Turns;
 
 /// The weights of a model. It holds no state of a sequence.
 #[derive(Debug)]
 pub(crate) struct Model {
     config: Config,
     dtype: Dtype,
-    /// `n_embd` inputs, `vocab_size` outputs.
+    /// The stream's width in inputs, the vocabulary in outputs.
     head: Matrix,
     /// The same shape, where the head does not serve as the embedding too.
     embedding: Option<Matrix>,
-    /// `[n_positions, n_embd]`
+    /// A row for each position, where positions have embeddings.
     positions: Vec<f32>,
+    turns: Vec<Turns>,
     blocks: Vec<Block>,
     norm: Norm,
 }
@@ -50,35 +51,37 @@ impl Model {
         weights: &Weights<'_>,
         dtype: Dtype,
     ) -> Result<Self, Refusal> {
-        let (vocab, width) = (config.vocab(), config.width());
+        let (names, width) = (config.names, config.width);
         let by_token = |name: &str, dtype: Dtype| -> Result<Matrix, Refusal> {
-            let tensor = weights.find(name, &[vocab, width])?;
-            let mut matrix = Matrix::empty(dtype, width, vocab);
-            let mut rows = vec![0.0; TOKENS_AT_ONCE * width];
-            for first in (0..vocab).step_by(TOKENS_AT_ONCE) {
-                let count = TOKENS_AT_ONCE.min(vocab - first);
-                let rows = &mut rows[..count * width];
-                tensor.read(first * width, rows)?;
-                matrix.push(count, |input, token| rows[token * width + input]);
-            }
+            let mut matrix = Matrix::empty(dtype, width, config.vocab);
+            let part = (format!("{name}.weight"), config.vocab);
+            weights.stack(&[part], width, &mut matrix)?;
             Ok(matrix)
         };
-        let (head, embedding) = if config.tie_word_embeddings {
-            (by_token("wte.weight", dtype.of_output())?, None)
+        let (head, embedding) = if config.is_tied {
+            (by_token(names.tokens, dtype.of_output())?, None)
         } else {
-            let embedding = by_token("wte.weight", dtype)?;
-            (
-                by_token("lm_head.weight", dtype.of_output())?,
-                Some(embedding),
-            )
+            let embedding = by_token(names.tokens, dtype)?;
+            (by_token(names.head, dtype.of_output())?, Some(embedding))
         };
-        let blocks = (0..config.layers()).map(|layer| Block::load(config, weights, layer, dtype));
+        let positions = if config.has_positions {
+            let name = format!("{}.weight", names.positions);
+            weights.get(&name, &[config.positions, width])?
+        } else {
+            Vec::new()
+        };
+        let blocks =
+            (0..config.layers.len()).map(|layer| Block::load(config, weights, layer, dtype));
+        let turns = config.rotaries.iter();
         Ok(Self {
             head,
             embedding,
-            positions: weights.get("wpe.weight", &[config.positions(), width])?,
+            positions,
+            turns: turns
+                .map(|rotary| Turns::new(rotary, config.context))
+                .collect(),
             blocks: blocks.collect::<Result<_, _>>()?,
-            norm: Norm::load(config, weights, "ln_f")?,
+            norm: Norm::load(config, weights, names.norm, width)?,
             config: config.clone(),
             dtype,
         })
@@ -101,26 +104,21 @@ impl Model {
     }
 
     fn layout(&self) -> Layout {
-        let heads = self.config.heads();
         Layout {
-            layers: self.config.layers(),
-            heads,
-            width: self.config.width() / heads,
+            layers: self.config.layers.len(),
+            heads: self.config.kv_heads,
+            width: self.config.head_width,
             is_half: self.dtype != Dtype::F32,
         }
     }
 
     /// Numbers the model learned, those of a tied output layer once.
     pub(crate) fn parameters(&self) -> usize {
-        let blocks = self
-            .blocks
-            .iter()
-            .map(|block| block.parameters(&self.config));
         self.head.len()
             + self.embedding.as_ref().map_or(0, Matrix::len)
             + self.positions.len()
-            + blocks.sum::<usize>()
-            + 2 * self.config.width()
+            + self.blocks.iter().map(Block::parameters).sum::<usize>()
+            + self.norm.parameters()
     }
 
     /// Embeddings of the tokens, by output.

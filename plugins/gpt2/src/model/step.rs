@@ -1,7 +1,9 @@
 //! One step of the model: rows of any number of sequences, side by side.
 
+use super::block::{Affine, Norm};
 use super::{Cache, Model};
-use crate::kernels::{Input, Level, Panel, Seen, Team, attend};
+use crate::config::Activation;
+use crate::kernels::{Input, Level, Panel, Seen, Team, attend, gelu_tanh_gate, silu_gate};
 
 /// The next tokens of one sequence.
 #[derive(Debug)]
@@ -35,6 +37,8 @@ pub(crate) struct Workspace {
     stream: Panel,
     /// Queries, keys and values, or the feed-forward part's inner layer.
     wide: Panel,
+    /// What a half of a block found, where it is normalized before it is added.
+    found: Panel,
     /// What the heads found, row by row.
     attended: Vec<f32>,
     input: Input,
@@ -57,6 +61,7 @@ impl Workspace {
             team,
             stream: Panel::default(),
             wide: Panel::default(),
+            found: Panel::default(),
             attended: Vec::new(),
             input: Input::default(),
             logits: Panel::default(),
@@ -98,7 +103,7 @@ impl Model {
         for (index, run) in runs.iter_mut().enumerate() {
             let past = run.cache.len();
             run.cache.grow(run.tokens.len());
-            assert!(!run.tokens.is_empty() && run.cache.len() <= self.config.positions());
+            assert!(!run.tokens.is_empty() && run.cache.len() <= self.config.context);
             for (position, &token) in (past..).zip(run.tokens) {
                 let is_last = position + 1 == run.cache.len();
                 if run.predict == Predict::All || run.predict == Predict::Last && is_last {
@@ -119,20 +124,45 @@ impl Model {
         self.predict(workspace, &predicted);
     }
 
-    /// The stream's first rows: a token's embedding and its position's.
+    /// The stream's first rows: a token's embedding, and its position's if it has
+    /// one.
     fn embed(&self, workspace: &mut Workspace, rows: &[Row]) {
-        let width = self.config.width();
+        let width = self.config.width;
         workspace
             .stream
             .resize(rows.len(), self.blocks[0].attention_out.weight.tiles());
         let mut numbers = vec![0.0; width];
         for (index, row) in rows.iter().enumerate() {
             self.tokens().output(row.token as usize, &mut numbers);
-            let position = &self.positions[row.position * width..][..width];
-            for (number, position) in numbers.iter_mut().zip(position) {
-                *number += position;
+            if self.config.has_positions {
+                let position = &self.positions[row.position * width..][..width];
+                for (number, position) in numbers.iter_mut().zip(position) {
+                    *number += position;
+                }
+            }
+            if self.config.embedding_scale != 1.0 {
+                for number in &mut numbers {
+                    *number *= self.config.embedding_scale;
+                }
             }
             workspace.stream.write(index, &numbers);
+        }
+    }
+
+    /// A head's query or key as it is compared: normalized and turned by its
+    /// position.
+    fn ready(
+        &self,
+        level: Level,
+        (layer, position): (usize, usize),
+        norm: Option<&Norm>,
+        head: &mut [f32],
+    ) {
+        if let Some(norm) = norm {
+            norm.apply(level, head);
+        }
+        if let Some(rotary) = self.config.layers[layer].rotary {
+            self.turns[rotary].apply(level, position, head);
         }
     }
 
@@ -143,11 +173,13 @@ impl Model {
             team,
             stream,
             wide,
+            found,
             attended,
             input,
             ..
         } = workspace;
-        let (level, block, width) = (*level, &self.blocks[layer], self.config.width());
+        let (level, block, config) = (*level, &self.blocks[layer], &self.config);
+        let (width, keys) = (config.queries(), config.keys());
         block
             .qkv
             .weight
@@ -164,41 +196,50 @@ impl Model {
             fillings.extend(run.cache.last(run.tokens.len(), first));
             first += run.tokens.len();
         }
+        let head_width = config.head_width;
         team.each(&mut fillings, 1, |_, fillings| {
             for filling in fillings {
-                filling.write(level, layer, wide, width);
+                filling.write(level, layer, wide, (width, keys), |position, keys| {
+                    for head in keys.chunks_exact_mut(head_width) {
+                        self.ready(level, (layer, position), block.key_norm.as_ref(), head);
+                    }
+                });
             }
         });
 
-        let (heads, runs) = (self.config.heads(), &*runs);
-        let head_width = width / heads;
-        let scale = self.config.attention_scale(layer) as f32;
+        let (heads, runs) = (config.heads, &*runs);
+        // so many heads of queries look up the same keys and values
+        let sharing = heads / config.kv_heads;
+        let own = &config.layers[layer];
         attended.resize(rows.len() * width, 0.0);
         team.each(attended, head_width, |first, attended| {
             let (mut query, mut scratch) = (vec![0.0; head_width], Vec::new());
             for (index, out) in (first..).zip(attended.chunks_exact_mut(head_width)) {
                 let (row, head) = (index / heads, index % heads);
-                wide.read(row, head * head_width, &mut query);
-                for number in &mut query {
-                    *number *= scale;
-                }
                 let Row { run, position, .. } = rows[row];
+                wide.read(row, head * head_width, &mut query);
+                let norm = block.query_norm.as_ref();
+                self.ready(level, (layer, position), norm, &mut query);
+                for number in &mut query {
+                    *number *= own.scale;
+                }
                 let seen = Seen {
                     pages: runs[run].cache.pages(),
                     layer,
-                    head,
+                    head: head / sharing,
+                    first: (position + 1).saturating_sub(own.window.unwrap_or(usize::MAX)),
                     positions: position + 1,
                 };
                 attend(level, &query, seen, &mut scratch, out);
             }
         });
-        block
-            .attention_out
-            .weight
+        let out = &block.attention_out;
+        out.weight
             .fill(level, team, rows.len(), input, |row, numbers| {
                 numbers.copy_from_slice(&attended[row * width..][..width]);
             });
-        block.attention_out.add_to(level, team, input, stream);
+        let post = block.attention_post.as_ref();
+        add(level, team, (out, post), input, found, stream);
     }
 
     /// Adds a block's feed-forward part to the stream.
@@ -208,6 +249,7 @@ impl Model {
             team,
             stream,
             wide,
+            found,
             input,
             ..
         } = workspace;
@@ -220,16 +262,24 @@ impl Model {
                 block.inner_norm.apply(level, numbers);
             });
         wide.resize(rows, block.inner.weight.tiles());
-        block
-            .inner
-            .multiply(level, team, input, wide, Some(self.config.activation));
-        block
-            .inner_out
-            .weight
-            .fill(level, team, rows, input, |row, numbers| {
-                wide.read(row, 0, numbers);
-            });
-        block.inner_out.add_to(level, team, input, stream);
+        let (inner, activation) = (self.config.inner, self.config.activation);
+        let is_gated = self.config.is_gated;
+        let now = (!is_gated).then_some(activation);
+        block.inner.multiply(level, team, input, wide, now);
+        let out = &block.inner_out;
+        out.weight.fill(level, team, rows, input, |row, numbers| {
+            wide.read(row, 0, numbers);
+            if is_gated {
+                let mut gated = vec![0.0; inner];
+                wide.read(row, inner, &mut gated);
+                match activation {
+                    Activation::GeluTanh => gelu_tanh_gate(level, numbers, &gated),
+                    _ => silu_gate(level, numbers, &gated),
+                }
+            }
+        });
+        let post = block.inner_post.as_ref();
+        add(level, team, (out, post), input, found, stream);
     }
 
     /// Logits after the rows that are predicted after.
@@ -254,5 +304,35 @@ impl Model {
         let zero = |_, lanes: &mut [[f32; 16]]| lanes.fill([0.0; 16]);
         self.head
             .multiply(*level, team, input, logits, zero, |_| ());
+    }
+}
+
+/// Adds the product of the rows in `input`, normalized if there is a norm, to the
+/// stream; `found` is room for it.
+fn add(
+    level: Level,
+    team: &mut Team,
+    (out, norm): (&Affine, Option<&Norm>),
+    input: &Input,
+    found: &mut Panel,
+    stream: &mut Panel,
+) {
+    let Some(norm) = norm else {
+        out.add_to(level, team, input, stream);
+        return;
+    };
+    let rows = stream.rows();
+    found.resize(rows, out.weight.tiles());
+    out.multiply(level, team, input, found, None);
+    let width = out.weight.outputs();
+    let (mut numbers, mut sums) = (vec![0.0; width], vec![0.0; width]);
+    for row in 0..rows {
+        found.read(row, 0, &mut numbers);
+        norm.apply(level, &mut numbers);
+        stream.read(row, 0, &mut sums);
+        for (sum, number) in sums.iter_mut().zip(&numbers) {
+            *sum += number;
+        }
+        stream.write(row, &sums);
     }
 }

@@ -1,39 +1,203 @@
-//! Named tensors of `model.safetensors`, read one at a time.
+//! Named tensors of safetensors files or of a GGUF, read one at a time.
 
+use std::collections::HashMap;
+
+use candle_core::Device;
+use candle_core::quantized::GgmlDType;
+use candle_core::quantized::ggml_file::qtensor_from_ggml;
+use candle_core::quantized::gguf_file::Content;
 use half::{bf16, f16};
 use safetensors::Dtype;
-use safetensors::tensor::{Metadata, TensorInfo};
+use safetensors::tensor::Metadata;
 
 use crate::checkpoint::{Bytes, Refusal, WEIGHTS};
+use crate::kernels::Matrix;
 
-/// Before the names when a whole `GPT2LMHeadModel` was saved; the original
-/// checkpoints were saved from the part inside.
-const PREFIX: &str = "transformer.";
+/// Rows in memory as they are read: whole tiles.
+const ROWS_AT_ONCE: usize = 256;
 /// The longest header that is read, in bytes: safetensors' own bound.
 const LONGEST_HEADER: u64 = 100_000_000;
 /// Bytes read at once.
 const PIECE: usize = 1 << 18;
 
-/// A safetensors file whose header was read.
+/// The tensors of a checkpoint's files.
 pub(crate) struct Weights<'a> {
+    /// What the refusals name.
+    name: String,
+    files: Vec<File<'a>>,
+    /// May stand before a name.
+    prefix: &'static str,
+    /// Width of heads whose rows of queries and keys lie in pairs, the first of
+    /// one half and the first of the other, and so on.
+    interleaved: Option<usize>,
+}
+
+/// A file whose header was read.
+struct File<'a> {
     bytes: &'a Bytes,
-    header: Metadata,
-    /// Where the first tensor begins.
+    tensors: HashMap<String, Entry>,
+}
+
+/// Where a tensor is in its file, and what of.
+struct Entry {
+    held: Held,
+    shape: Vec<usize>,
     start: u64,
 }
 
-/// A tensor that was found, of a shape that fits and of floats.
+/// What a file holds numbers in.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Held {
+    Floats(Dtype),
+    /// In blocks, some of which are a number each.
+    Blocks(GgmlDType),
+}
+
+/// A tensor that was found, of a shape that fits.
 pub(crate) struct Tensor<'a> {
     bytes: &'a Bytes,
+    file: String,
     name: String,
-    dtype: Dtype,
+    held: Held,
     start: u64,
     len: usize,
+    /// Where rows lie in pairs: the width of a head.
+    interleaved: Option<usize>,
 }
 
 impl<'a> Weights<'a> {
-    /// Reads the header and checks that it fits the file.
-    pub(crate) fn open(bytes: &'a Bytes) -> Result<Self, Refusal> {
+    /// Reads the headers of safetensors files and checks that they fit them.
+    pub(crate) fn open(files: &'a [Bytes], prefix: &'static str) -> Result<Self, Refusal> {
+        let files = files.iter().map(File::open).collect::<Result<_, _>>()?;
+        Ok(Self {
+            name: WEIGHTS.to_owned(),
+            files,
+            prefix,
+            interleaved: None,
+        })
+    }
+
+    /// The tensors of a GGUF called `name`; see the field for `interleaved`.
+    pub(crate) fn of_gguf(
+        name: &str,
+        content: &Content,
+        bytes: &'a Bytes,
+        interleaved: Option<usize>,
+    ) -> Result<Self, Refusal> {
+        let refuse = |reason: String| Refusal::file(name, reason);
+        let len = bytes.len().map_err(|error| refuse(error.to_string()))?;
+        let mut tensors = HashMap::new();
+        for (tensor, info) in &content.tensor_infos {
+            let shape = info.shape.dims().to_vec();
+            let (block, size) = (info.ggml_dtype.block_size(), info.ggml_dtype.type_size());
+            // rows are whole blocks
+            if !shape.last().unwrap_or(&1).is_multiple_of(block) {
+                return Err(refuse(format!(
+                    "{tensor} has rows that are no whole blocks"
+                )));
+            }
+            let start = content.tensor_data_offset.checked_add(info.offset);
+            let numbers = shape
+                .iter()
+                .try_fold(1, |all: usize, &n| all.checked_mul(n));
+            let end = numbers
+                .and_then(|numbers| (numbers / block).checked_mul(size))
+                .and_then(|bytes| start?.checked_add(bytes as u64));
+            match (start, end) {
+                (Some(start), Some(end)) if end <= len => {
+                    let held = Held::Blocks(info.ggml_dtype);
+                    tensors.insert(tensor.clone(), Entry { held, shape, start });
+                }
+                _ => {
+                    return Err(refuse(format!(
+                        "damaged or cut off: it has {len} bytes, and {tensor} is beyond them"
+                    )));
+                }
+            }
+        }
+        Ok(Self {
+            name: name.to_owned(),
+            files: vec![File { bytes, tensors }],
+            prefix: "",
+            interleaved,
+        })
+    }
+
+    /// The tensor called `name`, with or without the prefix.
+    ///
+    /// Fails when there is none, or when it is not of this shape.
+    pub(crate) fn find(&self, name: &str, shape: &[usize]) -> Result<Tensor<'a>, Refusal> {
+        let refuse = |reason: String| Err(Refusal::file(&self.name, reason));
+        let prefixed = format!("{}{name}", self.prefix);
+        let found = [name, &prefixed].into_iter().find_map(|name| {
+            let mut files = self.files.iter();
+            files.find_map(|file| Some((name, file.bytes, file.tensors.get(name)?)))
+        });
+        let Some((found, bytes, entry)) = found else {
+            return refuse(format!("there is no tensor {name}"));
+        };
+        if entry.shape != shape {
+            return refuse(format!(
+                "{found} has the shape {:?}, and by its configuration it should have {shape:?}",
+                entry.shape
+            ));
+        }
+        if let Held::Floats(dtype) = entry.held
+            && !matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16)
+        {
+            return refuse(format!("{found} is of {dtype}, not of F32, F16 or BF16"));
+        }
+        let is_turned = found.ends_with("attn_q.weight") || found.ends_with("attn_k.weight");
+        Ok(Tensor {
+            bytes,
+            file: self.name.clone(),
+            name: found.to_owned(),
+            held: entry.held,
+            start: entry.start,
+            len: shape.iter().product(),
+            interleaved: self.interleaved.filter(|_| is_turned),
+        })
+    }
+
+    /// All numbers of a tensor; see [`Weights::find`] and [`Tensor::read`].
+    pub(crate) fn get(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, Refusal> {
+        let tensor = self.find(name, shape)?;
+        let mut numbers = vec![0.0; tensor.len];
+        tensor.read(0, &mut numbers)?;
+        Ok(numbers)
+    }
+
+    /// Fills `matrix` with tensors of `[outputs, inputs]`, one after the other.
+    pub(crate) fn stack(
+        &self,
+        parts: &[(String, usize)],
+        inputs: usize,
+        matrix: &mut Matrix,
+    ) -> Result<(), Refusal> {
+        let mut rows = Vec::with_capacity(ROWS_AT_ONCE * inputs);
+        let mut left: usize = parts.iter().map(|(_, outputs)| outputs).sum();
+        for (name, outputs) in parts {
+            let tensor = self.find(name, &[*outputs, inputs])?;
+            let mut first = 0;
+            while first < *outputs {
+                let held = rows.len() / inputs;
+                let count = (ROWS_AT_ONCE - held).min(outputs - first);
+                rows.resize((held + count) * inputs, 0.0);
+                tensor.rows(first, inputs, &mut rows[held * inputs..])?;
+                (first, left) = (first + count, left - count);
+                // a matrix takes whole tiles, but for the last
+                if held + count == ROWS_AT_ONCE || left == 0 {
+                    matrix.push(held + count, |input, output| rows[output * inputs + input]);
+                    rows.clear();
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<'a> File<'a> {
+    fn open(bytes: &'a Bytes) -> Result<Self, Refusal> {
         let damaged =
             |reason: String| Refusal::file(WEIGHTS, format!("damaged or cut off: {reason}"));
         let len = bytes.len().map_err(|error| damaged(error.to_string()))?;
@@ -60,77 +224,68 @@ impl<'a> Weights<'a> {
                 "it has {len} bytes and by its header {end}"
             )));
         }
+        let tensors = header.tensors().into_iter().map(|(name, info)| {
+            let entry = Entry {
+                held: Held::Floats(info.dtype),
+                shape: info.shape.clone(),
+                start: start + info.data_offsets.0 as u64,
+            };
+            (name, entry)
+        });
         Ok(Self {
             bytes,
-            header,
-            start,
+            tensors: tensors.collect(),
         })
-    }
-
-    /// The tensor called `name`, with or without [`PREFIX`].
-    ///
-    /// Fails when there is none, or when it is not of this shape or not of
-    /// floating-point numbers of 16 or 32 bits.
-    pub(crate) fn find(&self, name: &str, shape: &[usize]) -> Result<Tensor<'a>, Refusal> {
-        let refuse = |reason: String| Err(Refusal::file(WEIGHTS, reason));
-        let prefixed = format!("{PREFIX}{name}");
-        let found = [name, &prefixed]
-            .into_iter()
-            .find_map(|name| Some((name, self.header.info(name)?)));
-        let Some((name, info)) = found else {
-            return refuse(format!("there is no tensor {name}"));
-        };
-        let TensorInfo {
-            dtype,
-            shape: found,
-            data_offsets: (start, _),
-        } = info;
-        if found != shape {
-            return refuse(format!(
-                "{name} has the shape {found:?}, and by config.json it should have {shape:?}"
-            ));
-        }
-        if !matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
-            return refuse(format!("{name} is of {dtype}, not of F32, F16 or BF16"));
-        }
-        Ok(Tensor {
-            bytes: self.bytes,
-            name: name.to_owned(),
-            dtype: *dtype,
-            start: self.start + *start as u64,
-            len: shape.iter().product(),
-        })
-    }
-
-    /// All numbers of a tensor; see [`Weights::find`] and [`Tensor::read`].
-    pub(crate) fn get(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, Refusal> {
-        let tensor = self.find(name, shape)?;
-        let mut numbers = vec![0.0; tensor.len];
-        tensor.read(0, &mut numbers)?;
-        Ok(numbers)
     }
 }
 
 impl Tensor<'_> {
+    /// Reads whole rows of `width` numbers, from the row `first` on, in the order
+    /// that transformers has them in.
+    fn rows(&self, first: usize, width: usize, numbers: &mut [f32]) -> Result<(), Refusal> {
+        let Some(head) = self.interleaved else {
+            return self.read(first * width, numbers);
+        };
+        for (row, numbers) in (first..).zip(numbers.chunks_exact_mut(width)) {
+            let (half, pair) = (row % head / (head / 2), row % (head / 2));
+            let at = row / head * head + 2 * pair + half;
+            self.read(at * width, numbers)?;
+        }
+        Ok(())
+    }
+
     /// Reads numbers from the one with this index on, the last dimension running
-    /// fastest.
+    /// fastest; of blocks, whole ones.
     ///
     /// Fails when the file cannot be read or a number is not finite.
     pub(crate) fn read(&self, from: usize, numbers: &mut [f32]) -> Result<(), Refusal> {
-        let refuse = |reason: String| Refusal::file(WEIGHTS, format!("{}: {reason}", self.name));
-        let width = if self.dtype == Dtype::F32 { 4 } else { 2 };
-        let mut piece = [0; PIECE];
-        let mut at = self.start + (from * width) as u64;
-        for numbers in numbers.chunks_mut(PIECE / width) {
-            let piece = &mut piece[..numbers.len() * width];
+        let refuse = |reason: String| Refusal::file(&self.file, format!("{}: {reason}", self.name));
+        // numbers of a block, and its bytes
+        let (block, size) = match self.held {
+            Held::Floats(Dtype::F32) => (1, 4),
+            Held::Floats(_) => (1, 2),
+            Held::Blocks(dtype) => (dtype.block_size(), dtype.type_size()),
+        };
+        let mut piece = vec![0; PIECE.min(numbers.len() / block * size)];
+        let mut at = self.start + (from / block * size) as u64;
+        for numbers in numbers.chunks_mut(PIECE / size * block) {
+            let piece = &mut piece[..numbers.len() / block * size];
             self.bytes
                 .read(at, piece)
                 .map_err(|error| refuse(error.to_string()))?;
             at += piece.len() as u64;
-            match self.dtype {
-                Dtype::F32 => widen(piece, numbers, f32::from_le_bytes),
-                Dtype::F16 => widen(piece, numbers, |bytes| f16::from_le_bytes(bytes).to_f32()),
-                _ => widen(piece, numbers, |bytes| bf16::from_le_bytes(bytes).to_f32()),
+            match self.held {
+                Held::Floats(Dtype::F32) => widen(piece, numbers, f32::from_le_bytes),
+                Held::Floats(Dtype::F16) => {
+                    widen(piece, numbers, |bytes| f16::from_le_bytes(bytes).to_f32());
+                }
+                Held::Floats(_) => {
+                    widen(piece, numbers, |bytes| bf16::from_le_bytes(bytes).to_f32());
+                }
+                Held::Blocks(dtype) => {
+                    let read = unpack(dtype, piece, numbers.len());
+                    numbers.copy_from_slice(&read.map_err(|error| refuse(error.to_string()))?);
+                }
             }
             if !numbers.iter().all(|number| number.is_finite()) {
                 return Err(refuse("it has numbers that are not finite".to_owned()));
@@ -138,6 +293,12 @@ impl Tensor<'_> {
         }
         Ok(())
     }
+}
+
+/// The numbers of some blocks.
+fn unpack(dtype: GgmlDType, blocks: &[u8], numbers: usize) -> candle_core::Result<Vec<f32>> {
+    let tensor = qtensor_from_ggml(dtype, blocks, vec![numbers], &Device::Cpu)?;
+    tensor.dequantize(&Device::Cpu)?.to_vec1()
 }
 
 fn widen<const N: usize>(bytes: &[u8], numbers: &mut [f32], number: impl Fn([u8; N]) -> f32) {

@@ -19,7 +19,8 @@ use indicatif::ProgressBar;
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
-use crate::checkpoint::{FILES, Refusal};
+use crate::chat::{TEMPLATE, TOKENIZER_CONFIG};
+use crate::checkpoint::{CONFIG, GENERATION, INDEX, Refusal, TOKENIZER, WEIGHTS, shards};
 
 /// How long the hub may take to say what it has. Without a network the next
 /// source is tried after this.
@@ -32,6 +33,9 @@ const TRIES: u32 = 3;
 const CHUNK: usize = 10_000_000;
 /// A line in the log for each of these of a download.
 const STEP_PERCENT: u64 = 10;
+
+/// In what is said of a file that the hub lacks.
+const NOT_THERE: &str = "404";
 
 /// Where the hub is.
 pub(crate) struct Hub {
@@ -54,11 +58,13 @@ impl Hub {
     }
 }
 
-/// The folder of a model's files, fetched if they are not in the cache. What the
-/// cache has is checked too, at each load, and fetched anew if it is damaged.
+/// The folder of a model's files, or of one `file` that has it all, fetched if they
+/// are not in the cache. What the cache has is checked too, at each load, and
+/// fetched anew if it is damaged.
 pub(crate) fn fetch(
     hub: &Hub,
     id: &str,
+    file: Option<&str>,
     revision: &str,
     cache: Option<&str>,
 ) -> Result<PathBuf, Refusal> {
@@ -68,18 +74,28 @@ pub(crate) fn fetch(
         None => Cache::from_env(),
     };
     let repo = Repo::with_revision(id.to_owned(), RepoType::Model, revision.to_owned());
+    let model = Model { hub, cache, repo };
     let mut folders = Vec::new();
-    for file in FILES {
-        let cached = cache.repo(repo.clone()).get(file);
-        let path = match cached.filter(|path| is_in_order(file, path)) {
-            Some(path) => path,
-            None => {
-                let path = download(hub, &cache, &repo, file)?;
-                verify(file, &path)?;
-                path
+    if let Some(file) = file {
+        folders.push(model.folder_of(file)?);
+    } else {
+        // what is quick to check comes first
+        for file in [CONFIG, TOKENIZER] {
+            folders.push(model.folder_of(file)?);
+        }
+        for file in [GENERATION, TOKENIZER_CONFIG, TEMPLATE] {
+            folders.extend(model.folder_if_there(file)?);
+        }
+        match model.folder_if_there(INDEX)? {
+            None => folders.push(model.folder_of(WEIGHTS)?),
+            Some(folder) => {
+                let index = std::fs::read(folder.join(INDEX));
+                let index = index.map_err(|error| Refusal::file(INDEX, error))?;
+                for file in shards(&index)? {
+                    folders.push(model.folder_of(&file)?);
+                }
             }
-        };
-        folders.push(path.parent().unwrap_or(Path::new("")).to_owned());
+        }
     }
     folders.dedup();
     match folders.pop() {
@@ -88,7 +104,49 @@ pub(crate) fn fetch(
     }
 }
 
-fn is_in_order(file: &'static str, path: &Path) -> bool {
+/// One model, on the hub and in the cache.
+struct Model<'a> {
+    hub: &'a Hub,
+    cache: Cache,
+    repo: Repo,
+}
+
+impl Model<'_> {
+    /// The folder that `file` was fetched into; it may be in one of the model's own.
+    fn folder_of(&self, file: &str) -> Result<PathBuf, Refusal> {
+        let cached = self.cache.repo(self.repo.clone()).get(file);
+        let path = match cached.filter(|path| is_in_order(file, path)) {
+            Some(path) => path,
+            None => {
+                let path = download(self.hub, &self.cache, &self.repo, file)?;
+                verify(file, &path)?;
+                path
+            }
+        };
+        let depth = Path::new(file).components().count();
+        let folder = path.ancestors().nth(depth).unwrap_or(Path::new(""));
+        Ok(folder.to_owned())
+    }
+
+    /// The same of a file that the model may lack.
+    fn folder_if_there(&self, file: &str) -> Result<Option<PathBuf>, Refusal> {
+        // these are fetched before the weights: if those are here, so is what there is
+        if !self.is_cached(file) && (self.is_cached(WEIGHTS) || self.is_cached(INDEX)) {
+            return Ok(None);
+        }
+        match self.folder_of(file) {
+            Ok(folder) => Ok(Some(folder)),
+            Err(Refusal::File { reason, .. }) if reason.contains(NOT_THERE) => Ok(None),
+            Err(refusal) => Err(refusal),
+        }
+    }
+
+    fn is_cached(&self, file: &str) -> bool {
+        self.cache.repo(self.repo.clone()).get(file).is_some()
+    }
+}
+
+fn is_in_order(file: &str, path: &Path) -> bool {
     let verified = verify(file, path);
     if let Err(refusal) = &verified {
         tracing::warn!(%refusal, "a cached file is fetched anew");
@@ -98,7 +156,7 @@ fn is_in_order(file: &'static str, path: &Path) -> bool {
 
 /// Downloads one file. A download that is cut off is taken up again, a few
 /// times; where nothing came at all, there is no point in that.
-fn download(hub: &Hub, cache: &Cache, repo: &Repo, file: &'static str) -> Result<PathBuf, Refusal> {
+fn download(hub: &Hub, cache: &Cache, repo: &Repo, file: &str) -> Result<PathBuf, Refusal> {
     let mut tries = TRIES;
     loop {
         // a runtime for each try: its end ends the pieces a failed one left under way
@@ -123,7 +181,7 @@ async fn attempt(
     hub: &Hub,
     cache: &Cache,
     repo: &Repo,
-    file: &'static str,
+    file: &str,
     display: Display,
 ) -> Result<PathBuf, Refusal> {
     let token = hub.token.clone().or_else(|| cache.token());
@@ -224,7 +282,7 @@ impl Progress for Display {
 
 /// Checks a file that came against its name in the cache, the hub's ETag. A file
 /// that is not what the hub has is removed, so that the next try fetches it anew.
-fn verify(file: &'static str, path: &Path) -> Result<(), Refusal> {
+fn verify(file: &str, path: &Path) -> Result<(), Refusal> {
     let failed = |error: io::Error| Refusal::file(file, error);
     let blob = path.canonicalize().map_err(failed)?;
     let etag = blob

@@ -121,7 +121,14 @@ fn serve(mut stream: TcpStream, asked: &Mutex<Vec<String>>, fault: &Mutex<Option
 #[test]
 fn a_model_is_fetched_into_the_hubs_cache_once() {
     let (server, cache) = (FakeHub::start(), tempfile::tempdir().unwrap());
-    let folder = fetch(&server.hub(), "owner/model", "main", cache.path().to_str()).unwrap();
+    let folder = fetch(
+        &server.hub(),
+        "owner/model",
+        None,
+        "main",
+        cache.path().to_str(),
+    )
+    .unwrap();
     assert!(
         folder.ends_with(format!("models--owner--model/snapshots/{COMMIT}")),
         "{}",
@@ -136,7 +143,14 @@ fn a_model_is_fetched_into_the_hubs_cache_once() {
         );
     }
     let asked = server.asked.lock().unwrap().len();
-    fetch(&server.hub(), "owner/model", "main", cache.path().to_str()).unwrap();
+    fetch(
+        &server.hub(),
+        "owner/model",
+        None,
+        "main",
+        cache.path().to_str(),
+    )
+    .unwrap();
     assert_eq!(
         server.asked.lock().unwrap().len(),
         asked,
@@ -148,7 +162,14 @@ fn a_model_is_fetched_into_the_hubs_cache_once() {
 fn a_download_goes_on_where_it_was_cut_off() {
     let (server, cache) = (FakeHub::start(), tempfile::tempdir().unwrap());
     *server.fault.lock().unwrap() = Some(Fault::CutOnce);
-    fetch(&server.hub(), "owner/model", "main", cache.path().to_str()).unwrap();
+    fetch(
+        &server.hub(),
+        "owner/model",
+        None,
+        "main",
+        cache.path().to_str(),
+    )
+    .unwrap();
     assert!(server.fault.lock().unwrap().is_none(), "it was cut off");
     let asked = server.asked.lock().unwrap();
     let times = |range: &str| {
@@ -167,20 +188,48 @@ fn a_download_goes_on_where_it_was_cut_off() {
 fn damaged_weights_are_refused_and_fetched_anew() {
     let (server, cache) = (FakeHub::start(), tempfile::tempdir().unwrap());
     *server.fault.lock().unwrap() = Some(Fault::Damaged);
-    let refusal = fetch(&server.hub(), "owner/model", "main", cache.path().to_str()).unwrap_err();
+    let refusal = fetch(
+        &server.hub(),
+        "owner/model",
+        None,
+        "main",
+        cache.path().to_str(),
+    )
+    .unwrap_err();
     assert!(refusal.to_string().contains("checksum"), "{refusal}");
     *server.fault.lock().unwrap() = None;
-    fetch(&server.hub(), "owner/model", "main", cache.path().to_str()).unwrap();
+    fetch(
+        &server.hub(),
+        "owner/model",
+        None,
+        "main",
+        cache.path().to_str(),
+    )
+    .unwrap();
 }
 
 #[test]
 fn a_cached_file_that_was_damaged_since_is_fetched_anew() {
     let (server, cache) = (FakeHub::start(), tempfile::tempdir().unwrap());
-    let folder = fetch(&server.hub(), "owner/model", "main", cache.path().to_str()).unwrap();
+    let folder = fetch(
+        &server.hub(),
+        "owner/model",
+        None,
+        "main",
+        cache.path().to_str(),
+    )
+    .unwrap();
     let weights = folder.join("model.safetensors");
     let sound = std::fs::read(&weights).unwrap();
     std::fs::write(&weights, &sound[..1000]).unwrap();
-    fetch(&server.hub(), "owner/model", "main", cache.path().to_str()).unwrap();
+    fetch(
+        &server.hub(),
+        "owner/model",
+        None,
+        "main",
+        cache.path().to_str(),
+    )
+    .unwrap();
     assert_eq!(std::fs::read(&weights).unwrap(), sound);
 }
 
@@ -188,7 +237,14 @@ fn a_cached_file_that_was_damaged_since_is_fetched_anew() {
 fn an_etag_cannot_name_a_file_outside_the_cache() {
     let (server, cache) = (FakeHub::start(), tempfile::tempdir().unwrap());
     *server.fault.lock().unwrap() = Some(Fault::Outside);
-    let refusal = fetch(&server.hub(), "owner/model", "main", cache.path().to_str()).unwrap_err();
+    let refusal = fetch(
+        &server.hub(),
+        "owner/model",
+        None,
+        "main",
+        cache.path().to_str(),
+    )
+    .unwrap_err();
     assert!(refusal.to_string().contains("no file name"), "{refusal}");
     assert!(!cache.path().join("outside").exists());
 }
@@ -201,9 +257,16 @@ fn a_hub_that_is_not_there_or_has_no_such_model_says_so_soon() {
         token: None,
         chunk: 100_000,
     };
-    let refusal = fetch(&nowhere, "owner/model", "main", cache.path().to_str()).unwrap_err();
+    let refusal = fetch(&nowhere, "owner/model", None, "main", cache.path().to_str()).unwrap_err();
     assert!(refusal.to_string().contains("refused"), "{refusal}");
     let server = FakeHub::start();
-    let refusal = fetch(&server.hub(), "owner/other", "main", cache.path().to_str()).unwrap_err();
+    let refusal = fetch(
+        &server.hub(),
+        "owner/other",
+        None,
+        "main",
+        cache.path().to_str(),
+    )
+    .unwrap_err();
     assert!(refusal.to_string().contains("404"), "{refusal}");
 }

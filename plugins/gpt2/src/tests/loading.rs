@@ -4,7 +4,7 @@ use plugin_sdk::{Backend, CountSource, ErrorKind, FinishReason, Params};
 
 use super::{answer, fixture, open, request, settings};
 use crate::Gpt2;
-use crate::checkpoint::FILES;
+use crate::checkpoint::{CONFIG, TOKENIZER, WEIGHTS};
 
 fn greedy(max_tokens: u32) -> Params {
     Params {
@@ -86,8 +86,8 @@ fn a_damaged_file_is_refused_by_its_name() {
         ("config.json", |_| b"{".to_vec(), "EOF"),
         (
             "config.json",
-            |b| replace(&b, "\"gpt2\"", "\"llama\""),
-            "model_type",
+            |b| replace(&b, "\"gpt2\"", "\"mamba\""),
+            "model_type is \"mamba\", and only",
         ),
         (
             "config.json",
@@ -109,7 +109,7 @@ fn a_damaged_file_is_refused_by_its_name() {
     ];
     for (file, damage, reason) in cases {
         let folder = tempfile::tempdir().unwrap();
-        for name in FILES {
+        for name in [CONFIG, TOKENIZER, WEIGHTS] {
             let bytes = std::fs::read(fixture("plain").join(name)).unwrap();
             let bytes = if name == file { damage(bytes) } else { bytes };
             std::fs::write(folder.path().join(name), bytes).unwrap();

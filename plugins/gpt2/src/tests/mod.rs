@@ -1,6 +1,7 @@
 //! Tests of the plugin as a whole, with the checkpoints of `tests/fixtures`.
 
 mod batch;
+mod gguf;
 mod hub;
 mod loading;
 mod parity;
@@ -49,7 +50,7 @@ impl Runner {
         });
         let mut all = vec![Vec::new(); predictions.sum()];
         self.model.step(&mut self.workspace, runs);
-        let vocab = self.model.config().vocab();
+        let vocab = self.model.config().vocab;
         self.workspace
             .for_predictions(&mut all, vocab, |to, logits| *to = logits.to_vec());
         all
@@ -88,7 +89,11 @@ fn request(text: &str, params: Params) -> Request {
 
 /// The whole answer.
 fn answer(model: &Gpt2, text: &str, params: Params) -> (String, FinishReason, Usage) {
-    let mut completion = model.generate(request(text, params)).unwrap();
+    answer_to(model, request(text, params))
+}
+
+fn answer_to(model: &Gpt2, request: Request) -> (String, FinishReason, Usage) {
+    let mut completion = model.generate(request).unwrap();
     let mut said = String::new();
     loop {
         let events = completion.next().unwrap();

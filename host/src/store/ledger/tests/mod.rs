@@ -1,7 +1,6 @@
 //! A ledger to test, and what a budget does with time.
 
 mod any_order;
-mod speed;
 
 use std::sync::Arc;
 
@@ -12,7 +11,7 @@ use super::budgets::{Budget, Owner};
 use super::{Cap, Period, Reservation, Reserved};
 use crate::money::{NanoDollars, Price};
 use crate::store::audit::Actor;
-use crate::store::customers::NewCustomer;
+use crate::store::customers::{CustomerLimits, NewCustomer};
 use crate::store::db::query;
 use crate::store::keys::{KeyLimits, NewKey, Text};
 use crate::store::scratch::Scratch;
@@ -47,6 +46,7 @@ fn customer(number: i64, credit_limit: Option<i64>) -> NewCustomer {
         email: format!("{number}@example.com"),
         company: String::new(),
         credit_limit: credit_limit.map(NanoDollars),
+        limits: CustomerLimits::default(),
     }
 }
 

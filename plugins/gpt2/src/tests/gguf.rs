@@ -1,0 +1,138 @@
+//! Checkpoints in one file: that of `tests/fixtures/llama` is the folder's model
+//! as llama.cpp's converter lays it out.
+
+use plugin_sdk::{Backend, Params, Prompt};
+
+use super::parity::{Expected, difference};
+use super::{Runner, answer, fixture, open, request};
+use crate::checkpoint::Checkpoint;
+use crate::gguf;
+use crate::kernels::Dtype;
+use crate::model::Predict;
+
+fn llama() -> Vec<u8> {
+    std::fs::read(fixture("llama").join("llama.gguf")).unwrap()
+}
+
+fn loaded(bytes: &[u8]) -> Result<crate::Gpt2, plugin_sdk::Error> {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("model.gguf"), bytes).unwrap();
+    // the only one in a folder
+    open(folder.path().to_str().unwrap())
+}
+
+#[test]
+fn logits_are_those_of_transformers() {
+    let path = fixture("llama").join("llama.gguf");
+    let mut runner = Runner::new(gguf::load(&path, Dtype::F32).unwrap().model);
+    let expected = Expected::of("llama");
+    for prompt in 0..4 {
+        let tokens = expected.ids(&format!("{prompt}.tokens"));
+        let ours = runner.logits(&tokens, &mut runner.model.cache(), Predict::All);
+        let off = difference(&ours, &expected.logits(prompt));
+        assert!(off < 1e-4, "{prompt}: {off}");
+    }
+}
+
+#[test]
+fn the_tokenizer_is_that_of_the_folder() {
+    let folder = fixture("llama");
+    let checkpoint = Checkpoint::read(|file| folder.join(file).into()).unwrap();
+    let theirs = checkpoint.load(Dtype::F32).unwrap();
+    let ours = gguf::load(&folder.join("llama.gguf"), Dtype::F32).unwrap();
+    for text in [
+        "The harbour  lay\n\tstill, 1234!",
+        "",
+        "海🌊 é<|endoftext|>a",
+    ] {
+        let tokens = ours.tokenizer.encode(text).unwrap();
+        assert_eq!(tokens, theirs.tokenizer.encode(text).unwrap());
+        for token in tokens {
+            assert_eq!(ours.tokenizer.bytes(token), theirs.tokenizer.bytes(token));
+        }
+    }
+    assert_eq!(ours.end_tokens, theirs.end_tokens);
+}
+
+#[test]
+fn messages_go_through_its_chat_template() {
+    let model = loaded(&llama()).unwrap();
+    let info = model.describe().unwrap();
+    assert!(info.models[0].features.contains(&"chat".to_owned()));
+    assert!(info.models[0].description.starts_with("Llama of"));
+    let params = Params {
+        max_tokens: Some(12),
+        temperature: Some(0.0),
+        ..Params::default()
+    };
+    let text = "user: Hi\n";
+    let continued = answer(&model, text, params.clone());
+    let mut chat = request("", params);
+    chat.prompt = Prompt::Chat(vec![plugin_sdk::Message {
+        role: plugin_sdk::Role::User,
+        content: vec![plugin_sdk::Part::Text("Hi".to_owned())],
+        tool_calls: Vec::new(),
+        tool_call_id: None,
+        ext: Vec::new(),
+    }]);
+    let answered = super::answer_to(&model, chat);
+    assert_eq!(continued, answered);
+}
+
+#[test]
+fn a_file_that_is_cut_off_or_lies_is_refused_with_the_reason() {
+    let sound = llama();
+    for len in [0, 3, 40, 2000, sound.len() / 2, sound.len() - 1] {
+        let error = loaded(&sound[..len]).unwrap_err();
+        assert!(error.message.contains("model.gguf: "), "{len}: {error:?}");
+    }
+    let changed = |from: &[u8], to: &[u8]| {
+        let at = sound.windows(from.len()).position(|bytes| bytes == from);
+        let mut bytes = sound.clone();
+        bytes[at.unwrap()..][..to.len()].copy_from_slice(to);
+        loaded(&bytes).unwrap_err().message
+    };
+    let number = |key: &str, value: u32| {
+        let mut bytes = key.as_bytes().to_vec();
+        bytes.extend(4_u32.to_le_bytes());
+        bytes.extend(value.to_le_bytes());
+        bytes
+    };
+    let cases = [
+        // of the same length
+        (
+            b"general.architecture\x08\0\0\0\x05\0\0\0\0\0\0\0llama".to_vec(),
+            b"general.architecture\x08\0\0\0\x05\0\0\0\0\0\0\0mamba".to_vec(),
+            "\"mamba\", and only llama",
+        ),
+        (
+            number("llama.feed_forward_length", 80),
+            number("llama.feed_forward_length", 96),
+            "shape",
+        ),
+        (
+            number("llama.block_count", 2),
+            number("llama.block_count", 3),
+            "no tensor blk.2",
+        ),
+        (
+            number("llama.attention.head_count_kv", 2),
+            number("llama.attention.head_count_kv", 4),
+            "divided",
+        ),
+        (
+            b"blk.1.ffn_up.weight".to_vec(),
+            b"blk.9.ffn_up.weight".to_vec(),
+            "no tensor blk.1.ffn_up",
+        ),
+        (
+            b"tokenizer.ggml.model\x08\0\0\0\x04\0\0\0\0\0\0\0gpt2".to_vec(),
+            b"tokenizer.ggml.model\x08\0\0\0\x04\0\0\0\0\0\0\0bert".to_vec(),
+            "byte-level",
+        ),
+    ];
+    for (from, to, reason) in cases {
+        let message = changed(&from, &to);
+        assert!(message.contains(reason), "{message}");
+    }
+}
