@@ -4,6 +4,7 @@
 use std::borrow::Cow;
 
 use sqlx::migrate::{Migration, MigrationType, Migrator};
+use sqlx::{Connection as _, Executor as _};
 
 use super::Error;
 use super::db::Pool;
@@ -104,7 +105,15 @@ async fn apply(pool: &Pool, scripts: &[Script]) -> Result<(), Error> {
     };
     let done = match pool {
         Pool::Sqlite(pool) => migrator.run(pool).await,
-        Pool::Postgres(pool) => migrator.run(pool).await,
+        Pool::Postgres(pool) => {
+            // of its own: one over millions of rows, or the wait for another server's,
+            // takes longer than any query may
+            let mut connection = pool.acquire().await?.detach();
+            connection.execute("SET statement_timeout = 0").await?;
+            let done = migrator.run(&mut connection).await;
+            connection.close().await.ok();
+            done
+        }
     };
     done.map_err(|error| Error::Database(error.to_string()))
 }
