@@ -7,9 +7,10 @@
 
 use std::arch::asm;
 use std::arch::x86_64::{
-    __cpuid, __cpuid_count, __m512, __m512i, _mm512_add_epi32, _mm512_add_ps, _mm512_and_si512,
-    _mm512_cvtepi32_ps, _mm512_loadu_si512, _mm512_mul_ps, _mm512_set1_epi8, _mm512_set1_epi32,
-    _mm512_set1_ps, _mm512_setzero_ps, _mm512_slli_epi32, _mm512_srli_epi16, _mm512_storeu_si512,
+    __cpuid, __cpuid_count, __m512, __m512i, _MM_HINT_T0, _mm_prefetch, _mm512_add_epi32,
+    _mm512_add_ps, _mm512_and_si512, _mm512_cvtepi32_ps, _mm512_loadu_si512, _mm512_mul_ps,
+    _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_slli_epi32,
+    _mm512_srli_epi16, _mm512_storeu_si512,
 };
 
 use super::avx512::{add, load, load_bytes, widen};
@@ -22,6 +23,10 @@ use super::quantized::{GROUP, Group, Tile, Wide};
 const ROWS: usize = 16;
 /// Bytes of a tile's row, and from one to the next where they lie side by side.
 const ROW: usize = 64;
+
+/// Groups of weights that are fetched ahead: the tiles' own loads hardly wait in
+/// parallel.
+const AHEAD: usize = 12;
 
 /// Sums of a group of inputs, a row for each row of inputs.
 #[repr(C, align(64))]
@@ -255,24 +260,33 @@ fn quantized_block<const R: usize>(
     len: usize,
 ) -> [__m512; R] {
     let weights = product.tile(tile);
-    let inputs: [&[Group]; R] = std::array::from_fn(|r| product.row(row + r.min(len - 1)));
     let mut whole = Sums([[0; LANES]; ROWS]);
     let mut sums = [_mm512_setzero_ps(); R];
     for g in 0..product.depth {
+        let first = &raw const product.rows[row * product.depth + g];
+        if row == 0 {
+            fetch(product.weights, tile * product.depth + g + AHEAD);
+        }
         // SAFETY: the rows of the product from `row` on are there, `len` of them
         unsafe {
-            let first = product.rows.as_ptr().add(row * product.depth + g);
             let stride = size_of::<Group>() * product.depth;
             let values = &raw const (*first).values;
             multiply(len == ROWS, &weights[g].weights, values, stride, &mut whole);
         }
         let scales = load(&weights[g].scales);
+        let mut input = first;
         for r in 0..R {
-            let correction = _mm512_set1_epi32(inputs[r][g].correction);
+            // SAFETY: it is in a row of the product
+            let group = unsafe { &*input };
+            let correction = _mm512_set1_epi32(group.correction);
             let whole = _mm512_add_epi32(load_sums(&whole.0[r]), correction);
-            let scale = _mm512_mul_ps(scales, _mm512_set1_ps(inputs[r][g].scale));
+            let scale = _mm512_mul_ps(scales, _mm512_set1_ps(group.scale));
             let sum = _mm512_mul_ps(_mm512_cvtepi32_ps(whole), scale);
             sums[r] = _mm512_add_ps(sums[r], sum);
+            if r + 1 < len {
+                // SAFETY: there is one more row
+                input = unsafe { input.add(product.depth) };
+            }
         }
     }
     sums
@@ -287,25 +301,34 @@ fn wide_block<const R: usize>(
     len: usize,
 ) -> [__m512; R] {
     let weights = product.tile(tile);
-    let inputs: [&[Wide]; R] = std::array::from_fn(|r| product.row(row + r.min(len - 1)));
     let mut whole = [const { Sums([[0; LANES]; ROWS]) }; 2];
     let mut sums = [_mm512_setzero_ps(); R];
     for g in 0..product.depth {
+        let first = &raw const product.rows[row * product.depth + g];
+        if row == 0 {
+            fetch(product.weights, tile * product.depth + g + AHEAD);
+        }
         // SAFETY: the rows of the product from `row` on are there, `len` of them
         unsafe {
-            let first = product.rows.as_ptr().add(row * product.depth + g);
             let stride = size_of::<Wide>() * product.depth;
             let parts = [&raw const (*first).high, &raw const (*first).low];
             multiply_both(len == ROWS, &weights[g].weights, parts, stride, &mut whole);
         }
         let scales = load(&weights[g].scales);
+        let mut input = first;
         for r in 0..R {
-            let correction = _mm512_set1_epi32(inputs[r][g].correction);
+            // SAFETY: it is in a row of the product
+            let group = unsafe { &*input };
+            let correction = _mm512_set1_epi32(group.correction);
             let high = _mm512_slli_epi32::<8>(load_sums(&whole[0].0[r]));
             let low = _mm512_add_epi32(load_sums(&whole[1].0[r]), correction);
-            let scale = _mm512_mul_ps(scales, _mm512_set1_ps(inputs[r][g].scale));
+            let scale = _mm512_mul_ps(scales, _mm512_set1_ps(group.scale));
             let sum = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_add_epi32(high, low)), scale);
             sums[r] = _mm512_add_ps(sums[r], sum);
+            if r + 1 < len {
+                // SAFETY: there is one more row
+                input = unsafe { input.add(product.depth) };
+            }
         }
     }
     sums
@@ -320,27 +343,36 @@ fn nibbles_block<const R: usize>(
     len: usize,
 ) -> [__m512; R] {
     let weights = product.tile(tile);
-    let inputs: [&[Group]; R] = std::array::from_fn(|r| product.row(row + r.min(len - 1)));
     let mut whole = Sums([[0; LANES]; ROWS]);
     let mut bytes = Unpacked([[0; ROW]; GROUP / 4]);
     let mut sums = [_mm512_setzero_ps(); R];
     for g in 0..product.depth {
+        let first = &raw const product.rows[row * product.depth + g];
         unpack(&weights[g], &mut bytes);
+        if row == 0 {
+            fetch(product.weights, tile * product.depth + g + AHEAD);
+        }
         // SAFETY: the rows of the product from `row` on are there, `len` of them
         unsafe {
-            let first = product.rows.as_ptr().add(row * product.depth + g);
             let stride = size_of::<Group>() * product.depth;
             let values = &raw const (*first).values;
             multiply(len == ROWS, &bytes.0, values, stride, &mut whole);
         }
         let (scales, lowest) = (widen(&weights[g].scales), widen(&weights[g].lowest));
+        let mut input = first;
         for r in 0..R {
+            // SAFETY: it is in a row of the product
+            let group = unsafe { &*input };
             let whole = _mm512_cvtepi32_ps(load_sums(&whole.0[r]));
             let scaled = _mm512_mul_ps(scales, whole);
-            let moved = _mm512_mul_ps(lowest, _mm512_set1_ps(inputs[r][g].sum()));
+            let moved = _mm512_mul_ps(lowest, _mm512_set1_ps(group.sum()));
             let sum = _mm512_add_ps(scaled, moved);
-            let sum = _mm512_mul_ps(sum, _mm512_set1_ps(inputs[r][g].scale));
+            let sum = _mm512_mul_ps(sum, _mm512_set1_ps(group.scale));
             sums[r] = _mm512_add_ps(sums[r], sum);
+            if r + 1 < len {
+                // SAFETY: there is one more row
+                input = unsafe { input.add(product.depth) };
+            }
         }
     }
     sums
@@ -366,4 +398,16 @@ fn unpack(nibbles: &Nibbles, bytes: &mut Unpacked) {
 fn load_sums(sums: &[i32; LANES]) -> __m512i {
     // SAFETY: there are 16 numbers
     unsafe { _mm512_loadu_si512(sums.as_ptr().cast()) }
+}
+
+/// Brings some weights near.
+#[inline]
+fn fetch<W>(weights: &[W], index: usize) {
+    if let Some(weights) = weights.get(index) {
+        for line in (0..size_of::<W>()).step_by(ROW) {
+            let at = (&raw const *weights).cast::<i8>();
+            // SAFETY: it is a hint, and inside of the weights
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(at.add(line)) };
+        }
+    }
 }
