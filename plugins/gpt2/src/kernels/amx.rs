@@ -260,10 +260,11 @@ fn quantized_block<const R: usize>(
     len: usize,
 ) -> [__m512; R] {
     let weights = product.tile(tile);
+    let inputs = product.rows[row * product.depth..].as_ptr();
     let mut whole = Sums([[0; LANES]; ROWS]);
     let mut sums = [_mm512_setzero_ps(); R];
     for g in 0..product.depth {
-        let first = &raw const product.rows[row * product.depth + g];
+        let first = inputs.wrapping_add(g);
         if row == 0 {
             fetch(product.weights, tile * product.depth + g + AHEAD);
         }
@@ -301,10 +302,11 @@ fn wide_block<const R: usize>(
     len: usize,
 ) -> [__m512; R] {
     let weights = product.tile(tile);
+    let inputs = product.rows[row * product.depth..].as_ptr();
     let mut whole = [const { Sums([[0; LANES]; ROWS]) }; 2];
     let mut sums = [_mm512_setzero_ps(); R];
     for g in 0..product.depth {
-        let first = &raw const product.rows[row * product.depth + g];
+        let first = inputs.wrapping_add(g);
         if row == 0 {
             fetch(product.weights, tile * product.depth + g + AHEAD);
         }
@@ -343,11 +345,12 @@ fn nibbles_block<const R: usize>(
     len: usize,
 ) -> [__m512; R] {
     let weights = product.tile(tile);
+    let inputs = product.rows[row * product.depth..].as_ptr();
     let mut whole = Sums([[0; LANES]; ROWS]);
     let mut bytes = Unpacked([[0; ROW]; GROUP / 4]);
     let mut sums = [_mm512_setzero_ps(); R];
     for g in 0..product.depth {
-        let first = &raw const product.rows[row * product.depth + g];
+        let first = inputs.wrapping_add(g);
         unpack(&weights[g], &mut bytes);
         if row == 0 {
             fetch(product.weights, tile * product.depth + g + AHEAD);
