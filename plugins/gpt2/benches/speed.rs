@@ -1,14 +1,10 @@
 //! How fast GPT-2 small is, on random weights (the speed does not depend on them).
 //!
 //!     cargo bench -p model-host-gpt2 --bench speed -- [DTYPE...]
-//!     cargo bench -p model-host-gpt2 --bench speed -- --growth FILE.svg [DTYPE]
 //!
 //! Prints a table: tokens a second of one stream and of eight together after
 //! prompts of 32 and of 256 tokens, of reading a prompt of 256, the time to load,
 //! and the memory a model takes. Rates are the best of three rounds.
-//!
-//! With `--growth`: what more sequences and longer contexts do to the rate of all
-//! together and to the time between two tokens of one, as a table and as a plot.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -29,115 +25,33 @@ const LAYERS: usize = 12;
 const NEW_TOKENS: u32 = 128;
 const ROUNDS: usize = 3;
 
-/// Sequences at once, and positions that each has in the end, for `--growth`.
-const SEQUENCES: [usize; 6] = [1, 2, 4, 8, 16, 32];
-const CONTEXTS: [usize; 3] = [128, 512, 1024];
-/// The last tokens of each context, which are measured.
-const LAST: u32 = 64;
-
 fn main() {
-    let arguments: Vec<_> = std::env::args()
+    let dtypes: Vec<_> = std::env::args()
         .skip(1)
-        .filter(|arg| !arg.starts_with("--bench"))
+        .filter(|arg| !arg.starts_with("--"))
         .collect();
+    let dtypes = if dtypes.is_empty() {
+        vec!["w8a16".to_owned(), "q8".to_owned(), "q4".to_owned()]
+    } else {
+        dtypes
+    };
     let folder = tempfile::tempdir().expect("a folder");
     write_checkpoint(folder.path()).expect("the checkpoint");
-    match &arguments[..] {
-        [growth, file, dtypes @ ..] if growth == "--growth" => {
-            let dtype = dtypes.first().map_or("w8a16", String::as_str);
-            let pages = SEQUENCES[5] * CONTEXTS[2] / 16;
-            // 16 positions of GPT-2 small take 576 KiB
-            let model = open(folder.path(), dtype, pages * 576 / 1024);
-            grow(&model, Path::new(file));
-        }
-        [] => compare(folder.path(), &["w8a16", "q8", "q4"]),
-        dtypes => {
-            let dtypes: Vec<_> = dtypes.iter().map(String::as_str).collect();
-            compare(folder.path(), &dtypes);
-        }
-    }
-}
 
-fn open(folder: &Path, dtype: &str, kv_cache_mib: usize) -> Arc<Gpt2> {
-    let pairs = [
-        ("model_path", folder.to_str().expect("text")),
-        ("dtype", dtype),
-        // every prompt is to be computed
-        ("prefix_cache", "false"),
-        // and all are to have room
-        ("kv_cache_mib", &kv_cache_mib.to_string()),
-    ];
-    let pairs = pairs.map(|(name, value)| (name.to_owned(), value.to_owned()));
-    let settings: Settings = pairs.into_iter().collect();
-    Arc::new(Gpt2::open(&settings).expect("the model"))
-}
-
-/// Measures with more and more sequences in longer and longer contexts.
-fn grow(model: &Arc<Gpt2>, plot: &Path) {
-    println!("| sequences | context | tokens/s | between tokens: p50 ms | p99 ms |");
-    println!("| --- | --- | --- | --- | --- |");
-    let mut rates = [[0.0; SEQUENCES.len()]; CONTEXTS.len()];
-    for (context, rates) in CONTEXTS.iter().zip(&mut rates) {
-        for (sequences, best) in SEQUENCES.iter().zip(rates) {
-            let mut gaps = Vec::new();
-            for _ in 0..ROUNDS {
-                let streams = together(model, *sequences, context - LAST as usize, LAST);
-                *best = rate(&streams).max(*best);
-                // while all decode: before that, prompts of others are read in between
-                let from = streams.iter().map(|times| times[0]).max();
-                for times in &streams {
-                    let pairs = times.windows(2).filter(|pair| Some(pair[0]) >= from);
-                    gaps.extend(pairs.map(|pair| (pair[1] - pair[0]).as_secs_f64() * 1000.0));
-                }
-            }
-            gaps.sort_by(f64::total_cmp);
-            let at = |part: f64| gaps[((gaps.len() - 1) as f64 * part) as usize];
-            let (median, p99) = (at(0.5), at(0.99));
-            println!("| {sequences} | {context} | {best:.0} | {median:.1} | {p99:.1} |");
-        }
-    }
-    std::fs::write(plot, svg(&rates)).expect("the plot");
-}
-
-/// Tokens a second by sequences, a line for each context.
-fn svg(rates: &[[f64; SEQUENCES.len()]; CONTEXTS.len()]) -> String {
-    const COLORS: [&str; CONTEXTS.len()] = ["#0b6e4f", "#c05621", "#5a4fcf"];
-    let most = rates.as_flattened().iter().copied().fold(1.0, f64::max);
-    let (x, y) = (
-        |i: usize| 60 + i * 100,
-        |rate: f64| 280.0 - rate / most * 240.0,
-    );
-    let mut lines = String::new();
-    for (i, sequences) in SEQUENCES.iter().enumerate() {
-        let at = x(i);
-        lines += &format!("<text x='{at}' y='300' text-anchor='middle'>{sequences}</text>\n");
-    }
-    for (c, (rates, color)) in rates.iter().zip(COLORS).enumerate() {
-        let points = rates.iter().enumerate();
-        let points = points.map(|(i, &rate)| format!("{},{:.0}", x(i), y(rate)));
-        let (points, context, last) = (points.collect::<Vec<_>>(), CONTEXTS[c], rates[5]);
-        lines += &format!(
-            "<polyline fill='none' stroke='{color}' stroke-width='2' points='{}'/>\n\
-             <text x='570' y='{:.0}' fill='{color}'>{context} positions: {last:.0}</text>\n",
-            points.join(" "),
-            y(last) + 4.0,
-        );
-    }
-    format!(
-        "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 740 330' font-family='sans-serif' \
-         font-size='12'>\n<rect width='740' height='330' fill='white'/>\n\
-         <text x='60' y='20'>tokens a second, all sequences together</text>\n\
-         <path d='M60 40V280H560' fill='none' stroke='#888'/>\n{lines}\
-         <text x='310' y='322' text-anchor='middle'>sequences at once</text>\n</svg>\n"
-    )
-}
-
-/// Measures models of these types in turns.
-fn compare(folder: &Path, dtypes: &[&str]) {
     let mut models = Vec::new();
     for dtype in dtypes {
+        let pairs = [
+            ("model_path", folder.path().to_str().expect("text")),
+            ("dtype", &dtype),
+            // every prompt is to be computed
+            ("prefix_cache", "false"),
+            // and all eight are to have room
+            ("kv_cache_mib", "256"),
+        ];
+        let pairs = pairs.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let settings: Settings = pairs.into_iter().collect();
         let (before, begun) = (memory("VmRSS"), Instant::now());
-        let model = open(folder, dtype, 256);
+        let model = Arc::new(Gpt2::open(&settings).expect("the model"));
         let load = begun.elapsed().as_secs_f64();
         models.push((dtype, model, load, memory("VmRSS").saturating_sub(before)));
     }
