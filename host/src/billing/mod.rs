@@ -96,7 +96,7 @@ impl Reporter {
 
     /// Sends the next message, if one is due. Returns how long to sleep.
     async fn step(&self, is_announced: &mut bool) -> Result<Duration, store::Error> {
-        let Some(_sender) = self.store.sender("outbox").await? else {
+        let Some(_sole) = self.store.sole("outbox").await? else {
             return Ok(FIRST_DELAY);
         };
         let now = self.clock.now();

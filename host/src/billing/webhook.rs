@@ -78,7 +78,7 @@ impl Sender {
 
     /// Sends the next notice, if one is due. Returns how long to sleep.
     async fn step(&self) -> Result<Duration, store::Error> {
-        let Some(_sender) = self.store.sender("notices").await? else {
+        let Some(_sole) = self.store.sole("notices").await? else {
             return Ok(FIRST_DELAY);
         };
         let now = self.clock.now();

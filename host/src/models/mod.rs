@@ -89,7 +89,7 @@ impl Backend {
     }
 
     /// What one request needs of the backend; the request came with the API key of
-    /// this number and may take this long from now.
+    /// this number, or 0 where with none, and may take this long from now.
     ///
     /// # Errors
     /// [`ErrorKind::Overloaded`] when there is no place for it, or that the plugin

@@ -98,10 +98,7 @@ impl Store {
 mod tests {
     use super::{KEPT, KeptAnswer, insert};
     use crate::store::at_work::{self, NamedRequest};
-    use crate::store::audit::Actor;
-    use crate::store::customers::{CustomerLimits, NewCustomer};
-    use crate::store::keys::{KeyLimits, NewKey, Text};
-    use crate::store::scratch::Scratch;
+    use crate::store::scratch::{Scratch, create_customer, create_key};
     use crate::store::{Outbox, Store, servers};
     use time::{Duration, OffsetDateTime};
 
@@ -132,34 +129,8 @@ mod tests {
         let scratch = Scratch::new();
         let store = scratch.open(Outbox::Off).await;
         let now = OffsetDateTime::from_unix_timestamp(1_800_000_000).expect("a time");
-        let customer = NewCustomer {
-            name: "A".into(),
-            email: "a@example.com".into(),
-            company: String::new(),
-            credit_limit: None,
-            limits: CustomerLimits::default(),
-        };
-        let customer_id = store
-            .create_customer(customer, &Actor::Server, now)
-            .await
-            .expect("one")
-            .id;
-        let key = NewKey {
-            customer_id,
-            name: "K".into(),
-            rate_limit: 1,
-            limits: KeyLimits::default(),
-            allowed_models: vec![],
-            scopes: vec![],
-            allowed_networks: None,
-            expires_at: None,
-        };
-        let text = Text {
-            public_id: "k".into(),
-            hash: vec![0],
-        };
-        let created = store.create_key(key, text, &Actor::Server, now).await;
-        let api_key_id = created.expect("one").id;
+        let customer_id = create_customer(&store, 1, None, now).await;
+        let api_key_id = create_key(&store, customer_id, "k".into(), now).await;
         let kept = |name: &str, created_at| KeptAnswer {
             api_key_id,
             idempotency_key: name.to_owned(),

@@ -173,35 +173,7 @@ fn message(row: &Row) -> Result<Message, Error> {
     })
 }
 
-/// The right to send messages or notices, until it is dropped.
-pub struct Sender {
-    _lock: Option<Transaction<'static>>,
-}
-
 impl Store {
-    /// The right to send what this names, which one server of a database has at a
-    /// time; none while another has it.
-    ///
-    /// # Errors
-    /// When the database fails.
-    pub async fn sender(&self, what: &str) -> Result<Option<Sender>, Error> {
-        if !self.write.is_shared() {
-            return Ok(Some(Sender { _lock: None }));
-        }
-        let mut transaction = self.write.begin().await?;
-        // who is told may take longer to answer than a transaction may otherwise be idle
-        query("SET LOCAL idle_in_transaction_session_timeout = 0")
-            .execute(&mut transaction)
-            .await?;
-        let row = query("SELECT pg_try_advisory_xact_lock(hashtext($1)) AS is_ours")
-            .bind(what)
-            .fetch_one(&mut transaction)
-            .await?;
-        Ok(row.try_get::<bool>("is_ours")?.then_some(Sender {
-            _lock: Some(transaction),
-        }))
-    }
-
     /// Waits until there is something new to be sent, since the last time.
     pub async fn outbox_changed(&self) {
         match &self.outbox {

@@ -5,8 +5,13 @@
 mod database;
 
 use tempfile::TempDir;
+use time::OffsetDateTime;
 
+use super::audit::Actor;
+use super::customers::{CustomerLimits, NewCustomer};
+use super::keys::{KeyLimits, NewKey, Text};
 use super::{Outbox, Place, Store};
+use crate::money::NanoDollars;
 
 /// A new database; gone when this is dropped.
 pub struct Scratch {
@@ -53,4 +58,47 @@ impl Scratch {
             .await
             .expect("a database")
     }
+}
+
+/// Creates a customer that is unlike others by `number`; returns its own number.
+pub async fn create_customer(
+    store: &Store,
+    number: i64,
+    credit_limit: Option<NanoDollars>,
+    now: OffsetDateTime,
+) -> i64 {
+    let new = NewCustomer {
+        name: "A".into(),
+        email: format!("{number}@example.com"),
+        company: String::new(),
+        credit_limit,
+        limits: CustomerLimits::default(),
+    };
+    let created = store.create_customer(new, &Actor::Server, now).await;
+    created.expect("a customer").id
+}
+
+/// Creates a key that no text opens; returns its number.
+pub async fn create_key(
+    store: &Store,
+    customer_id: i64,
+    public_id: String,
+    now: OffsetDateTime,
+) -> i64 {
+    let new = NewKey {
+        customer_id,
+        name: "K".into(),
+        rate_limit: 1,
+        limits: KeyLimits::default(),
+        allowed_models: vec![],
+        scopes: vec![],
+        allowed_networks: None,
+        expires_at: None,
+    };
+    let text = Text {
+        public_id,
+        hash: vec![0],
+    };
+    let created = store.create_key(new, text, &Actor::Server, now).await;
+    created.expect("a key").id
 }

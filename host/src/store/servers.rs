@@ -122,7 +122,35 @@ pub(super) async fn renew(transaction: &mut Transaction<'_>, process: &str) -> R
     Ok(())
 }
 
+/// The right to do something that one server does at a time, until it is dropped.
+pub struct Sole {
+    _lock: Option<Transaction<'static>>,
+}
+
 impl Store {
+    /// The right to do what this names, which one server of a database has at a
+    /// time; none while another has it.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn sole(&self, what: &str) -> Result<Option<Sole>, Error> {
+        if !self.write.is_shared() {
+            return Ok(Some(Sole { _lock: None }));
+        }
+        let mut transaction = self.write.begin().await?;
+        // it may take longer than a transaction may otherwise be idle
+        query("SET LOCAL idle_in_transaction_session_timeout = 0")
+            .execute(&mut transaction)
+            .await?;
+        let row = query("SELECT pg_try_advisory_xact_lock(hashtext($1)) AS is_ours")
+            .bind(what)
+            .fetch_one(&mut transaction)
+            .await?;
+        Ok(row.try_get::<bool>("is_ours")?.then_some(Sole {
+            _lock: Some(transaction),
+        }))
+    }
+
     /// Joins the servers of the database as `process`: takes the lease, renews
     /// it, frees what the dead hold and listens to the living, until `stop`.
     ///

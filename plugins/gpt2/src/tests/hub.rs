@@ -2,11 +2,14 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use sha2::{Digest, Sha256};
+use tempfile::TempDir;
 
 use super::fixture;
+use crate::checkpoint::Refusal;
 use crate::source::hub::{Hub, fetch};
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
@@ -54,6 +57,17 @@ impl FakeHub {
             token: None,
             chunk: 100_000,
         }
+    }
+
+    /// Fetches its model.
+    fn fetch(&self, cache: &TempDir) -> Result<PathBuf, Refusal> {
+        fetch(
+            &self.hub(),
+            "owner/model",
+            None,
+            "main",
+            cache.path().to_str(),
+        )
     }
 }
 
@@ -121,14 +135,7 @@ fn serve(mut stream: TcpStream, asked: &Mutex<Vec<String>>, fault: &Mutex<Option
 #[test]
 fn a_model_is_fetched_into_the_hubs_cache_once() {
     let (server, cache) = (FakeHub::start(), tempfile::tempdir().unwrap());
-    let folder = fetch(
-        &server.hub(),
-        "owner/model",
-        None,
-        "main",
-        cache.path().to_str(),
-    )
-    .unwrap();
+    let folder = server.fetch(&cache).unwrap();
     assert!(
         folder.ends_with(format!("models--owner--model/snapshots/{COMMIT}")),
         "{}",
@@ -143,14 +150,7 @@ fn a_model_is_fetched_into_the_hubs_cache_once() {
         );
     }
     let asked = server.asked.lock().unwrap().len();
-    fetch(
-        &server.hub(),
-        "owner/model",
-        None,
-        "main",
-        cache.path().to_str(),
-    )
-    .unwrap();
+    server.fetch(&cache).unwrap();
     assert_eq!(
         server.asked.lock().unwrap().len(),
         asked,
@@ -162,14 +162,7 @@ fn a_model_is_fetched_into_the_hubs_cache_once() {
 fn a_download_goes_on_where_it_was_cut_off() {
     let (server, cache) = (FakeHub::start(), tempfile::tempdir().unwrap());
     *server.fault.lock().unwrap() = Some(Fault::CutOnce);
-    fetch(
-        &server.hub(),
-        "owner/model",
-        None,
-        "main",
-        cache.path().to_str(),
-    )
-    .unwrap();
+    server.fetch(&cache).unwrap();
     assert!(server.fault.lock().unwrap().is_none(), "it was cut off");
     let asked = server.asked.lock().unwrap();
     let times = |range: &str| {
@@ -188,48 +181,20 @@ fn a_download_goes_on_where_it_was_cut_off() {
 fn damaged_weights_are_refused_and_fetched_anew() {
     let (server, cache) = (FakeHub::start(), tempfile::tempdir().unwrap());
     *server.fault.lock().unwrap() = Some(Fault::Damaged);
-    let refusal = fetch(
-        &server.hub(),
-        "owner/model",
-        None,
-        "main",
-        cache.path().to_str(),
-    )
-    .unwrap_err();
+    let refusal = server.fetch(&cache).unwrap_err();
     assert!(refusal.to_string().contains("checksum"), "{refusal}");
     *server.fault.lock().unwrap() = None;
-    fetch(
-        &server.hub(),
-        "owner/model",
-        None,
-        "main",
-        cache.path().to_str(),
-    )
-    .unwrap();
+    server.fetch(&cache).unwrap();
 }
 
 #[test]
 fn a_cached_file_that_was_damaged_since_is_fetched_anew() {
     let (server, cache) = (FakeHub::start(), tempfile::tempdir().unwrap());
-    let folder = fetch(
-        &server.hub(),
-        "owner/model",
-        None,
-        "main",
-        cache.path().to_str(),
-    )
-    .unwrap();
+    let folder = server.fetch(&cache).unwrap();
     let weights = folder.join("model.safetensors");
     let sound = std::fs::read(&weights).unwrap();
     std::fs::write(&weights, &sound[..1000]).unwrap();
-    fetch(
-        &server.hub(),
-        "owner/model",
-        None,
-        "main",
-        cache.path().to_str(),
-    )
-    .unwrap();
+    server.fetch(&cache).unwrap();
     assert_eq!(std::fs::read(&weights).unwrap(), sound);
 }
 
@@ -237,14 +202,7 @@ fn a_cached_file_that_was_damaged_since_is_fetched_anew() {
 fn an_etag_cannot_name_a_file_outside_the_cache() {
     let (server, cache) = (FakeHub::start(), tempfile::tempdir().unwrap());
     *server.fault.lock().unwrap() = Some(Fault::Outside);
-    let refusal = fetch(
-        &server.hub(),
-        "owner/model",
-        None,
-        "main",
-        cache.path().to_str(),
-    )
-    .unwrap_err();
+    let refusal = server.fetch(&cache).unwrap_err();
     assert!(refusal.to_string().contains("no file name"), "{refusal}");
     assert!(!cache.path().join("outside").exists());
 }

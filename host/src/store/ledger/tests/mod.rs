@@ -11,10 +11,8 @@ use super::budgets::{Budget, Owner};
 use super::{Cap, Period, Reservation, Reserved};
 use crate::money::{NanoDollars, Price};
 use crate::store::audit::Actor;
-use crate::store::customers::{CustomerLimits, NewCustomer};
 use crate::store::db::query;
-use crate::store::keys::{KeyLimits, NewKey, Text};
-use crate::store::scratch::Scratch;
+use crate::store::scratch::{Scratch, create_customer, create_key};
 use crate::store::usage::{Status, Usage};
 use crate::store::{Outbox, Settlement, Settler, Store};
 
@@ -40,16 +38,6 @@ struct Open {
     at: OffsetDateTime,
 }
 
-fn customer(number: i64, credit_limit: Option<i64>) -> NewCustomer {
-    NewCustomer {
-        name: "A".into(),
-        email: format!("{number}@example.com"),
-        company: String::new(),
-        credit_limit: credit_limit.map(NanoDollars),
-        limits: CustomerLimits::default(),
-    }
-}
-
 impl Ledger {
     /// Customer 1 is limited to this, customer 2 is not.
     async fn new(credit_limit: Option<i64>) -> Self {
@@ -60,27 +48,10 @@ impl Ledger {
     async fn on(scratch: Scratch, credit_limit: Option<i64>) -> Self {
         let store = open(&scratch).await;
         for (number, limit) in [(1, credit_limit), (2, None)] {
-            let created = store
-                .create_customer(customer(number, limit), &Actor::Server, NOW)
-                .await;
-            let customer_id = created.expect("a customer").id;
+            let limit = limit.map(NanoDollars);
+            let customer_id = create_customer(&store, number, limit, NOW).await;
             for key in ["a", "b"] {
-                let text = Text {
-                    public_id: format!("{number}{key}"),
-                    hash: vec![0],
-                };
-                let new = NewKey {
-                    customer_id,
-                    name: "K".into(),
-                    rate_limit: 1,
-                    limits: KeyLimits::default(),
-                    allowed_models: vec![],
-                    scopes: vec![],
-                    allowed_networks: None,
-                    expires_at: None,
-                };
-                let made = store.create_key(new, text, &Actor::Server, NOW);
-                made.await.expect("a key");
+                create_key(&store, customer_id, format!("{number}{key}"), NOW).await;
             }
         }
         let (settler, _) = Settler::start(store.clone(), "0".into());
