@@ -53,8 +53,9 @@ use self::network::Gate;
 
 /// How long a component may take to say what it is, and for its rehearsal.
 const PROOF_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long it may take to estimate a prompt, however long the request may take.
-const ESTIMATE_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long it may take to estimate a prompt, however long the request may take: so
+/// long that a machine with many requests for each core does not come to it.
+const ESTIMATE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A component with everything that the operator decides about it.
 #[derive(Debug)]
