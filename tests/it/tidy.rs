@@ -30,7 +30,7 @@ const FENCES: [(&str, &[&str]); 19] = [
     ("wasmtime", &["models/component"]),
     ("wasmtime_wasi", &["models/component"]),
     ("wasmtime_wasi_http", &["models/component"]),
-    ("gpt2", &["models/native"]),
+    ("transformer", &["models/native"]),
     ("candle_core", &[]),
     ("tokenizers", &[]),
     ("redis", &["limits"]),
@@ -254,7 +254,7 @@ fn no_file_is_longer_than_a_room() {
     for (folder, longest) in [
         ("host/src", LONGEST),
         ("plugin-sdk/src", LONGEST),
-        ("plugins/gpt2/src", LONGEST),
+        ("plugins/transformer/src", LONGEST),
         ("plugins/anthropic/src", LONGEST),
         ("plugins/lawgent-thinking/src", LONGEST),
         ("plugins/misbehave/src", LONGEST),

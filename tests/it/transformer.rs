@@ -7,7 +7,7 @@ use crate::harness::{Host, eventually};
 /// A small random Llama in one file, with a chat template.
 const LLAMA: &str = concat!(
     env!("CARGO_MANIFEST_DIR"),
-    "/../plugins/gpt2/tests/fixtures/llama/llama.gguf"
+    "/../plugins/transformer/tests/fixtures/llama/llama.gguf"
 );
 
 async fn serve(path: &str, more: &str) -> Host {

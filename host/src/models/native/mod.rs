@@ -100,7 +100,9 @@ impl Native {
     ) -> Result<Self, Error> {
         match plugin {
             // the first model it could run gave it the second name, and configurations have it
-            "transformer" | "gpt2" => Self::open_as::<gpt2::Gpt2>(model, settings, options).await,
+            "transformer" | "gpt2" => {
+                Self::open_as::<transformer::Transformer>(model, settings, options).await
+            }
             #[cfg(feature = "twins")]
             "lawgent-thinking" => {
                 Self::open_as::<twins::Completions>(model, settings, options).await

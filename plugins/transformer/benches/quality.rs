@@ -1,13 +1,13 @@
 //! What fewer bits change: how often the likeliest token is f32's, and the
 //! perplexity, each token of a text being given.
 //!
-//!     cargo bench -p model-host-gpt2 --bench quality -- [FILE...]
+//!     cargo bench -p model-host-transformer --bench quality -- [FILE...]
 //!
 //! Measures the embedded model on the files' text, or, without any, on text
 //! that it makes itself from fixed prompts and seeds.
 
-use gpt2::{Gpt2, Score};
 use plugin_sdk::{Backend, Completion, Event, Params, Prompt, Request, Settings};
+use transformer::{Score, Transformer};
 
 const PROMPTS: [&str; 8] = [
     "Once upon a time",
@@ -57,15 +57,15 @@ fn main() {
     }
 }
 
-fn open(dtype: &str) -> Gpt2 {
+fn open(dtype: &str) -> Transformer {
     let settings: Settings = [("dtype".to_owned(), dtype.to_owned())]
         .into_iter()
         .collect();
-    Gpt2::open(&settings).expect("the embedded model")
+    Transformer::open(&settings).expect("the embedded model")
 }
 
 /// The model's own text: sampled as it is, so it is neither easy nor hard for it.
-fn write(model: &Gpt2, prompt: &str, seed: usize) -> String {
+fn write(model: &Transformer, prompt: &str, seed: usize) -> String {
     let request = Request {
         request_id: String::new(),
         model: String::new(),
@@ -92,7 +92,7 @@ fn write(model: &Gpt2, prompt: &str, seed: usize) -> String {
     }
 }
 
-fn score(model: &Gpt2, texts: &[String]) -> Score {
+fn score(model: &Transformer, texts: &[String]) -> Score {
     let mut all = Score::default();
     for text in texts {
         let score = model.score(text).expect("a score");

@@ -3,7 +3,7 @@
 use plugin_sdk::{Backend, CountSource, ErrorKind, FinishReason, Params};
 
 use super::{answer, fixture, open, request, settings};
-use crate::Gpt2;
+use crate::Transformer;
 use crate::checkpoint::{CONFIG, TOKENIZER, WEIGHTS};
 
 fn greedy(max_tokens: u32) -> Params {
@@ -50,7 +50,8 @@ fn settings_that_make_no_sense_are_refused() {
         ("[]", "f32"),
         ("embedded", "q9"),
     ] {
-        let error = Gpt2::open(&settings(&[("model_path", source), ("dtype", dtype)])).unwrap_err();
+        let error =
+            Transformer::open(&settings(&[("model_path", source), ("dtype", dtype)])).unwrap_err();
         assert_eq!(error.kind, ErrorKind::InvalidRequest, "{source} {dtype}");
     }
     // 0 MiB hold no context
@@ -59,7 +60,7 @@ fn settings_that_make_no_sense_are_refused() {
         ("kv_cache_mib", "much"),
         ("prefix_cache", "1"),
     ] {
-        let error = Gpt2::open(&settings(&[(name, value)])).unwrap_err();
+        let error = Transformer::open(&settings(&[(name, value)])).unwrap_err();
         assert_eq!(error.kind, ErrorKind::InvalidRequest, "{name} {value}");
         assert!(error.message.contains(name), "{}", error.message);
     }
@@ -70,7 +71,8 @@ fn every_dtype_answers() {
     let folder = fixture("plain");
     let source = folder.to_str().unwrap();
     for dtype in ["f32", "f16", "bf16", "q8", "w8a16", "q4"] {
-        let model = Gpt2::open(&settings(&[("model_path", source), ("dtype", dtype)])).unwrap();
+        let model =
+            Transformer::open(&settings(&[("model_path", source), ("dtype", dtype)])).unwrap();
         assert_eq!(
             answer(&model, "The harbour", greedy(4)).2.completion_tokens,
             4,

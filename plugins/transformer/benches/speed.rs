@@ -1,6 +1,6 @@
 //! How fast GPT-2 small is, on random weights (the speed does not depend on them).
 //!
-//!     cargo bench -p model-host-gpt2 --bench speed -- [DTYPE...]
+//!     cargo bench -p model-host-transformer --bench speed -- [DTYPE...]
 //!
 //! Prints a table: tokens a second of one stream and of eight together after
 //! prompts of 32 and of 256 tokens, of reading a prompt of 256, the time to load,
@@ -13,10 +13,10 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use gpt2::Gpt2;
 use half::f16;
 use plugin_sdk::{Backend, Completion, Event, Params, Prompt, Request, Settings};
 use serde_json::{Map, Value, json};
+use transformer::Transformer;
 
 const VOCAB: usize = 50_257;
 const POSITIONS: usize = 1024;
@@ -51,7 +51,7 @@ fn main() {
         let pairs = pairs.map(|(name, value)| (name.to_owned(), value.to_owned()));
         let settings: Settings = pairs.into_iter().collect();
         let (before, begun) = (memory("VmRSS"), Instant::now());
-        let model = Arc::new(Gpt2::open(&settings).expect("the model"));
+        let model = Arc::new(Transformer::open(&settings).expect("the model"));
         let load = begun.elapsed().as_secs_f64();
         models.push((dtype, model, load, memory("VmRSS").saturating_sub(before)));
     }
@@ -86,7 +86,12 @@ fn main() {
 }
 
 /// When each token of each stream came, from the beginning on.
-fn together(model: &Arc<Gpt2>, streams: usize, prompt: usize, tokens: u32) -> Vec<Vec<Duration>> {
+fn together(
+    model: &Arc<Transformer>,
+    streams: usize,
+    prompt: usize,
+    tokens: u32,
+) -> Vec<Vec<Duration>> {
     let begun = Instant::now();
     let threads: Vec<_> = (0..streams)
         .map(|number| {
@@ -101,7 +106,7 @@ fn together(model: &Arc<Gpt2>, streams: usize, prompt: usize, tokens: u32) -> Ve
 }
 
 fn stream(
-    model: &Gpt2,
+    model: &Transformer,
     number: usize,
     prompt: usize,
     tokens: u32,

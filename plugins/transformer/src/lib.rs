@@ -50,9 +50,9 @@ const KV_CACHE_MIB: usize = 96;
 /// More threads than any machine has use for.
 const MOST_THREADS: usize = 256;
 
-/// A loaded model, which need not be GPT-2.
+/// A loaded model and the engine that runs it.
 #[derive(Debug)]
-pub struct Gpt2 {
+pub struct Transformer {
     loaded: Arc<Loaded>,
     engine: Engine,
     /// Where it was loaded from, by the name shown to people.
@@ -61,7 +61,7 @@ pub struct Gpt2 {
     dtype: &'static str,
 }
 
-impl Backend for Gpt2 {
+impl Backend for Transformer {
     type Completion = Generation;
 
     /// Loads the first source that can be loaded.
@@ -88,7 +88,7 @@ impl Backend for Gpt2 {
                 Ok((loaded, source)) => {
                     let loaded = Arc::new(loaded);
                     let options = Options {
-                        name: settings.get("name").unwrap_or("gpt2").to_owned(),
+                        name: settings.get("name").unwrap_or("transformer").to_owned(),
                         threads,
                         pages: pages(&loaded.model, kv_cache_mib)?,
                         is_sharing,
@@ -118,10 +118,10 @@ impl Backend for Gpt2 {
         let features = ["completion", "seed"].into_iter().chain(chat);
         let millions = model.parameters() as f64 / 1e6;
         Ok(PluginInfo {
-            name: "gpt2".to_owned(),
+            name: "transformer".to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             models: vec![ModelInfo {
-                id: "gpt2".to_owned(),
+                id: model.config().family.to_owned(),
                 description: format!(
                     "{} of {millions:.1} million parameters, in {}",
                     model.config().family,
@@ -171,7 +171,7 @@ impl Backend for Gpt2 {
     }
 }
 
-impl Gpt2 {
+impl Transformer {
     fn context_window(&self) -> u32 {
         u32::try_from(self.loaded.model.config().context).unwrap_or(u32::MAX)
     }

@@ -14,7 +14,7 @@ fn llama() -> Vec<u8> {
     std::fs::read(fixture("llama").join("llama.gguf")).unwrap()
 }
 
-fn loaded(bytes: &[u8]) -> Result<crate::Gpt2, plugin_sdk::Error> {
+fn loaded(bytes: &[u8]) -> Result<crate::Transformer, plugin_sdk::Error> {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("model.gguf"), bytes).unwrap();
     // the only one in a folder

@@ -13,7 +13,7 @@ use plugin_sdk::{
     Backend, Completion, Error, Event, FinishReason, Params, Prompt, Request, Settings, Usage,
 };
 
-use crate::Gpt2;
+use crate::Transformer;
 use crate::kernels::Team;
 use crate::model::{Cache, Model, Predict, Run, Workspace};
 
@@ -71,8 +71,8 @@ pub(crate) fn settings(pairs: &[(&str, &str)]) -> Settings {
         .collect()
 }
 
-pub(crate) fn open(source: &str) -> Result<Gpt2, Error> {
-    Gpt2::open(&settings(&[("model_path", source)]))
+pub(crate) fn open(source: &str) -> Result<Transformer, Error> {
+    Transformer::open(&settings(&[("model_path", source)]))
 }
 
 fn request(text: &str, params: Params) -> Request {
@@ -88,11 +88,11 @@ fn request(text: &str, params: Params) -> Request {
 }
 
 /// The whole answer.
-fn answer(model: &Gpt2, text: &str, params: Params) -> (String, FinishReason, Usage) {
+fn answer(model: &Transformer, text: &str, params: Params) -> (String, FinishReason, Usage) {
     answer_to(model, request(text, params))
 }
 
-fn answer_to(model: &Gpt2, request: Request) -> (String, FinishReason, Usage) {
+fn answer_to(model: &Transformer, request: Request) -> (String, FinishReason, Usage) {
     let mut completion = model.generate(request).unwrap();
     let mut said = String::new();
     loop {

@@ -6,19 +6,19 @@ use std::thread;
 use plugin_sdk::{Backend, Completion, ErrorKind, Event, Params};
 
 use super::{Runner, answer, fixture, request, settings};
-use crate::Gpt2;
+use crate::Transformer;
 use crate::checkpoint::Checkpoint;
 use crate::kernels::Dtype;
 use crate::model::{Predict, Run};
 
-fn open(dtype: &str) -> Gpt2 {
+fn open(dtype: &str) -> Transformer {
     let source = fixture("plain");
     let pairs = [
         ("model_path", source.to_str().unwrap()),
         ("dtype", dtype),
         ("threads", "3"),
     ];
-    Gpt2::open(&settings(&pairs)).unwrap()
+    Transformer::open(&settings(&pairs)).unwrap()
 }
 
 #[test]
@@ -92,7 +92,7 @@ fn answers_are_the_same_alone_and_together() {
         seed: Some(number as u64),
         ..Params::default()
     };
-    let say = move |model: &Gpt2, number: usize| {
+    let say = move |model: &Transformer, number: usize| {
         let (text, reason, mut usage) = answer(model, texts[number % 5], params(number));
         // which of two equal prompts is the first is chance when they come together
         usage.cached_prompt_tokens = 0;
@@ -167,7 +167,7 @@ fn an_answer_goes_on_when_its_model_is_dropped_and_ends_when_it_is_dropped_itsel
 #[test]
 fn threads_are_a_number() {
     for threads in ["0", "two", "1000000"] {
-        let error = Gpt2::open(&settings(&[("threads", threads)])).unwrap_err();
+        let error = Transformer::open(&settings(&[("threads", threads)])).unwrap_err();
         assert_eq!(error.kind, ErrorKind::InvalidRequest, "{threads}");
     }
 }

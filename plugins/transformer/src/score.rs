@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 
 use plugin_sdk::{Error, ErrorKind};
 
-use crate::Gpt2;
+use crate::Transformer;
 use crate::kernels::Team;
 use crate::model::{Predict, Run, Workspace};
 use crate::sampling::likeliest;
@@ -22,7 +22,7 @@ pub struct Score {
     pub nats: Vec<f64>,
 }
 
-impl Gpt2 {
+impl Transformer {
     /// Scores a text in windows of the context's length. It works on one thread
     /// and beside the answers in the making.
     ///
@@ -99,7 +99,7 @@ mod tests {
     fn fewer_bits_predict_a_text_about_as_well() {
         let text = include_str!("../model/README.md");
         let of = |dtype: &str| {
-            let model = Gpt2::open(&settings(&[("dtype", dtype)])).unwrap();
+            let model = Transformer::open(&settings(&[("dtype", dtype)])).unwrap();
             model.score(text).unwrap()
         };
         let exact = of("f32");
