@@ -5,13 +5,13 @@ use std::arch::x86_64::{
     _mm256_and_si256, _mm256_cvtepi32_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256,
     _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_mul_ps, _mm256_set1_epi8, _mm256_set1_epi16,
     _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_ps, _mm256_setzero_si256, _mm256_sign_epi8,
-    _mm256_slli_epi32, _mm256_srli_epi16, _mm256_storeu_ps, _mm256_xor_si256,
+    _mm256_slli_epi32, _mm256_srli_epi16, _mm256_storeu_ps,
 };
 
 use super::element::{Element, LANES, Lanes};
 use super::nibbles::{HIGH, Nibbles};
 use super::product::{Product, in_blocks};
-use super::quantized::{GROUP, Group, Tile, Wide};
+use super::quantized::{GROUP, Group, Mark, Tile, Wide};
 
 /// Sixteen numbers: the lower eight and the upper.
 type Pair = [__m256; 2];
@@ -45,6 +45,7 @@ pub(super) fn nibbles(product: Product<'_, Nibbles, Group>, out: &mut [Lanes]) {
 fn dense_block<E: Element, const T: usize, const R: usize>(
     weights: [&[[E; 16]]; T],
     inputs: [&[f32]; R],
+    _: [&[Mark]; R],
 ) -> [[Pair; R]; T] {
     let depth = inputs[0].len();
     let (weights, inputs) = (weights.map(|w| &w[..depth]), inputs.map(|x| &x[..depth]));
@@ -71,20 +72,18 @@ fn dense_block<E: Element, const T: usize, const R: usize>(
 fn quantized_block<const T: usize, const R: usize>(
     weights: [&[Tile]; T],
     inputs: [&[Group]; R],
+    marks: [&[Mark]; R],
 ) -> [[Pair; R]; T] {
     let depth = inputs[0].len();
     let (weights, inputs) = (weights.map(|w| &w[..depth]), inputs.map(|x| &x[..depth]));
-    let sign = _mm256_set1_epi8(-128);
     let mut sums = [[[_mm256_setzero_ps(); 2]; R]; T];
     for g in 0..depth {
         let mut whole = [[[_mm256_setzero_si256(); 2]; R]; T];
         for quad in 0..GROUP / 4 {
             for t in 0..T {
-                // with the sign bit flipped they are signed, so no correction is due
-                let [low, high] = load_bytes(&weights[t][g].weights[quad]);
-                let tile = [_mm256_xor_si256(low, sign), _mm256_xor_si256(high, sign)];
+                let tile = load_bytes(&weights[t][g].weights[quad]);
                 for r in 0..R {
-                    let input = _mm256_set1_epi32(inputs[r][g].values[quad]);
+                    let input = _mm256_set1_epi32(inputs[r][g].0[quad]);
                     for half in 0..2 {
                         let sum = dot(tile[half], input);
                         whole[t][r][half] = _mm256_add_epi32(whole[t][r][half], sum);
@@ -96,7 +95,7 @@ fn quantized_block<const T: usize, const R: usize>(
             &mut sums,
             &whole,
             weights.map(|w| &w[g].scales),
-            inputs.map(|x| x[g].scale),
+            marks.map(|marks| marks[g].scale),
         );
     }
     sums
@@ -107,17 +106,16 @@ fn quantized_block<const T: usize, const R: usize>(
 fn wide_block<const T: usize, const R: usize>(
     weights: [&[Tile]; T],
     inputs: [&[Wide]; R],
+    marks: [&[Mark]; R],
 ) -> [[Pair; R]; T] {
     let depth = inputs[0].len();
     let (weights, inputs) = (weights.map(|w| &w[..depth]), inputs.map(|x| &x[..depth]));
-    let sign = _mm256_set1_epi8(-128);
     let mut sums = [[[_mm256_setzero_ps(); 2]; R]; T];
     for g in 0..depth {
         let mut whole = [[[_mm256_setzero_si256(); 2]; R]; T];
         for quad in 0..GROUP / 4 {
             for t in 0..T {
-                let [low, high] = load_bytes(&weights[t][g].weights[quad]);
-                let tile = [_mm256_xor_si256(low, sign), _mm256_xor_si256(high, sign)];
+                let tile = load_bytes(&weights[t][g].weights[quad]);
                 for r in 0..R {
                     let first = _mm256_set1_epi32(inputs[r][g].high[quad]);
                     let second = _mm256_set1_epi32(inputs[r][g].low[quad]);
@@ -133,7 +131,7 @@ fn wide_block<const T: usize, const R: usize>(
             &mut sums,
             &whole,
             weights.map(|w| &w[g].scales),
-            inputs.map(|x| x[g].scale),
+            marks.map(|marks| marks[g].scale),
         );
     }
     sums
@@ -151,7 +149,7 @@ fn dot(tile: __m256i, input: __m256i) -> __m256i {
 }
 
 /// Adds whole numbers, scaled by their outputs and by their rows.
-#[target_feature(enable = "avx2")]
+#[target_feature(enable = "avx2,fma")]
 #[inline]
 fn add_scaled<const T: usize, const R: usize>(
     sums: &mut [[Pair; R]; T],
@@ -164,8 +162,8 @@ fn add_scaled<const T: usize, const R: usize>(
         for r in 0..R {
             for half in 0..2 {
                 let scale = _mm256_mul_ps(scales[half], _mm256_set1_ps(inputs[r]));
-                let sum = _mm256_mul_ps(_mm256_cvtepi32_ps(whole[t][r][half]), scale);
-                sums[t][r][half] = _mm256_add_ps(sums[t][r][half], sum);
+                let whole = _mm256_cvtepi32_ps(whole[t][r][half]);
+                sums[t][r][half] = _mm256_fmadd_ps(whole, scale, sums[t][r][half]);
             }
         }
     }
@@ -176,6 +174,7 @@ fn add_scaled<const T: usize, const R: usize>(
 fn nibbles_block<const T: usize, const R: usize>(
     weights: [&[Nibbles]; T],
     inputs: [&[Group]; R],
+    marks: [&[Mark]; R],
 ) -> [[Pair; R]; T] {
     let depth = inputs[0].len();
     let (weights, inputs) = (weights.map(|w| &w[..depth]), inputs.map(|x| &x[..depth]));
@@ -187,8 +186,8 @@ fn nibbles_block<const T: usize, const R: usize>(
             for t in 0..T {
                 let tile = load_bytes(&weights[t][g].weights[quad]);
                 for r in 0..R {
-                    let first = _mm256_set1_epi32(inputs[r][g].values[quad]);
-                    let second = _mm256_set1_epi32(inputs[r][g].values[quad + HIGH / 4]);
+                    let first = _mm256_set1_epi32(inputs[r][g].0[quad]);
+                    let second = _mm256_set1_epi32(inputs[r][g].0[quad + HIGH / 4]);
                     for half in 0..2 {
                         let low = _mm256_and_si256(tile[half], mask);
                         let high = _mm256_and_si256(_mm256_srli_epi16::<4>(tile[half]), mask);
@@ -206,12 +205,13 @@ fn nibbles_block<const T: usize, const R: usize>(
         for t in 0..T {
             let (scales, lowest) = (widen(&weights[t][g].scales), widen(&weights[t][g].lowest));
             for r in 0..R {
-                let input = _mm256_set1_ps(inputs[r][g].sum());
+                let input = _mm256_set1_ps(marks[r][g].sum);
                 for half in 0..2 {
-                    let scaled = _mm256_mul_ps(scales[half], _mm256_cvtepi32_ps(whole[t][r][half]));
-                    let sum = _mm256_add_ps(scaled, _mm256_mul_ps(lowest[half], input));
-                    let sum = _mm256_mul_ps(sum, _mm256_set1_ps(inputs[r][g].scale));
-                    sums[t][r][half] = _mm256_add_ps(sums[t][r][half], sum);
+                    let whole = _mm256_cvtepi32_ps(whole[t][r][half]);
+                    let moved = _mm256_mul_ps(lowest[half], input);
+                    let sum = _mm256_fmadd_ps(scales[half], whole, moved);
+                    let scale = _mm256_set1_ps(marks[r][g].scale);
+                    sums[t][r][half] = _mm256_fmadd_ps(sum, scale, sums[t][r][half]);
                 }
             }
         }
@@ -324,7 +324,7 @@ fn load(lanes: &Lanes) -> Pair {
 
 #[target_feature(enable = "avx2")]
 #[inline]
-fn load_bytes(bytes: &[u8; 64]) -> [__m256i; 2] {
+fn load_bytes<B>(bytes: &[B; 64]) -> [__m256i; 2] {
     let (low, high) = bytes.split_at(32);
     // SAFETY: there are 32 bytes at each
     unsafe {

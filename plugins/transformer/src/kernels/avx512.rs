@@ -1,16 +1,16 @@
 //! Products with AVX-512 and its dot product of bytes (VNNI).
 
 use std::arch::x86_64::{
-    __m512, __m512i, _mm512_add_epi32, _mm512_add_ps, _mm512_and_si512, _mm512_cvtepi32_ps,
+    __m512, __m512i, _mm512_add_epi32, _mm512_add_ps, _mm512_and_si512, _mm512_cvtepi32_ps, _mm512_cvtps_epi32,
     _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mul_ps,
     _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_setzero_si512,
-    _mm512_slli_epi32, _mm512_srli_epi16, _mm512_storeu_ps,
+    _mm512_slli_epi32, _mm512_srli_epi16, _mm512_storeu_ps, _mm512_xor_si512,
 };
 
 use super::element::{Element, LANES, Lanes};
 use super::nibbles::{HIGH, Nibbles};
 use super::product::{Product, in_blocks};
-use super::quantized::{GROUP, Group, Tile, Wide};
+use super::quantized::{GROUP, Group, Mark, Tile, Wide};
 
 /// See [`Product::add_to`].
 #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
@@ -41,6 +41,7 @@ pub(super) fn nibbles(product: Product<'_, Nibbles, Group>, out: &mut [Lanes]) {
 fn dense_block<E: Element, const T: usize, const R: usize>(
     weights: [&[[E; 16]]; T],
     inputs: [&[f32]; R],
+    _: [&[Mark]; R],
 ) -> [[__m512; R]; T] {
     let depth = inputs[0].len();
     let (weights, inputs) = (weights.map(|w| &w[..depth]), inputs.map(|x| &x[..depth]));
@@ -65,14 +66,17 @@ fn dense_block<E: Element, const T: usize, const R: usize>(
 fn quantized_block<const T: usize, const R: usize>(
     weights: [&[Tile]; T],
     inputs: [&[Group]; R],
+    marks: [&[Mark]; R],
 ) -> [[__m512; R]; T] {
     let depth = inputs[0].len();
     let (weights, inputs) = (weights.map(|w| &w[..depth]), inputs.map(|x| &x[..depth]));
+    let marks = marks.map(|marks| &marks[..depth]);
+    let sign = _mm512_set1_epi8(-128);
     let mut sums = [[_mm512_setzero_ps(); R]; T];
     for g in 0..depth {
         let mut whole = [[_mm512_setzero_si512(); R]; T];
         for r in 0..R {
-            let correction = _mm512_set1_epi32(inputs[r][g].correction);
+            let correction = correction(&marks[r][g]);
             for t in 0..T {
                 whole[t][r] = correction;
             }
@@ -80,10 +84,11 @@ fn quantized_block<const T: usize, const R: usize>(
         for quad in 0..GROUP / 4 {
             let mut tiles = [_mm512_setzero_si512(); T];
             for t in 0..T {
-                tiles[t] = load_bytes(&weights[t][g].weights[quad]);
+                let signed = load_bytes(&weights[t][g].weights[quad]);
+                tiles[t] = _mm512_xor_si512(signed, sign);
             }
             for r in 0..R {
-                let input = _mm512_set1_epi32(inputs[r][g].values[quad]);
+                let input = _mm512_set1_epi32(inputs[r][g].0[quad]);
                 for t in 0..T {
                     whole[t][r] = _mm512_dpbusd_epi32(whole[t][r], tiles[t], input);
                 }
@@ -92,9 +97,9 @@ fn quantized_block<const T: usize, const R: usize>(
         for t in 0..T {
             let scales = load(&weights[t][g].scales);
             for r in 0..R {
-                let scale = _mm512_mul_ps(scales, _mm512_set1_ps(inputs[r][g].scale));
-                let sum = _mm512_mul_ps(_mm512_cvtepi32_ps(whole[t][r]), scale);
-                sums[t][r] = _mm512_add_ps(sums[t][r], sum);
+                let scale = _mm512_mul_ps(scales, _mm512_set1_ps(marks[r][g].scale));
+                let whole = _mm512_cvtepi32_ps(whole[t][r]);
+                sums[t][r] = _mm512_fmadd_ps(whole, scale, sums[t][r]);
             }
         }
     }
@@ -106,15 +111,18 @@ fn quantized_block<const T: usize, const R: usize>(
 fn wide_block<const T: usize, const R: usize>(
     weights: [&[Tile]; T],
     inputs: [&[Wide]; R],
+    marks: [&[Mark]; R],
 ) -> [[__m512; R]; T] {
     let depth = inputs[0].len();
     let (weights, inputs) = (weights.map(|w| &w[..depth]), inputs.map(|x| &x[..depth]));
+    let marks = marks.map(|marks| &marks[..depth]);
+    let sign = _mm512_set1_epi8(-128);
     let mut sums = [[_mm512_setzero_ps(); R]; T];
     for g in 0..depth {
         let mut high = [[_mm512_setzero_si512(); R]; T];
         let mut low = [[_mm512_setzero_si512(); R]; T];
         for r in 0..R {
-            let correction = _mm512_set1_epi32(inputs[r][g].correction);
+            let correction = correction(&marks[r][g]);
             for t in 0..T {
                 low[t][r] = correction;
             }
@@ -122,7 +130,8 @@ fn wide_block<const T: usize, const R: usize>(
         for quad in 0..GROUP / 4 {
             let mut tiles = [_mm512_setzero_si512(); T];
             for t in 0..T {
-                tiles[t] = load_bytes(&weights[t][g].weights[quad]);
+                let signed = load_bytes(&weights[t][g].weights[quad]);
+                tiles[t] = _mm512_xor_si512(signed, sign);
             }
             for r in 0..R {
                 let first = _mm512_set1_epi32(inputs[r][g].high[quad]);
@@ -136,10 +145,9 @@ fn wide_block<const T: usize, const R: usize>(
         for t in 0..T {
             let scales = load(&weights[t][g].scales);
             for r in 0..R {
-                let scale = _mm512_mul_ps(scales, _mm512_set1_ps(inputs[r][g].scale));
+                let scale = _mm512_mul_ps(scales, _mm512_set1_ps(marks[r][g].scale));
                 let whole = _mm512_add_epi32(_mm512_slli_epi32::<8>(high[t][r]), low[t][r]);
-                let sum = _mm512_mul_ps(_mm512_cvtepi32_ps(whole), scale);
-                sums[t][r] = _mm512_add_ps(sums[t][r], sum);
+                sums[t][r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(whole), scale, sums[t][r]);
             }
         }
     }
@@ -151,9 +159,11 @@ fn wide_block<const T: usize, const R: usize>(
 fn nibbles_block<const T: usize, const R: usize>(
     weights: [&[Nibbles]; T],
     inputs: [&[Group]; R],
+    marks: [&[Mark]; R],
 ) -> [[__m512; R]; T] {
     let depth = inputs[0].len();
     let (weights, inputs) = (weights.map(|w| &w[..depth]), inputs.map(|x| &x[..depth]));
+    let marks = marks.map(|marks| &marks[..depth]);
     let mask = _mm512_set1_epi8(15);
     let mut sums = [[_mm512_setzero_ps(); R]; T];
     for g in 0..depth {
@@ -167,8 +177,8 @@ fn nibbles_block<const T: usize, const R: usize>(
                 high[t] = _mm512_and_si512(_mm512_srli_epi16::<4>(bytes), mask);
             }
             for r in 0..R {
-                let first = _mm512_set1_epi32(inputs[r][g].values[quad]);
-                let second = _mm512_set1_epi32(inputs[r][g].values[quad + HIGH / 4]);
+                let first = _mm512_set1_epi32(inputs[r][g].0[quad]);
+                let second = _mm512_set1_epi32(inputs[r][g].0[quad + HIGH / 4]);
                 for t in 0..T {
                     whole[t][r] = _mm512_dpbusd_epi32(whole[t][r], low[t], first);
                     whole[t][r] = _mm512_dpbusd_epi32(whole[t][r], high[t], second);
@@ -178,11 +188,10 @@ fn nibbles_block<const T: usize, const R: usize>(
         for t in 0..T {
             let (scales, lowest) = (widen(&weights[t][g].scales), widen(&weights[t][g].lowest));
             for r in 0..R {
-                let scaled = _mm512_mul_ps(scales, _mm512_cvtepi32_ps(whole[t][r]));
-                let moved = _mm512_mul_ps(lowest, _mm512_set1_ps(inputs[r][g].sum()));
-                let sum = _mm512_add_ps(scaled, moved);
-                let sum = _mm512_mul_ps(sum, _mm512_set1_ps(inputs[r][g].scale));
-                sums[t][r] = _mm512_add_ps(sums[t][r], sum);
+                let moved = _mm512_mul_ps(lowest, _mm512_set1_ps(marks[r][g].sum));
+                let sum = _mm512_fmadd_ps(scales, _mm512_cvtepi32_ps(whole[t][r]), moved);
+                let scale = _mm512_set1_ps(marks[r][g].scale);
+                sums[t][r] = _mm512_fmadd_ps(sum, scale, sums[t][r]);
             }
         }
     }
@@ -251,6 +260,14 @@ pub(super) fn add_values<E: Element>(sums: &mut [Lanes], scores: &[f32], values:
     }
 }
 
+/// What weights without a sign add to a sum, with the sign changed.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn correction(mark: &Mark) -> __m512i {
+    let sum = _mm512_set1_ps(mark.sum);
+    _mm512_cvtps_epi32(_mm512_mul_ps(sum, _mm512_set1_ps(-128.0)))
+}
+
 #[target_feature(enable = "avx512f")]
 #[inline]
 pub(super) fn add(out: &mut Lanes, sums: __m512) {
@@ -273,7 +290,7 @@ pub(super) fn load(lanes: &Lanes) -> __m512 {
 
 #[target_feature(enable = "avx512f")]
 #[inline]
-pub(super) fn load_bytes(bytes: &[u8; 64]) -> __m512i {
+pub(super) fn load_bytes<B>(bytes: &[B; 64]) -> __m512i {
     // SAFETY: there are 64 bytes
     unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) }
 }
