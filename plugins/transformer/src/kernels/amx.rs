@@ -124,23 +124,23 @@ macro_rules! multiply {
             sums: &mut Sums,
         ) {
             macro_rules! multiply {
-                ($sums:tt, $inputs:tt) => {
-                    asm!(
-                        "tileloadd tmm3, [{weights} + {row}*1]",
-                        concat!("tileloadd ", $inputs, ", [{inputs} + {stride}*1]"),
-                        concat!("tilezero ", $sums),
-                        concat!($kind, " ", $sums, ", ", $inputs, ", tmm3"),
-                        concat!("tilestored [{sums} + {row}*1], ", $sums),
-                        weights = in(reg) weights.as_ptr(),
-                        inputs = in(reg) inputs,
-                        stride = in(reg) stride,
-                        row = in(reg) ROW,
-                        sums = in(reg) sums.0.as_mut_ptr(),
-                        out("tmm3") _, out($sums) _, out($inputs) _,
-                        options(nostack),
-                    )
-                };
-            }
+                                ($sums:tt, $inputs:tt) => {
+                                    asm!(
+                                        "tileloadd tmm3, [{weights} + {row}*1]",
+                                        concat!("tileloadd ", $inputs, ", [{inputs} + {stride}*1]"),
+                                        concat!("tilezero ", $sums),
+                                        concat!($kind, " ", $sums, ", ", $inputs, ", tmm3"),
+                                        concat!("tilestored [{sums} + {row}*1], ", $sums),
+                                        weights = in(reg) weights.as_ptr(),
+                                        inputs = in(reg) inputs,
+                                        stride = in(reg) stride,
+                                        row = in(reg) ROW,
+                                        sums = in(reg) sums.0.as_mut_ptr(),
+                                        out("tmm3") _, out($sums) _, out($inputs) _,
+                                        options(nostack),
+                                    )
+                                };
+                            }
             // SAFETY: tiles of at most 16 rows of 64 bytes: those of the weights
             // and sums are there, those of the inputs are the caller's promise
             unsafe {

@@ -8,6 +8,7 @@ use std::arch::x86_64::{
     _mm256_slli_epi32, _mm256_srli_epi16, _mm256_storeu_ps,
 };
 
+use super::attention::{Keys, Values, in_shapes};
 use super::element::{Element, LANES, Lanes};
 use super::nibbles::{HIGH, Nibbles};
 use super::product::{Product, in_blocks};
@@ -219,72 +220,108 @@ fn nibbles_block<const T: usize, const R: usize>(
     sums
 }
 
-/// How well each of 16 keys fits; see `attention`.
+/// See `attention`.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn scores<E: Element>(query: &[f32], keys: &[[E; LANES]]) -> Lanes {
-    let keys = &keys[..query.len()];
-    let mut sums = [[_mm256_setzero_ps(); 2]; 4];
-    let mut k = 0;
-    while k + 4 <= query.len() {
-        for part in 0..4 {
-            let key = widen(&keys[k + part]);
-            sums[part] = add_product(sums[part], _mm256_set1_ps(query[k + part]), key);
-        }
-        k += 4;
-    }
-    for part in 0..query.len() - k {
-        let key = widen(&keys[k + part]);
-        sums[part] = add_product(sums[part], _mm256_set1_ps(query[k + part]), key);
-    }
-    let [a, b, c, d] = sums;
-    let mut scores = Lanes::default();
-    let low = _mm256_add_ps(_mm256_add_ps(a[0], b[0]), _mm256_add_ps(c[0], d[0]));
-    let high = _mm256_add_ps(_mm256_add_ps(a[1], b[1]), _mm256_add_ps(c[1], d[1]));
-    store(&mut scores, [low, high]);
-    scores
+pub(super) fn find<E: Element>(keys: Keys<'_, E>, scores: &mut [Lanes]) {
+    in_shapes!(
+        keys.grid(),
+        [(4, 1), (1, 4), (1, 2), (1, 1)],
+        find_block,
+        keys,
+        scores
+    );
 }
 
-/// Adds rows of values, each times its score; see `attention`.
+/// See `attention`.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn add_values<E: Element>(sums: &mut [Lanes], scores: &[f32], values: &[[E; LANES]]) {
-    let columns = sums.len();
-    let values = &values[..scores.len() * columns];
-    let mut column = 0;
-    while column < columns {
-        macro_rules! add {
-            ($n:literal) => {{
-                let mut held = [[_mm256_setzero_ps(); 2]; $n];
-                for part in 0..$n {
-                    held[part] = load(&sums[column + part]);
-                }
-                for position in 0..scores.len() {
-                    let score = _mm256_set1_ps(scores[position]);
-                    for part in 0..$n {
-                        let value = widen(&values[position * columns + column + part]);
-                        held[part] = add_product(held[part], score, value);
-                    }
-                }
-                for part in 0..$n {
-                    store(&mut sums[column + part], held[part]);
-                }
-                column += $n;
-            }};
-        }
-        if columns - column >= 4 {
-            add!(4);
-        } else {
-            add!(1);
-        }
-    }
+pub(super) fn add_values<E: Element>(
+    grid: (usize, usize),
+    values: Values<'_, E>,
+    sums: &mut [Lanes],
+) {
+    in_shapes!(
+        grid,
+        [(4, 1), (1, 4), (1, 1)],
+        add_values_block,
+        values,
+        sums
+    );
 }
 
-/// Not fused: the portable sums are not either.
-#[target_feature(enable = "avx2")]
+#[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn add_product(sums: Pair, factor: __m256, numbers: Pair) -> Pair {
+fn find_block<E: Element, const Q: usize, const P: usize>(
+    keys: Keys<'_, E>,
+    scores: &mut [Lanes],
+    query: usize,
+    page: usize,
+) {
+    let width = keys.width;
+    let queries: [_; Q] = std::array::from_fn(|q| &keys.queries[(query + q) * width..][..width]);
+    let pages: [_; P] = std::array::from_fn(|p| &keys.pages[page + p][..width]);
+    let mut sums = [[[_mm256_setzero_ps(); 2]; P]; Q];
+    for k in 0..width {
+        let mut numbers = [[_mm256_setzero_ps(); 2]; P];
+        for p in 0..P {
+            numbers[p] = widen(&pages[p][k]);
+        }
+        for q in 0..Q {
+            let query = _mm256_set1_ps(queries[q][k]);
+            for p in 0..P {
+                sums[q][p] = add_product(query, numbers[p], sums[q][p]);
+            }
+        }
+    }
+    for q in 0..Q {
+        for p in 0..P {
+            let at = (query + q) * keys.pages.len() + page + p;
+            store(&mut scores[at], sums[q][p]);
+        }
+    }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn add_values_block<E: Element, const Q: usize, const C: usize>(
+    values: Values<'_, E>,
+    sums: &mut [Lanes],
+    query: usize,
+    column: usize,
+) {
+    let columns = values.columns;
+    let mut held = [[[_mm256_setzero_ps(); 2]; C]; Q];
+    for q in 0..Q {
+        for c in 0..C {
+            held[q][c] = load(&sums[(query + q) * columns + column + c]);
+        }
+    }
+    for (page, numbers) in values.pages.iter().enumerate() {
+        let scores: [_; Q] =
+            std::array::from_fn(|q| &values.scores[(query + q) * values.stride + page]);
+        let positions = LANES.min(values.positions - page * LANES);
+        for (position, numbers) in numbers.chunks_exact(columns).take(positions).enumerate() {
+            let numbers = &numbers[column..][..C];
+            for q in 0..Q {
+                let score = _mm256_set1_ps(scores[q][position]);
+                for c in 0..C {
+                    held[q][c] = add_product(score, widen(&numbers[c]), held[q][c]);
+                }
+            }
+        }
+    }
+    for q in 0..Q {
+        for c in 0..C {
+            store(&mut sums[(query + q) * columns + column + c], held[q][c]);
+        }
+    }
+}
+
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+fn add_product(factor: __m256, numbers: Pair, sums: Pair) -> Pair {
     [
-        _mm256_add_ps(sums[0], _mm256_mul_ps(factor, numbers[0])),
-        _mm256_add_ps(sums[1], _mm256_mul_ps(factor, numbers[1])),
+        _mm256_fmadd_ps(factor, numbers[0], sums[0]),
+        _mm256_fmadd_ps(factor, numbers[1], sums[1]),
     ]
 }
 

@@ -1,12 +1,14 @@
 //! Products with AVX-512 and its dot product of bytes (VNNI).
 
 use std::arch::x86_64::{
-    __m512, __m512i, _mm512_add_epi32, _mm512_add_ps, _mm512_and_si512, _mm512_cvtepi32_ps, _mm512_cvtps_epi32,
-    _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mul_ps,
-    _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_setzero_si512,
-    _mm512_slli_epi32, _mm512_srli_epi16, _mm512_storeu_ps, _mm512_xor_si512,
+    __m512, __m512i, _MM_HINT_T0, _mm_prefetch, _mm512_add_epi32, _mm512_add_ps, _mm512_and_si512,
+    _mm512_cvtepi32_ps, _mm512_cvtps_epi32, _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_loadu_ps,
+    _mm512_loadu_si512, _mm512_mul_ps, _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_ps,
+    _mm512_setzero_ps, _mm512_setzero_si512, _mm512_slli_epi32, _mm512_srli_epi16,
+    _mm512_storeu_ps, _mm512_xor_si512,
 };
 
+use super::attention::{Keys, Values, in_shapes};
 use super::element::{Element, LANES, Lanes};
 use super::nibbles::{HIGH, Nibbles};
 use super::product::{Product, in_blocks};
@@ -74,6 +76,9 @@ fn quantized_block<const T: usize, const R: usize>(
     let sign = _mm512_set1_epi8(-128);
     let mut sums = [[_mm512_setzero_ps(); R]; T];
     for g in 0..depth {
+        if R == 1 {
+            fetch(weights, g);
+        }
         let mut whole = [[_mm512_setzero_si512(); R]; T];
         for r in 0..R {
             let correction = correction(&marks[r][g]);
@@ -119,6 +124,9 @@ fn wide_block<const T: usize, const R: usize>(
     let sign = _mm512_set1_epi8(-128);
     let mut sums = [[_mm512_setzero_ps(); R]; T];
     for g in 0..depth {
+        if R == 1 {
+            fetch(weights, g);
+        }
         let mut high = [[_mm512_setzero_si512(); R]; T];
         let mut low = [[_mm512_setzero_si512(); R]; T];
         for r in 0..R {
@@ -167,6 +175,9 @@ fn nibbles_block<const T: usize, const R: usize>(
     let mask = _mm512_set1_epi8(15);
     let mut sums = [[_mm512_setzero_ps(); R]; T];
     for g in 0..depth {
+        if R == 1 {
+            fetch(weights, g);
+        }
         let mut whole = [[_mm512_setzero_si512(); R]; T];
         for quad in 0..HIGH / 4 {
             let mut low = [mask; T];
@@ -198,64 +209,118 @@ fn nibbles_block<const T: usize, const R: usize>(
     sums
 }
 
-/// How well each of 16 keys fits; see `attention`.
+/// See `attention`.
 #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-pub(super) fn scores<E: Element>(query: &[f32], keys: &[[E; LANES]]) -> Lanes {
-    let keys = &keys[..query.len()];
-    let mut sums = [_mm512_setzero_ps(); 4];
-    let mut k = 0;
-    while k + 4 <= query.len() {
-        for part in 0..4 {
-            let key = widen(&keys[k + part]);
-            let product = _mm512_mul_ps(_mm512_set1_ps(query[k + part]), key);
-            sums[part] = _mm512_add_ps(sums[part], product);
-        }
-        k += 4;
-    }
-    for part in 0..query.len() - k {
-        let key = widen(&keys[k + part]);
-        let product = _mm512_mul_ps(_mm512_set1_ps(query[k + part]), key);
-        sums[part] = _mm512_add_ps(sums[part], product);
-    }
-    let [a, b, c, d] = sums;
-    let mut scores = Lanes::default();
-    store(
-        &mut scores,
-        _mm512_add_ps(_mm512_add_ps(a, b), _mm512_add_ps(c, d)),
+pub(super) fn find<E: Element>(keys: Keys<'_, E>, scores: &mut [Lanes]) {
+    in_shapes!(
+        keys.grid(),
+        [(8, 2), (8, 1), (1, 8), (1, 4), (1, 2), (1, 1)],
+        find_block,
+        keys,
+        scores
     );
-    scores
 }
 
-/// Adds rows of values, each times its score; see `attention`.
+/// See `attention`.
 #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-pub(super) fn add_values<E: Element>(sums: &mut [Lanes], scores: &[f32], values: &[[E; LANES]]) {
-    let columns = sums.len();
-    let values = &values[..scores.len() * columns];
-    let mut column = 0;
-    while column < columns {
-        macro_rules! add {
-            ($n:literal) => {{
-                let mut held = [_mm512_setzero_ps(); $n];
-                for part in 0..$n {
-                    held[part] = load(&sums[column + part]);
-                }
-                for position in 0..scores.len() {
-                    let score = _mm512_set1_ps(scores[position]);
-                    for part in 0..$n {
-                        let value = widen(&values[position * columns + column + part]);
-                        held[part] = _mm512_add_ps(held[part], _mm512_mul_ps(score, value));
-                    }
-                }
-                for part in 0..$n {
-                    store(&mut sums[column + part], held[part]);
-                }
-                column += $n;
-            }};
+pub(super) fn add_values<E: Element>(
+    grid: (usize, usize),
+    values: Values<'_, E>,
+    sums: &mut [Lanes],
+) {
+    in_shapes!(
+        grid,
+        [(8, 2), (8, 1), (1, 4), (1, 1)],
+        add_values_block,
+        values,
+        sums
+    );
+}
+
+#[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+#[inline]
+fn find_block<E: Element, const Q: usize, const P: usize>(
+    keys: Keys<'_, E>,
+    scores: &mut [Lanes],
+    query: usize,
+    page: usize,
+) {
+    let width = keys.width;
+    let queries: [_; Q] = std::array::from_fn(|q| &keys.queries[(query + q) * width..][..width]);
+    let pages: [_; P] = std::array::from_fn(|p| &keys.pages[page + p][..width]);
+    let mut sums = [[_mm512_setzero_ps(); P]; Q];
+    for k in 0..width {
+        let mut numbers = [_mm512_setzero_ps(); P];
+        for p in 0..P {
+            numbers[p] = widen(&pages[p][k]);
         }
-        if columns - column >= 4 {
-            add!(4);
-        } else {
-            add!(1);
+        for q in 0..Q {
+            let query = _mm512_set1_ps(queries[q][k]);
+            for p in 0..P {
+                sums[q][p] = _mm512_fmadd_ps(query, numbers[p], sums[q][p]);
+            }
+        }
+    }
+    for q in 0..Q {
+        for p in 0..P {
+            let at = (query + q) * keys.pages.len() + page + p;
+            store(&mut scores[at], sums[q][p]);
+        }
+    }
+}
+
+#[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+#[inline]
+fn add_values_block<E: Element, const Q: usize, const C: usize>(
+    values: Values<'_, E>,
+    sums: &mut [Lanes],
+    query: usize,
+    column: usize,
+) {
+    let columns = values.columns;
+    let mut held = [[_mm512_setzero_ps(); C]; Q];
+    for q in 0..Q {
+        for c in 0..C {
+            held[q][c] = load(&sums[(query + q) * columns + column + c]);
+        }
+    }
+    for (page, numbers) in values.pages.iter().enumerate() {
+        let scores: [_; Q] =
+            std::array::from_fn(|q| &values.scores[(query + q) * values.stride + page]);
+        let positions = LANES.min(values.positions - page * LANES);
+        for (position, numbers) in numbers.chunks_exact(columns).take(positions).enumerate() {
+            let numbers = &numbers[column..][..C];
+            for q in 0..Q {
+                let score = _mm512_set1_ps(scores[q][position]);
+                for c in 0..C {
+                    held[q][c] = _mm512_fmadd_ps(score, widen(&numbers[c]), held[q][c]);
+                }
+            }
+        }
+    }
+    for q in 0..Q {
+        for c in 0..C {
+            store(&mut sums[(query + q) * columns + column + c], held[q][c]);
+        }
+    }
+}
+
+/// Brings near what the tiles hold some groups after `g`, or the next ones: the
+/// processor by itself does not look beyond a page.
+#[inline(always)]
+fn fetch<W, const T: usize>(weights: [&[W]; T], g: usize) {
+    const AHEAD: usize = 3;
+    let depth = weights[0].len();
+    let next = if g + AHEAD < depth {
+        0
+    } else {
+        (T - 1) * depth
+    };
+    for weights in weights {
+        let at = weights.as_ptr().wrapping_add(next + g + AHEAD).cast::<i8>();
+        for line in (0..size_of::<W>()).step_by(64) {
+            // SAFETY: it is a hint, and no access
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(line)) };
         }
     }
 }
