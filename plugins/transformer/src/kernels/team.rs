@@ -79,7 +79,7 @@ impl Team {
             let shared = Arc::clone(&team.shared);
             // on failure the drop of `team` ends those that run
             let helper = thread::Builder::new()
-                .name(format!("gpt2 helper {number}"))
+                .name(format!("engine helper {number}"))
                 .spawn(move || shared.help())?;
             team.helpers.push(helper);
         }

@@ -88,12 +88,36 @@ impl Workspace {
         vocab: usize,
         work: impl Fn(&mut T, &[f32]) + Sync,
     ) {
+        let mut items: Vec<_> = items.iter_mut().map(|item| (item, 1)).collect();
+        self.for_runs(&mut items, vocab, |item, logits| {
+            work(item, logits);
+            false
+        });
+    }
+
+    /// As [`Self::for_predictions`], with items that have so many predictions
+    /// each: `work` gets them one after the other while it returns true.
+    pub(crate) fn for_runs<T: Send>(
+        &mut self,
+        items: &mut [(T, usize)],
+        vocab: usize,
+        work: impl Fn(&mut T, &[f32]) -> bool + Sync,
+    ) {
         let logits = &self.logits;
-        self.team.each(items, 1, |first, items| {
+        let firsts = items.iter().scan(0, |next, (_, count)| {
+            let first = *next;
+            *next += count;
+            Some(first)
+        });
+        let firsts: Vec<usize> = firsts.collect();
+        self.team.each(items, 1, |index, items| {
             let mut numbers = vec![0.0; vocab];
-            for (index, item) in (first..).zip(items) {
-                logits.read(index, 0, &mut numbers);
-                work(item, &numbers);
+            for (first, (item, count)) in firsts[index..].iter().zip(items) {
+                let mut rows = *first..first + *count;
+                let _ = rows.all(|row| {
+                    logits.read(row, 0, &mut numbers);
+                    work(item, &numbers)
+                });
             }
         });
     }
