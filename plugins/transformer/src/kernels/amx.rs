@@ -184,10 +184,10 @@ impl<W, X> Block<'_, W, X> {
     /// Goes through the groups: `load` has the tiles loaded, `multiply` has them
     /// multiplied, `store` gives what came out, and `add` works on that. The
     /// products of a group are under way while the sums of the one before are
-    /// added, and what is next is loaded meanwhile.
+    /// added, and, of 16 rows, what comes after is loaded meanwhile.
     #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     #[inline]
-    fn run<S>(
+    fn run<const ALL: bool, S>(
         &self,
         out: &mut [S; 2],
         mut load: impl FnMut(usize),
@@ -198,20 +198,26 @@ impl<W, X> Block<'_, W, X> {
         load(0);
         multiply();
         store(&mut out[0]);
-        if self.depth > 1 {
+        if ALL && self.depth > 1 {
             load(1);
         }
         for g in 0..self.depth {
             self.fetch(g);
-            let has_next = g + 1 < self.depth;
-            if has_next {
+            if g + 1 < self.depth {
+                // few rows wait for their weights rather than for each other
+                if !ALL {
+                    load(g + 1);
+                }
                 multiply();
+                if !ALL {
+                    store(&mut out[(g + 1) % 2]);
+                }
             }
-            if g + 2 < self.depth {
+            if ALL && g + 2 < self.depth {
                 load(g + 2);
             }
             add(g, &out[g % 2]);
-            if has_next {
+            if ALL && g + 1 < self.depth {
                 store(&mut out[(g + 1) % 2]);
             }
         }
@@ -325,7 +331,7 @@ pub(super) fn nibbles(product: Product<'_, Nibbles, Group>, out: &mut [Lanes]) {
 #[inline]
 fn quantized_block<const R: usize, const ALL: bool>(block: &Block<'_, Tile, Group>) -> [__m512; R] {
     let mut held = [_mm512_setzero_ps(); R];
-    block.run(
+    block.run::<ALL, _>(
         &mut [const { Sums([[0; LANES]; ROWS]) }; 2],
         // SAFETY: the tiles are cut, and the rows of the block are there; as below
         |g| unsafe {
@@ -352,7 +358,7 @@ fn quantized_block<const R: usize, const ALL: bool>(block: &Block<'_, Tile, Grou
 #[inline]
 fn wide_block<const R: usize, const ALL: bool>(block: &Block<'_, Tile, Wide>) -> [__m512; R] {
     let mut held = [_mm512_setzero_ps(); R];
-    block.run(
+    block.run::<ALL, _>(
         &mut [const { [const { Sums([[0; LANES]; ROWS]) }; 2] }; 2],
         // SAFETY: the tiles are cut, and the rows of the block are there
         |g| unsafe {
@@ -391,7 +397,7 @@ fn nibbles_block<const R: usize, const ALL: bool>(
     let mut bytes = [const { Unpacked([[0; ROW]; GROUP / 4]) }; 2];
     let mut held = [_mm512_setzero_ps(); R];
     unpack(&block.weights[0], &mut bytes[0]);
-    block.run(
+    block.run::<ALL, _>(
         &mut [const { Sums([[0; LANES]; ROWS]) }; 2],
         |g| {
             // SAFETY: the tiles are cut, and the rows of the block are there
