@@ -27,8 +27,6 @@ struct Point {
 
 /// Prints a table and writes a plot to the file `plot`.
 pub fn measure(checkpoint: &Path, dtype: &str, plot: &Path) {
-    println!("| `{dtype}` | sequences | tokens/s | ms between tokens: median | p99 |");
-    println!("| --- | --- | --- | --- | --- |");
     let mut lines = Vec::new();
     for context in CONTEXTS {
         // of GPT-2 small, 16 positions take 576 KiB at most; one page more each
@@ -51,15 +49,29 @@ pub fn measure(checkpoint: &Path, dtype: &str, plot: &Path) {
                 median: at(&mut times, 0.5),
                 p99: at(&mut times, 0.99),
             };
-            println!(
-                "| {context} positions | {sequences} | {:.0} | {:.1} | {:.1} |",
-                point.rate, point.median, point.p99
-            );
             line.push(point);
         }
         lines.push(line);
     }
+    print!("{}", table(dtype, &lines));
     std::fs::write(plot, svg(dtype, &lines)).expect("the plot");
+}
+
+/// A row for so many sequences, and of each context the rate, and the median and p99 of
+/// the times.
+fn table(dtype: &str, lines: &[Vec<Point>]) -> String {
+    let titles = CONTEXTS.map(|context| format!(" {context} positions: tokens/s | ms, p99 |"));
+    let mut table = format!("| sequences in `{dtype}` |{}\n", titles.concat());
+    table += &format!("| --- |{}\n", " --- |".repeat(2 * CONTEXTS.len()));
+    for (index, sequences) in SEQUENCES.iter().enumerate() {
+        table += &format!("| {sequences} |");
+        for line in lines {
+            let Point { rate, median, p99 } = line[index];
+            table += &format!(" {rate:.0} | {median:.1}, {p99:.1} |");
+        }
+        table.push('\n');
+    }
+    table
 }
 
 /// What such a part of the numbers is not above.
