@@ -2,13 +2,17 @@
 
 use std::fmt;
 
-use time::OffsetDateTime;
+use time::{Duration, OffsetDateTime};
 
 use super::Period;
 use crate::money::NanoDollars;
 use crate::store::db::{Transaction, query};
 use crate::store::usage::deleted_before;
 use crate::store::{Error, Store, from_millis, millis};
+
+/// By how much the clocks of servers may differ, which each say by their own when a
+/// hold must be over.
+const CLOCKS: Duration = Duration::minutes(15);
 
 /// What an audit has looked at, and what is wrong.
 #[derive(Clone, Debug, Default)]
@@ -278,7 +282,7 @@ async fn budgets(moment: &mut Transaction<'_>) -> Result<Vec<Problem>, Error> {
 
 async fn expired(moment: &mut Transaction<'_>, now: OffsetDateTime) -> Result<Vec<Problem>, Error> {
     let rows = query("SELECT request_id FROM holds WHERE expires_at < $1")
-        .bind(millis(now))
+        .bind(millis(now - CLOCKS))
         .fetch_all(moment)
         .await?;
     rows.iter()

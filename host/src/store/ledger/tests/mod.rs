@@ -1,6 +1,7 @@
 //! A ledger to test, and what a budget does with time.
 
 mod any_order;
+mod at_once;
 
 use std::sync::Arc;
 
