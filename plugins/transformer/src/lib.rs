@@ -73,7 +73,8 @@ impl Backend for Transformer {
     /// step (the default is the processors this process may use); `kv_cache_mib`,
     /// the memory for keys and values, at least one context (the default is 96, or
     /// two contexts where that is more); `prefix_cache`, whether prompts that begin alike share them (`true`
-    /// or `false`, the default is `true`); `cache_dir`, the hub's cache where it
+    /// or `false`, the default is `true`); `prompt_lookup`, whether tokens are
+    /// guessed where an answer repeats (the default is `true`); `cache_dir`, the hub's cache where it
     /// is not the usual; `name`, the model's in metrics.
     fn open(settings: &Settings) -> Result<Self, Error> {
         let (dtype, dtype_name) = dtype(settings.get("dtype").unwrap_or(DEFAULT_DTYPE))?;
@@ -82,6 +83,7 @@ impl Backend for Transformer {
         let cache_dir = settings.get("cache_dir");
         let kv_cache_mib = settings.parsed("kv_cache_mib")?;
         let is_sharing = settings.parsed("prefix_cache")?.unwrap_or(true);
+        let is_guessing = settings.parsed("prompt_lookup")?.unwrap_or(true);
         let mut refusals = Vec::new();
         for source in sources {
             match source.load(cache_dir, dtype) {
@@ -92,6 +94,7 @@ impl Backend for Transformer {
                         threads,
                         pages: pages(&loaded.model, kv_cache_mib)?,
                         is_sharing,
+                        is_guessing,
                     };
                     let engine = Engine::start(Arc::clone(&loaded), &options).map_err(|error| {
                         Error::new(ErrorKind::Internal, "threads cannot be started").detail(error)

@@ -31,6 +31,24 @@ const NAMES: Names = Names {
     is_input_major: true,
 };
 
+/// As llama.cpp names them.
+const GGUF: Names = Names {
+    prefix: "",
+    tokens: "token_embd",
+    positions: "position_embd",
+    norm: "output_norm",
+    head: "output",
+    layer: "blk.",
+    attention_norm: "attn_norm",
+    qkv: &["attn_qkv"],
+    attention_out: "attn_output",
+    inner_norm: "ffn_norm",
+    inner: &["ffn_up"],
+    inner_out: "ffn_down",
+    is_input_major: false,
+    ..NAMES
+};
+
 /// What the file says, as transformers' `GPT2Config` writes it; what it leaves
 /// out has that class's defaults. Keys that do not change a prediction, such as
 /// the dropouts, are not read.
@@ -57,6 +75,15 @@ pub(super) struct File {
     #[serde(default)]
     add_cross_attention: bool,
     eos_token_id: Option<OneOrMore>,
+}
+
+/// What the metadata of a GGUF say, in the words of a `config.json`.
+pub(super) fn of_gguf(name: &str, json: serde_json::Value) -> Result<Config, Refusal> {
+    let file: File = serde_json::from_value(json).map_err(|error| Refusal::file(name, error))?;
+    Ok(Config {
+        names: &GGUF,
+        ..file.config()?
+    })
 }
 
 fn default_epsilon() -> f64 {

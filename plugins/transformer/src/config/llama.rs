@@ -170,7 +170,7 @@ pub(super) fn of_gguf(
         return Err(Refusal::file(
             name,
             format!(
-                "general.architecture is {family:?}, and only {} are supported in a GGUF",
+                "general.architecture is {family:?}, and only gpt2, {} are supported in a GGUF",
                 IN_GGUF.join(", ")
             ),
         ));

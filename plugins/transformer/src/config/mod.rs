@@ -195,7 +195,11 @@ impl Config {
         family: &str,
         json: serde_json::Value,
     ) -> Result<Self, Refusal> {
-        llama::of_gguf(name, family, json)?.checked()
+        let config = match family {
+            "gpt2" => gpt2::of_gguf(name, json)?,
+            _ => llama::of_gguf(name, family, json)?,
+        };
+        config.checked()
     }
 
     fn checked(mut self) -> Result<Self, Refusal> {

@@ -12,6 +12,7 @@ pub(super) struct Meter {
     sequences: Gauge<u64>,
     pages: Gauge<u64>,
     prompt: Counter<u64>,
+    guesses: Counter<u64>,
 }
 
 impl Meter {
@@ -35,6 +36,11 @@ impl Meter {
                 .with_unit("{token}")
                 .with_description("tokens of prompts: in shared pages (hit), or computed (miss)")
                 .build(),
+            guesses: meter
+                .u64_counter("model_host.prompt_lookup.tokens")
+                .with_unit("{token}")
+                .with_description("tokens guessed by prompt lookup: right (hit), or not (miss)")
+                .build(),
         }
     }
 
@@ -43,6 +49,14 @@ impl Meter {
     pub(super) fn began(&self, hit: usize, miss: usize) {
         self.prompt.add(hit as u64, &self.with("result", "hit"));
         self.prompt.add(miss as u64, &self.with("result", "miss"));
+    }
+
+    /// So many tokens were guessed rightly, and so many wrongly.
+    pub(super) fn guessed(&self, [right, wrong]: [u64; 2]) {
+        if right + wrong > 0 {
+            self.guesses.add(right, &self.with("result", "hit"));
+            self.guesses.add(wrong, &self.with("result", "miss"));
+        }
     }
 
     /// How full the engine is.

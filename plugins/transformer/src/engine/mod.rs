@@ -6,6 +6,7 @@
 //! the order of arrival.
 
 mod inbox;
+mod lookup;
 mod meter;
 mod pages;
 mod sequence;
@@ -36,6 +37,10 @@ const AHEAD: usize = 32;
 /// Tokens of prompts in a step in which somebody waits for their next token,
 /// and in one in which nobody does.
 const PROMPT_ROWS: (usize, usize) = (32, 128);
+/// Tokens after which the next are predicted in a step, guessed ones included,
+/// while guesses are made: up to here a row more costs little, since the time is
+/// spent reading weights.
+const GUESSING_ROWS: usize = 8;
 
 /// How an engine works.
 #[derive(Clone, Debug)]
@@ -48,6 +53,8 @@ pub(crate) struct Options {
     pub(crate) pages: usize,
     /// Whether prompts that begin alike share pages.
     pub(crate) is_sharing: bool,
+    /// Whether tokens are guessed where an answer repeats what came before.
+    pub(crate) is_guessing: bool,
 }
 
 /// The running engine. Dropping it lets the sequences under way end.
@@ -78,12 +85,13 @@ impl Engine {
         let workspace = Workspace::new(Team::new(options.threads)?);
         let pages = Pages::new(options.pages, options.is_sharing);
         let meter = Meter::new(&options.name);
+        let is_guessing = options.is_guessing;
         thread::Builder::new()
-            .name("gpt2 engine".to_owned())
+            .name("engine".to_owned())
             .spawn(move || {
                 // whatever ends the thread, nobody is to wait for it
                 let inbox = inbox::Closing(inbox);
-                run(&loaded, workspace, &inbox.0, pages, &meter);
+                run(&loaded, workspace, &inbox.0, pages, is_guessing, &meter);
             })?;
         Ok(engine)
     }
@@ -153,7 +161,14 @@ fn broken() -> Error {
 }
 
 /// The engine's thread.
-fn run(loaded: &Loaded, mut workspace: Workspace, inbox: &Inbox, mut pages: Pages, meter: &Meter) {
+fn run(
+    loaded: &Loaded,
+    mut workspace: Workspace,
+    inbox: &Inbox,
+    mut pages: Pages,
+    is_guessing: bool,
+    meter: &Meter,
+) {
     let (mut waiting, mut running) = (VecDeque::new(), Vec::new());
     while inbox.take(&mut waiting, &running) {
         waiting.retain(|sequence| !sequence.is_over());
@@ -173,17 +188,21 @@ fn run(loaded: &Loaded, mut workspace: Workspace, inbox: &Inbox, mut pages: Page
             running.push(sequence);
         }
         meter.tell(running.len(), waiting.len(), &pages);
-        step(loaded, &mut workspace, &mut running);
+        step(loaded, &mut workspace, &mut running, is_guessing);
         for sequence in &mut running {
             sequence.share(&mut pages);
+            meter.guessed(sequence.take_guesses());
         }
     }
 }
 
 /// Takes every sequence that can go on a token further, and prompts by a piece.
 /// A panic fails the sequence it came from and no other.
-fn step(loaded: &Loaded, workspace: &mut Workspace, sequences: &mut [Sequence]) {
+fn step(loaded: &Loaded, workspace: &mut Workspace, sequences: &mut [Sequence], is_guessing: bool) {
     let mut batch = plan(sequences);
+    if is_guessing {
+        guess(&mut batch);
+    }
     let seen: Vec<_> = batch.iter().map(|(sequence, _)| sequence.seen()).collect();
     let whole = catch_unwind(AssertUnwindSafe(|| advance(loaded, workspace, &mut batch)));
     if whole.is_ok() {
@@ -233,6 +252,18 @@ fn plan(sequences: &mut [Sequence]) -> Vec<(&mut Sequence, usize)> {
     batch
 }
 
+/// Has those that wait for their next token guess what follows it, as far as
+/// there are few of them.
+fn guess(batch: &mut [(&mut Sequence, usize)]) {
+    let awaited = batch.iter_mut().map(|(sequence, _)| sequence);
+    let awaited: Vec<_> = awaited.filter(|sequence| sequence.unseen() == 1).collect();
+    let spare = GUESSING_ROWS.saturating_sub(awaited.len());
+    let each = spare.checked_div(awaited.len()).unwrap_or(0);
+    for sequence in awaited {
+        sequence.guess(each);
+    }
+}
+
 /// Takes sequences further by so many tokens.
 fn advance(loaded: &Loaded, workspace: &mut Workspace, batch: &mut [(&mut Sequence, usize)]) {
     if batch.is_empty() {
@@ -244,19 +275,25 @@ fn advance(loaded: &Loaded, workspace: &mut Workspace, batch: &mut [(&mut Sequen
         .collect();
     loaded.model.step(workspace, &mut runs);
     let batch = batch.iter_mut().map(|(sequence, _)| &mut **sequence);
-    let mut predicted: Vec<_> = batch.filter(|sequence| sequence.unseen() == 0).collect();
+    let mut predicted: Vec<_> = batch
+        .filter_map(|sequence| {
+            let count = sequence.predictions()?;
+            Some((sequence, count))
+        })
+        .collect();
     // rows that pad the embedding stand for no token
-    workspace.for_predictions(
+    workspace.for_runs(
         &mut predicted,
         loaded.tokenizer.size(),
         |sequence, logits| {
             // caught here: the others have chosen, and are not to choose twice
             let chosen = catch_unwind(AssertUnwindSafe(|| {
-                sequence.choose(logits, &loaded.end_tokens);
+                sequence.choose(logits, &loaded.end_tokens)
             }));
-            if chosen.is_err() {
+            chosen.unwrap_or_else(|_| {
                 sequence.fail("choosing a token panicked");
-            }
+                false
+            })
         },
     );
 }

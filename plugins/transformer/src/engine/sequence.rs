@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use plugin_sdk::{Error, ErrorKind};
 use tokio::sync::mpsc;
 
+use super::lookup::Lookup;
 use super::pages::{Lease, Pages};
 use crate::model::{Cache, Predict, Run};
 use crate::sampling::Sampler;
@@ -14,7 +15,12 @@ use crate::sampling::Sampler;
 #[derive(Debug)]
 pub(super) struct Sequence {
     /// Tokens from the prompt's first on; the last one made is not seen yet.
+    /// After it those that are guessed, until a step shows which were right.
     tokens: Vec<u32>,
+    guessed: usize,
+    lookup: Lookup,
+    /// Guesses that were right and wrong, since it was last asked.
+    guesses: [u64; 2],
     cache: Cache,
     lease: Lease,
     /// Tokens of the prompt that were in shared pages.
@@ -35,6 +41,9 @@ impl Sequence {
     ) -> Self {
         Self {
             tokens: prompt,
+            guessed: 0,
+            lookup: Lookup::default(),
+            guesses: [0; 2],
             cache,
             lease: Lease::default(),
             cached: Arc::default(),
@@ -75,9 +84,14 @@ impl Sequence {
         pages.release(&self.lease);
     }
 
-    /// Tokens that the model has not seen.
+    /// Tokens that the model has not seen, guesses aside.
     pub(super) fn unseen(&self) -> usize {
-        self.tokens.len() - self.cache.len()
+        self.known().saturating_sub(self.cache.len())
+    }
+
+    /// Tokens that are not guessed.
+    fn known(&self) -> usize {
+        self.tokens.len() - self.guessed
     }
 
     /// Tokens that the model has seen.
@@ -107,32 +121,68 @@ impl Sequence {
         self.left == 0 || self.sender.is_closed()
     }
 
-    /// The next `count` tokens that are not seen.
+    /// Guesses at most `most` of the tokens after the one that is to come next,
+    /// for the next run to show which are right.
+    pub(super) fn guess(&mut self, most: usize) {
+        // the model chooses one more than it was right to guess
+        let room = self.sender.capacity().min(self.left as usize) - 1;
+        self.guessed = self.lookup.guess(&mut self.tokens, most.min(room));
+    }
+
+    /// How many guesses were right and how many wrong, since this was last asked.
+    pub(super) fn take_guesses(&mut self) -> [u64; 2] {
+        std::mem::take(&mut self.guesses)
+    }
+
+    /// The next `count` tokens that are not seen, and those that are guessed.
     pub(super) fn next_run(&mut self, count: usize) -> Run<'_> {
         let seen = self.cache.len();
-        let predict = if seen + count == self.tokens.len() {
-            Predict::Last
-        } else {
-            Predict::None
+        let predict = match (seen + count == self.known(), self.guessed) {
+            (false, _) => Predict::None,
+            (true, 0) => Predict::Last,
+            (true, _) => Predict::All,
         };
         Run {
-            tokens: &self.tokens[seen..seen + count],
+            tokens: &self.tokens[seen..seen + count + self.guessed],
             cache: &mut self.cache,
             predict,
         }
     }
 
-    /// Chooses the next token and sends it.
-    pub(super) fn choose(&mut self, logits: &[f32], end_tokens: &[u32]) {
+    /// How many tokens were predicted after its last run, unless the rest of the
+    /// prompt is still to come: the next one, and one after each guess.
+    pub(super) fn predictions(&self) -> Option<usize> {
+        (self.unseen() == 0).then_some(1 + self.guessed)
+    }
+
+    /// Chooses the next token and sends it. Returns whether it had been guessed:
+    /// then the prediction after it holds too.
+    pub(super) fn choose(&mut self, logits: &[f32], end_tokens: &[u32]) -> bool {
         let token = self.sampler.sample(logits);
         self.left -= 1;
-        match &token {
-            Ok(token) if !end_tokens.contains(token) => self.tokens.push(*token),
-            _ => self.left = 0,
+        let known = self.known();
+        let next = token.as_ref().ok();
+        let next = next.filter(|token| !end_tokens.contains(token)).copied();
+        let is_guessed = self.guessed > 0 && next == Some(self.tokens[known]);
+        if is_guessed {
+            self.guessed -= 1;
+            self.guesses[0] += 1;
+        } else {
+            self.guesses[1] += self.guessed as u64;
+            self.guessed = 0;
+            self.tokens.truncate(known);
+            self.cache.truncate(known);
+            self.tokens.extend(next);
+        }
+        if next.is_some() {
+            self.lookup.see(&self.tokens[..=known]);
+        } else {
+            self.left = 0;
         }
         let token = token.map_err(|error| failed(&error.to_string()));
         // there was room for it; if the receiver is gone, the next step sees that
         let _ = self.sender.try_send(token);
+        is_guessed
     }
 }
 

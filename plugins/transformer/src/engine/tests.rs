@@ -4,7 +4,10 @@
 use super::*;
 use crate::checkpoint::Checkpoint;
 use crate::kernels::Dtype;
+use crate::sampling;
+use crate::source::Source;
 use crate::tests::fixture;
+use plugin_sdk::Params;
 
 fn load() -> Arc<Loaded> {
     let folder = fixture("plain");
@@ -13,11 +16,16 @@ fn load() -> Arc<Loaded> {
 }
 
 fn start(loaded: &Arc<Loaded>, pages: usize, is_sharing: bool) -> Engine {
+    start_with(loaded, pages, is_sharing, true)
+}
+
+fn start_with(loaded: &Arc<Loaded>, pages: usize, is_sharing: bool, is_guessing: bool) -> Engine {
     let options = Options {
         name: "test".to_owned(),
         threads: NonZeroUsize::new(2).unwrap(),
         pages,
         is_sharing,
+        is_guessing,
     };
     Engine::start(Arc::clone(loaded), &options).unwrap()
 }
@@ -48,6 +56,77 @@ fn sequences_wait_for_room_and_say_what_they_would_have_said() {
     for (pages, is_sharing) in [(8, false), (8, true), (20, true), (1000, true)] {
         assert!(all(pages, is_sharing) == alone, "{pages} {is_sharing}");
     }
+}
+
+/// A trained model: it repeats what it reads.
+fn trained() -> Arc<Loaded> {
+    let [source] = &Source::list("embedded").unwrap()[..] else {
+        panic!("one source")
+    };
+    Arc::new(source.load(None, Dtype::Q8).unwrap().0)
+}
+
+#[test]
+fn guessing_changes_no_answer() {
+    let loaded = trained();
+    let prompts = [
+        "one two three one two three one two",
+        "a b a b a b",
+        "The sea",
+    ]
+    .map(|text| loaded.tokenizer.encode(text).unwrap());
+    let sampler = |number: usize| {
+        let params = Params {
+            temperature: Some([0.0, 0.3, 1.0][number % 3]),
+            seed: Some(number as u64),
+            ..Params::default()
+        };
+        sampling::sampler(&params, loaded.tokenizer.size()).unwrap()
+    };
+    let all = |is_guessing: bool, together: usize| -> Vec<Vec<u32>> {
+        let engine = start_with(&loaded, 1000, true, is_guessing);
+        let numbers: Vec<_> = (0..9).collect();
+        let said = numbers.chunks(together).flat_map(|numbers| {
+            let begun = numbers.iter().map(|&number| {
+                let prompt = prompts[number / 3].clone();
+                engine.begin(&loaded, prompt, 60, sampler(number)).unwrap()
+            });
+            let begun: Vec<_> = begun.collect();
+            begun.into_iter().map(|mut tokens| {
+                let said = (0..60).map(|_| tokens.next().unwrap());
+                said.take_while(|token| !loaded.end_tokens.contains(token))
+                    .collect()
+            })
+        });
+        said.collect()
+    };
+    let plain = all(false, 1);
+    for together in [1, 2, 9] {
+        assert!(all(true, together) == plain, "{together} together");
+    }
+}
+
+#[test]
+fn a_right_guess_spares_a_step() {
+    let loaded = trained();
+    let (sender, mut said) = mpsc::channel(AHEAD);
+    let prompt = "one two three one two three one two three one two";
+    let prompt = loaded.tokenizer.encode(prompt).unwrap();
+    let sequence = Sequence::new(prompt, loaded.model.cache(), 60, Sampler::Greedy, sender);
+    let mut sequences = [sequence];
+    let mut workspace = Workspace::new(Team::new(NonZeroUsize::MIN).unwrap());
+    let (mut steps, mut tokens, mut right) = (0, 0, 0);
+    while !sequences[0].is_over() {
+        step(&loaded, &mut workspace, &mut sequences, true);
+        steps += 1;
+        right += sequences[0].take_guesses()[0];
+        while let Ok(token) = said.try_recv() {
+            token.unwrap();
+            tokens += 1;
+        }
+    }
+    assert!(right > 3, "{right}");
+    assert_eq!(tokens, steps + right);
 }
 
 #[test]

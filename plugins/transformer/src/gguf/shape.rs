@@ -11,6 +11,13 @@ use crate::config::Config;
 
 /// What both kinds of file call differently. `general.architecture` stands
 /// before each of these.
+const OF_GPT2: [(&str, &str); 5] = [
+    ("context_length", "n_positions"),
+    ("embedding_length", "n_embd"),
+    ("feed_forward_length", "n_inner"),
+    ("block_count", "n_layer"),
+    ("attention.head_count", "n_head"),
+];
 const NUMBERS: [(&str, &str); 7] = [
     ("context_length", "max_position_embeddings"),
     ("embedding_length", "hidden_size"),
@@ -20,6 +27,10 @@ const NUMBERS: [(&str, &str); 7] = [
     ("attention.head_count_kv", "num_key_value_heads"),
     ("attention.key_length", "head_dim"),
 ];
+const FLOATS: [(&str, &str); 2] = [
+    ("attention.layer_norm_rms_epsilon", "rms_norm_eps"),
+    ("rope.freq_base", "rope_theta"),
+];
 /// Llama 3's scaling: what each angle is divided by.
 const FACTORS: &str = "rope_freqs.weight";
 
@@ -28,12 +39,48 @@ impl Gguf {
     pub(super) fn config(&self, file: &File) -> Result<Config, Refusal> {
         let family = self.architecture()?;
         let key = |name: &str| format!("{family}.{name}");
+        let has = |name: &str| self.content.tensor_infos.contains_key(name);
+        let is_gpt2 = family == "gpt2";
+        let (numbers, floats) = if is_gpt2 {
+            (
+                &OF_GPT2[..],
+                &[("attention.layer_norm_epsilon", "layer_norm_epsilon")][..],
+            )
+        } else {
+            (&NUMBERS[..], &FLOATS[..])
+        };
         let mut config = Map::new();
-        for (name, called) in NUMBERS {
+        for (name, called) in numbers {
             if let Some(number) = self.number(&key(name))? {
-                config.insert(called.to_owned(), json!(number));
+                config.insert((*called).to_owned(), json!(number));
             }
         }
+        for (name, called) in floats {
+            if let Some(number) = self.float(&key(name))? {
+                config.insert((*called).to_owned(), json!(number));
+            }
+        }
+        let vocab = self.texts("tokenizer.ggml.tokens")?.len();
+        config.insert("vocab_size".to_owned(), json!(vocab));
+        config.insert(
+            "tie_word_embeddings".to_owned(),
+            json!(!has("output.weight")),
+        );
+        if !is_gpt2 {
+            self.turns(file, family, &mut config)?;
+        }
+        Config::of_gguf(&self.name, family, Value::Object(config))
+    }
+
+    /// How positions turn the heads.
+    fn turns(
+        &self,
+        file: &File,
+        family: &str,
+        config: &mut Map<String, Value>,
+    ) -> Result<(), Refusal> {
+        let key = |name: &str| format!("{family}.{name}");
+        let has = |name: &str| self.content.tensor_infos.contains_key(name);
         let head_width = self.number(&key("rope.dimension_count"))?;
         let expected = config.get("head_dim").and_then(Value::as_u64).or_else(|| {
             let number = |name: &str| config.get(name)?.as_u64();
@@ -42,18 +89,8 @@ impl Gguf {
         if head_width.is_some() && head_width != expected {
             return Err(self.refuse("rotary embeddings of a part of a head are not supported"));
         }
-        let has = |name: &str| self.content.tensor_infos.contains_key(name);
         if family == "llama" && has("blk.0.attn_q.bias") {
             return Err(self.refuse("biases of queries are not supported in a llama"));
-        }
-        let floats = [
-            ("attention.layer_norm_rms_epsilon", "rms_norm_eps"),
-            ("rope.freq_base", "rope_theta"),
-        ];
-        for (name, called) in floats {
-            if let Some(number) = self.float(&key(name))? {
-                config.insert(called.to_owned(), json!(number));
-            }
         }
         let mut scaling = Map::new();
         if let Some(kind) = self.text(&key("rope.scaling.type"))?
@@ -68,13 +105,7 @@ impl Gguf {
             scaling.insert("factors".to_owned(), json!(factors));
         }
         config.insert("rope_scaling".to_owned(), Value::Object(scaling));
-        let vocab = self.texts("tokenizer.ggml.tokens")?.len();
-        config.insert("vocab_size".to_owned(), json!(vocab));
-        config.insert(
-            "tie_word_embeddings".to_owned(),
-            json!(!has("output.weight")),
-        );
-        Config::of_gguf(&self.name, family, Value::Object(config))
+        Ok(())
     }
 
     fn factors(&self, mut file: &File) -> candle_core::Result<Vec<f32>> {

@@ -1,219 +1,190 @@
-//! Keys and values in pages, and attention over them.
+//! Attention: looking up keys and values in pages.
 
 use std::ops::Range;
 use std::sync::Arc;
 
-use half::f16;
-
 use super::Level;
 use super::element::{Element, LANES, Lanes};
 use super::level::{Tier, for_each_level};
+use super::page::{Numbers, PAGE, Page};
 use super::vector::{exp, sum};
 #[cfg(target_arch = "x86_64")]
 use super::{avx2, avx512};
 
-/// Positions of a page.
-pub(crate) const PAGE: usize = LANES;
-
-/// How one page is laid out: for each layer and head the keys, a row for each
-/// of a key's numbers with the 16 positions side by side, then the values, a
-/// row for each position.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Layout {
-    pub(crate) layers: usize,
-    pub(crate) heads: usize,
-    /// Width of a head.
-    pub(crate) width: usize,
-    /// Whether numbers are held in 16 bits.
-    pub(crate) is_half: bool,
-}
-
-impl Layout {
-    /// Bytes of a page.
-    pub(crate) fn bytes(self) -> usize {
-        self.start(self.layers, 0) * if self.is_half { 2 } else { 4 }
-    }
-
-    /// Width of a value's row: whole lanes.
-    fn padded(self) -> usize {
-        self.width.next_multiple_of(LANES)
-    }
-
-    fn of_head(self) -> usize {
-        PAGE * (self.width + self.padded())
-    }
-
-    fn start(self, layer: usize, head: usize) -> usize {
-        (layer * self.heads + head) * self.of_head()
-    }
-}
-
-/// Keys and values of 16 positions, in all layers and heads.
-#[derive(Clone, Debug)]
-pub(crate) struct Page {
-    layout: Layout,
-    numbers: Numbers,
-}
-
-#[derive(Clone, Debug)]
-enum Numbers {
-    F32(Box<[f32]>),
-    F16(Box<[f16]>),
-}
-
-impl Page {
-    /// A page with nothing in it.
-    pub(crate) fn new(layout: Layout) -> Self {
-        let len = layout.start(layout.layers, 0);
-        let numbers = if layout.is_half {
-            Numbers::F16(vec![f16::ZERO; len].into())
-        } else {
-            Numbers::F32(vec![0.0; len].into())
-        };
-        Self { layout, numbers }
-    }
-
-    /// Where the keys of a head are.
-    fn keys(&self, layer: usize, head: usize) -> Range<usize> {
-        let start = self.layout.start(layer, head);
-        start..start + PAGE * self.layout.width
-    }
-
-    /// Where the values of a head are.
-    fn values(&self, layer: usize, head: usize) -> Range<usize> {
-        let start = self.layout.start(layer, head);
-        start + PAGE * self.layout.width..start + self.layout.of_head()
-    }
-
-    /// Sets a layer's keys and values at `position` of this page, each of all
-    /// heads side by side.
-    pub(crate) fn write(
-        &mut self,
-        level: Level,
-        layer: usize,
-        position: usize,
-        keys: &[f32],
-        values: &[f32],
-    ) {
-        let layout = self.layout;
-        let numbers = layout.start(layer, 0)..layout.start(layer + 1, 0);
-        match &mut self.numbers {
-            Numbers::F32(all) => write(level, &mut all[numbers], layout, position, keys, values),
-            Numbers::F16(all) => write(level, &mut all[numbers], layout, position, keys, values),
-        }
-    }
-}
-
-for_each_level! {
-    fn write<E: Element>(
-        numbers: &mut [E],
-        layout: Layout,
-        position: usize,
-        keys: &[f32],
-        values: &[f32],
-    ) {
-        for head in 0..layout.heads {
-            let numbers = &mut numbers[head * layout.of_head()..][..layout.of_head()];
-            let (to_keys, to_values) = numbers.split_at_mut(PAGE * layout.width);
-            let key = &keys[head * layout.width..][..layout.width];
-            let value = &values[head * layout.width..][..layout.width];
-            for k in 0..layout.width {
-                to_keys[k * PAGE + position] = E::narrow(key[k]);
-            }
-            let to_value = &mut to_values[position * layout.padded()..][..layout.width];
-            for k in 0..layout.width {
-                to_value[k] = E::narrow(value[k]);
-            }
-        }
-    }
-}
-
-/// Which keys and values a query sees.
+/// The keys and values that some queries look up: those of one head.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Seen<'a> {
     pub(crate) pages: &'a [Arc<Page>],
     pub(crate) layer: usize,
     pub(crate) head: usize,
-    /// The first position that is seen.
-    pub(crate) first: usize,
-    /// The position after the last.
-    pub(crate) positions: usize,
 }
 
-/// One head's attention: the values, weighted by how well their keys fit
-/// `query`, which is scaled already. The sums run over the positions in their
-/// order, so it does not matter which of them came in one step.
+/// Room for numbers between, used again and again.
+#[derive(Debug, Default)]
+pub(crate) struct Scratch {
+    /// Of each query, for each page.
+    scores: Vec<Lanes>,
+    /// Of each query.
+    sums: Vec<Lanes>,
+}
+
+/// Some queries, and keys to compare them with.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Keys<'a, E> {
+    /// Side by side.
+    pub(super) queries: &'a [f32],
+    /// Of a query.
+    pub(super) width: usize,
+    /// Of each page, the keys' first numbers, then the second ones.
+    pub(super) pages: &'a [&'a [[E; LANES]]],
+}
+
+/// Values, and what each of them counts.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Values<'a, E> {
+    /// By page, of the first query, then of the next, `stride` further on.
+    pub(super) scores: &'a [Lanes],
+    pub(super) stride: usize,
+    /// Lanes of a value.
+    pub(super) columns: usize,
+    /// Of each page, the first position's value, then the next.
+    pub(super) pages: &'a [&'a [[E; LANES]]],
+    pub(super) positions: usize,
+}
+
+/// One head's attention: for each of `queries`, which lie side by side and are
+/// scaled already, the values weighted by how well their keys fit. Of each
+/// query `positions` has those that it sees, the last ones in one page.
+///
+/// Each sum is of one query and runs over a key's numbers, or over positions, in
+/// their order: it does not matter which queries go together, or which positions
+/// came in one step.
 pub(crate) fn attend(
     level: Level,
-    query: &[f32],
+    queries: &[f32],
+    positions: &[Range<usize>],
     seen: Seen<'_>,
-    scratch: &mut Vec<Lanes>,
+    scratch: &mut Scratch,
     out: &mut [f32],
 ) {
-    let skipped = seen.first / PAGE;
-    let before = seen.first % PAGE;
-    let pages = &seen.pages[skipped..seen.positions.div_ceil(PAGE)];
-    let in_last = seen.positions - (skipped + pages.len() - 1) * PAGE;
-    scratch.clear();
-    for page in pages {
-        let keys = page.keys(seen.layer, seen.head);
-        scratch.push(match &page.numbers {
-            Numbers::F32(numbers) => scores(level, query, &numbers[keys]),
-            Numbers::F16(numbers) => scores(level, query, &numbers[keys]),
-        });
+    let skipped = positions.iter().map(|seen| seen.start).min().unwrap_or(0) / PAGE;
+    let end = positions.iter().map(|seen| seen.end).max().unwrap_or(0);
+    let pages = &seen.pages[skipped..end.div_ceil(PAGE)];
+    macro_rules! attend {
+        ($numbers:path) => {{
+            let mut keys = Vec::with_capacity(pages.len());
+            let mut values = Vec::with_capacity(pages.len());
+            for page in pages {
+                if let $numbers(numbers) = &page.numbers {
+                    keys.push(numbers[page.keys(seen.layer, seen.head)].as_chunks().0);
+                    values.push(numbers[page.values(seen.layer, seen.head)].as_chunks().0);
+                }
+            }
+            let keys = Keys {
+                queries,
+                width: queries.len() / positions.len(),
+                pages: &keys,
+            };
+            attend_pages(
+                level,
+                keys,
+                positions,
+                skipped * PAGE,
+                &values,
+                scratch,
+                out,
+            );
+        }};
     }
-    let mut total = 0.0;
-    softmax(level, scratch, before, in_last, &mut total);
+    match pages.first().map(|page| &page.numbers) {
+        Some(Numbers::F32(_)) => attend!(Numbers::F32),
+        Some(Numbers::F16(_)) => attend!(Numbers::F16),
+        None => {}
+    }
+}
 
-    let mut sums = vec![Lanes::default(); query.len().div_ceil(LANES)];
-    for (index, (page, scores)) in pages.iter().zip(scratch.iter()).enumerate() {
-        let values = page.values(seen.layer, seen.head);
-        let scores = if index + 1 == pages.len() {
-            &scores[..in_last]
-        } else {
-            scores
-        };
-        match &page.numbers {
-            Numbers::F32(numbers) => add_values(level, &mut sums, scores, &numbers[values]),
-            Numbers::F16(numbers) => add_values(level, &mut sums, scores, &numbers[values]),
-        }
+/// As [`attend`], of pages that begin with the position `first`.
+fn attend_pages<E: Element>(
+    level: Level,
+    keys: Keys<'_, E>,
+    positions: &[Range<usize>],
+    first: usize,
+    values: &[&[[E; LANES]]],
+    Scratch { scores, sums }: &mut Scratch,
+    out: &mut [f32],
+) {
+    let (count, pages) = (positions.len(), keys.pages.len());
+    let columns = keys.width.div_ceil(LANES);
+    scores.resize(count * pages, Lanes::default());
+    sums.clear();
+    sums.resize(count * columns, Lanes::default());
+
+    find(level, keys, scores);
+    let mut totals = vec![0.0; count];
+    for (query, seen) in positions.iter().enumerate() {
+        let scores = &mut scores[query * pages..][..pages];
+        softmax(
+            level,
+            scores,
+            seen.start - first,
+            seen.end - first,
+            &mut totals[query],
+        );
     }
-    for (out, sum) in out.iter_mut().zip(sums.as_flattened()) {
-        *out = sum / total;
+
+    // each query has its own share of the last page
+    let shared = pages - 1;
+    if count > 1 {
+        let values = Values {
+            scores,
+            stride: pages,
+            columns,
+            pages: &values[..shared],
+            positions: shared * PAGE,
+        };
+        add_values(level, values, sums);
+    }
+    let begun = if count > 1 { shared } else { 0 };
+    for (query, seen) in positions.iter().enumerate() {
+        let sums = &mut sums[query * columns..][..columns];
+        let values = Values {
+            scores: &scores[query * pages + begun..],
+            stride: pages,
+            columns,
+            pages: &values[begun..],
+            positions: seen.end - first - begun * PAGE,
+        };
+        add_values(level, values, sums);
+        let out = &mut out[query * keys.width..][..keys.width];
+        divide(level, sums, totals[query], out);
     }
 }
 
 for_each_level! {
     /// e to the power of each score, above the largest of them; `total` is their
-    /// sum. Up to `before` in the first lanes and beyond `in_last` in the last ones
-    /// there are none.
-    fn softmax(scores: &mut [Lanes], before: usize, in_last: usize, total: &mut f32) {
-        if let Some(first) = scores.first_mut() {
-            first[..before].fill(f32::NEG_INFINITY);
-        }
-        if let Some(last) = scores.last_mut() {
-            last[in_last..].fill(f32::NEG_INFINITY);
-        }
+    /// sum. Before the lane `start` and from `end` on there are none.
+    fn softmax(scores: &mut [Lanes], start: usize, end: usize, total: &mut f32) {
+        let count = scores.len();
+        let all = scores.as_flattened_mut();
+        all[..start].fill(f32::NEG_INFINITY);
+        all[end..].fill(f32::NEG_INFINITY);
         let mut best = [f32::NEG_INFINITY; LANES];
-        for page in 0..scores.len() {
+        for page in 0..count {
             for lane in 0..LANES {
                 best[lane] = best[lane].max(scores[page][lane]);
             }
         }
         let best = best.into_iter().fold(f32::NEG_INFINITY, f32::max);
-        for page in 0..scores.len() {
+        for page in 0..count {
             for lane in 0..LANES {
                 scores[page][lane] = exp(scores[page][lane] - best);
             }
         }
-        if let Some(first) = scores.first_mut() {
-            first[..before].fill(0.0);
-        }
-        if let Some(last) = scores.last_mut() {
-            last[in_last..].fill(0.0);
-        }
+        let all = scores.as_flattened_mut();
+        all[..start].fill(0.0);
+        all[end..].fill(0.0);
         let mut totals = Lanes::default();
-        for page in 0..scores.len() {
+        for page in 0..count {
             for lane in 0..LANES {
                 totals[lane] += scores[page][lane];
             }
@@ -222,55 +193,115 @@ for_each_level! {
     }
 }
 
-/// How well each of a page's keys fits: four sums over the query's numbers, each
-/// taking every fourth, added up in the end.
-fn scores<E: Element>(level: Level, query: &[f32], keys: &[E]) -> Lanes {
-    let (keys, _) = keys.as_chunks();
-    match level.tier() {
-        Tier::Portable => {
-            let mut sums = [Lanes::default(); 4];
-            for (k, (query, keys)) in query.iter().zip(keys).enumerate() {
-                for (sum, key) in sums[k % 4].iter_mut().zip(keys) {
-                    *sum += query * key.widen();
-                }
+for_each_level! {
+    fn divide(sums: &[Lanes], total: f32, out: &mut [f32]) {
+        let (whole, rest) = out.as_chunks_mut::<LANES>();
+        for column in 0..whole.len() {
+            for lane in 0..LANES {
+                whole[column][lane] = sums[column][lane] / total;
             }
-            let [a, b, c, d] = sums;
-            std::array::from_fn(|lane| (a[lane] + b[lane]) + (c[lane] + d[lane]))
         }
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: the level exists only where these instructions do
-        Tier::Avx2 => unsafe { avx2::scores(query, keys) },
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: as above
-        Tier::Avx512 | Tier::Amx => unsafe { avx512::scores(query, keys) },
+        for lane in 0..rest.len() {
+            rest[lane] = sums[whole.len()][lane] / total;
+        }
     }
 }
 
-/// Adds a page's first values, each times its score.
-fn add_values<E: Element>(level: Level, sums: &mut [Lanes], scores: &[f32], values: &[E]) {
-    let (values, _) = values.as_chunks();
+/// Calls `$block::<_, ROWS, COLUMNS>($job, $out, row, column)` for each block of
+/// a grid, the blocks being the first of `$shapes` that fits.
+macro_rules! in_shapes {
+    ($grid:expr, [$(($r:literal, $c:literal)),+], $block:ident, $job:expr, $out:expr) => {{
+        let (rows, columns) = $grid;
+        let (mut row, mut column) = (0, 0);
+        while row < rows && columns > 0 {
+            let shape = $(if rows - row >= $r && columns - column >= $c {
+                $block::<_, $r, $c>($job, $out, row, column);
+                ($r, $c)
+            } else)+ {
+                unreachable!("one by one fits all")
+            };
+            column += shape.1;
+            if column == columns {
+                (row, column) = (row + shape.0, 0);
+            }
+        }
+    }};
+}
+pub(super) use in_shapes;
+
+impl<E> Keys<'_, E> {
+    /// How many queries there are, and pages.
+    pub(super) fn grid(&self) -> (usize, usize) {
+        (self.queries.len() / self.width, self.pages.len())
+    }
+}
+
+/// How well each query fits each page's keys: the sum of the products of their
+/// numbers.
+fn find<E: Element>(level: Level, keys: Keys<'_, E>, scores: &mut [Lanes]) {
     match level.tier() {
         Tier::Portable => {
-            for (score, values) in scores.iter().zip(values.chunks(sums.len())) {
-                for (sums, values) in sums.iter_mut().zip(values) {
-                    for (sum, value) in sums.iter_mut().zip(values) {
-                        *sum += score * value.widen();
-                    }
-                }
-            }
+            in_shapes!(keys.grid(), [(1, 1)], find_block, keys, scores);
         }
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the level exists only where these instructions do
-        Tier::Avx2 => unsafe { avx2::add_values(sums, scores, values) },
+        Tier::Avx2 => unsafe { avx2::find(keys, scores) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above
-        Tier::Avx512 | Tier::Amx => unsafe { avx512::add_values(sums, scores, values) },
+        Tier::Avx512 | Tier::Amx => unsafe { avx512::find(keys, scores) },
+    }
+}
+
+/// Adds the first positions' values, each times its score, to each query's sums.
+fn add_values<E: Element>(level: Level, values: Values<'_, E>, sums: &mut [Lanes]) {
+    let grid = (sums.len() / values.columns, values.columns);
+    match level.tier() {
+        Tier::Portable => in_shapes!(grid, [(1, 1)], add_values_block, values, sums),
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the level exists only where these instructions do
+        Tier::Avx2 => unsafe { avx2::add_values(grid, values, sums) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above
+        Tier::Avx512 | Tier::Amx => unsafe { avx512::add_values(grid, values, sums) },
+    }
+}
+
+fn find_block<E: Element, const Q: usize, const P: usize>(
+    keys: Keys<'_, E>,
+    scores: &mut [Lanes],
+    query: usize,
+    page: usize,
+) {
+    let scores = &mut scores[query * keys.pages.len() + page];
+    *scores = Lanes::default();
+    let query = &keys.queries[query * keys.width..][..keys.width];
+    for (query, keys) in query.iter().zip(keys.pages[page]) {
+        for (score, key) in scores.iter_mut().zip(keys) {
+            *score = query.mul_add(key.widen(), *score);
+        }
+    }
+}
+
+fn add_values_block<E: Element, const Q: usize, const C: usize>(
+    values: Values<'_, E>,
+    sums: &mut [Lanes],
+    query: usize,
+    column: usize,
+) {
+    let sums = &mut sums[query * values.columns + column];
+    let scores = values.scores[query * values.stride..].as_flattened();
+    for (position, score) in scores[..values.positions].iter().enumerate() {
+        let at = position % PAGE * values.columns + column;
+        for (sum, value) in sums.iter_mut().zip(values.pages[position / PAGE][at]) {
+            *sum = score.mul_add(value.widen(), *sum);
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::Layout;
     use crate::kernels::tests::Random;
 
     /// Attention by its formula.
@@ -329,27 +360,41 @@ mod tests {
             pages[positions / PAGE].write(Level::best(), layer, positions % PAGE, &noise, &noise);
 
             let pages: Vec<_> = pages.into_iter().map(Arc::new).collect();
-            let query = random.row(width);
-            let part = |rows: &[Vec<f32>]| -> Vec<Vec<f32>> {
-                rows[first..]
+            // further queries see a position less each, in the same page
+            let count = ((positions - 1) % PAGE).min(positions - first - 1).min(12) + 1;
+            let sees: Vec<_> = (0..count)
+                .map(|query| first.saturating_sub(query)..positions - query)
+                .collect();
+            let queries = random.row(width * count);
+            let part = |rows: &[Vec<f32>], seen: &Range<usize>| -> Vec<Vec<f32>> {
+                rows[seen.clone()]
                     .iter()
                     .map(|row| row[head * width..][..width].to_vec())
                     .collect()
             };
-            let expected = plain(&query, &part(&keys), &part(&values));
-            let of = |level| {
-                let mut out = vec![0.0; width];
+            let expected = queries
+                .chunks(width)
+                .zip(&sees)
+                .flat_map(|(query, seen)| plain(query, &part(&keys, seen), &part(&values, seen)));
+            let expected: Vec<_> = expected.collect();
+            let of = |level, queries: &[f32], sees: &[Range<usize>]| {
+                let mut out = vec![0.0; queries.len()];
                 let seen = Seen {
                     pages: &pages,
                     layer,
                     head,
-                    first,
-                    positions,
                 };
-                attend(level, &query, seen, &mut Vec::new(), &mut out);
+                attend(
+                    level,
+                    queries,
+                    sees,
+                    seen,
+                    &mut Scratch::default(),
+                    &mut out,
+                );
                 out
             };
-            let portable = of(Level::all()[0]);
+            let portable = of(Level::all()[0], &queries, &sees);
             let tolerance = if is_half { 2e-3 } else { 1e-5 };
             for (ours, expected) in portable.iter().zip(&expected) {
                 assert!(
@@ -358,7 +403,13 @@ mod tests {
                 );
             }
             for &level in Level::all() {
-                assert_eq!(of(level), portable, "{level:?} {width} {positions}");
+                let together = of(level, &queries, &sees);
+                assert_eq!(together, portable, "{level:?} {width} {positions}");
+                for (query, seen) in sees.iter().enumerate() {
+                    let at = query * width..(query + 1) * width;
+                    let alone = of(level, &queries[at.clone()], std::slice::from_ref(seen));
+                    assert_eq!(alone, portable[at], "{level:?} {width} {positions}");
+                }
             }
         }
     }

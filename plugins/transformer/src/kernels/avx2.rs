@@ -5,13 +5,14 @@ use std::arch::x86_64::{
     _mm256_and_si256, _mm256_cvtepi32_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256,
     _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_mul_ps, _mm256_set1_epi8, _mm256_set1_epi16,
     _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_ps, _mm256_setzero_si256, _mm256_sign_epi8,
-    _mm256_slli_epi32, _mm256_srli_epi16, _mm256_storeu_ps, _mm256_xor_si256,
+    _mm256_slli_epi32, _mm256_srli_epi16, _mm256_storeu_ps,
 };
 
+use super::attention::{Keys, Values, in_shapes};
 use super::element::{Element, LANES, Lanes};
 use super::nibbles::{HIGH, Nibbles};
 use super::product::{Product, in_blocks};
-use super::quantized::{GROUP, Group, Tile, Wide};
+use super::quantized::{GROUP, Group, Mark, Tile, Wide};
 
 /// Sixteen numbers: the lower eight and the upper.
 type Pair = [__m256; 2];
@@ -45,6 +46,7 @@ pub(super) fn nibbles(product: Product<'_, Nibbles, Group>, out: &mut [Lanes]) {
 fn dense_block<E: Element, const T: usize, const R: usize>(
     weights: [&[[E; 16]]; T],
     inputs: [&[f32]; R],
+    _: [&[Mark]; R],
 ) -> [[Pair; R]; T] {
     let depth = inputs[0].len();
     let (weights, inputs) = (weights.map(|w| &w[..depth]), inputs.map(|x| &x[..depth]));
@@ -71,20 +73,18 @@ fn dense_block<E: Element, const T: usize, const R: usize>(
 fn quantized_block<const T: usize, const R: usize>(
     weights: [&[Tile]; T],
     inputs: [&[Group]; R],
+    marks: [&[Mark]; R],
 ) -> [[Pair; R]; T] {
     let depth = inputs[0].len();
     let (weights, inputs) = (weights.map(|w| &w[..depth]), inputs.map(|x| &x[..depth]));
-    let sign = _mm256_set1_epi8(-128);
     let mut sums = [[[_mm256_setzero_ps(); 2]; R]; T];
     for g in 0..depth {
         let mut whole = [[[_mm256_setzero_si256(); 2]; R]; T];
         for quad in 0..GROUP / 4 {
             for t in 0..T {
-                // with the sign bit flipped they are signed, so no correction is due
-                let [low, high] = load_bytes(&weights[t][g].weights[quad]);
-                let tile = [_mm256_xor_si256(low, sign), _mm256_xor_si256(high, sign)];
+                let tile = load_bytes(&weights[t][g].weights[quad]);
                 for r in 0..R {
-                    let input = _mm256_set1_epi32(inputs[r][g].values[quad]);
+                    let input = _mm256_set1_epi32(inputs[r][g].0[quad]);
                     for half in 0..2 {
                         let sum = dot(tile[half], input);
                         whole[t][r][half] = _mm256_add_epi32(whole[t][r][half], sum);
@@ -96,7 +96,7 @@ fn quantized_block<const T: usize, const R: usize>(
             &mut sums,
             &whole,
             weights.map(|w| &w[g].scales),
-            inputs.map(|x| x[g].scale),
+            marks.map(|marks| marks[g].scale),
         );
     }
     sums
@@ -107,17 +107,16 @@ fn quantized_block<const T: usize, const R: usize>(
 fn wide_block<const T: usize, const R: usize>(
     weights: [&[Tile]; T],
     inputs: [&[Wide]; R],
+    marks: [&[Mark]; R],
 ) -> [[Pair; R]; T] {
     let depth = inputs[0].len();
     let (weights, inputs) = (weights.map(|w| &w[..depth]), inputs.map(|x| &x[..depth]));
-    let sign = _mm256_set1_epi8(-128);
     let mut sums = [[[_mm256_setzero_ps(); 2]; R]; T];
     for g in 0..depth {
         let mut whole = [[[_mm256_setzero_si256(); 2]; R]; T];
         for quad in 0..GROUP / 4 {
             for t in 0..T {
-                let [low, high] = load_bytes(&weights[t][g].weights[quad]);
-                let tile = [_mm256_xor_si256(low, sign), _mm256_xor_si256(high, sign)];
+                let tile = load_bytes(&weights[t][g].weights[quad]);
                 for r in 0..R {
                     let first = _mm256_set1_epi32(inputs[r][g].high[quad]);
                     let second = _mm256_set1_epi32(inputs[r][g].low[quad]);
@@ -133,7 +132,7 @@ fn wide_block<const T: usize, const R: usize>(
             &mut sums,
             &whole,
             weights.map(|w| &w[g].scales),
-            inputs.map(|x| x[g].scale),
+            marks.map(|marks| marks[g].scale),
         );
     }
     sums
@@ -151,7 +150,7 @@ fn dot(tile: __m256i, input: __m256i) -> __m256i {
 }
 
 /// Adds whole numbers, scaled by their outputs and by their rows.
-#[target_feature(enable = "avx2")]
+#[target_feature(enable = "avx2,fma")]
 #[inline]
 fn add_scaled<const T: usize, const R: usize>(
     sums: &mut [[Pair; R]; T],
@@ -164,8 +163,8 @@ fn add_scaled<const T: usize, const R: usize>(
         for r in 0..R {
             for half in 0..2 {
                 let scale = _mm256_mul_ps(scales[half], _mm256_set1_ps(inputs[r]));
-                let sum = _mm256_mul_ps(_mm256_cvtepi32_ps(whole[t][r][half]), scale);
-                sums[t][r][half] = _mm256_add_ps(sums[t][r][half], sum);
+                let whole = _mm256_cvtepi32_ps(whole[t][r][half]);
+                sums[t][r][half] = _mm256_fmadd_ps(whole, scale, sums[t][r][half]);
             }
         }
     }
@@ -176,6 +175,7 @@ fn add_scaled<const T: usize, const R: usize>(
 fn nibbles_block<const T: usize, const R: usize>(
     weights: [&[Nibbles]; T],
     inputs: [&[Group]; R],
+    marks: [&[Mark]; R],
 ) -> [[Pair; R]; T] {
     let depth = inputs[0].len();
     let (weights, inputs) = (weights.map(|w| &w[..depth]), inputs.map(|x| &x[..depth]));
@@ -187,8 +187,8 @@ fn nibbles_block<const T: usize, const R: usize>(
             for t in 0..T {
                 let tile = load_bytes(&weights[t][g].weights[quad]);
                 for r in 0..R {
-                    let first = _mm256_set1_epi32(inputs[r][g].values[quad]);
-                    let second = _mm256_set1_epi32(inputs[r][g].values[quad + HIGH / 4]);
+                    let first = _mm256_set1_epi32(inputs[r][g].0[quad]);
+                    let second = _mm256_set1_epi32(inputs[r][g].0[quad + HIGH / 4]);
                     for half in 0..2 {
                         let low = _mm256_and_si256(tile[half], mask);
                         let high = _mm256_and_si256(_mm256_srli_epi16::<4>(tile[half]), mask);
@@ -206,12 +206,13 @@ fn nibbles_block<const T: usize, const R: usize>(
         for t in 0..T {
             let (scales, lowest) = (widen(&weights[t][g].scales), widen(&weights[t][g].lowest));
             for r in 0..R {
-                let input = _mm256_set1_ps(inputs[r][g].sum());
+                let input = _mm256_set1_ps(marks[r][g].sum);
                 for half in 0..2 {
-                    let scaled = _mm256_mul_ps(scales[half], _mm256_cvtepi32_ps(whole[t][r][half]));
-                    let sum = _mm256_add_ps(scaled, _mm256_mul_ps(lowest[half], input));
-                    let sum = _mm256_mul_ps(sum, _mm256_set1_ps(inputs[r][g].scale));
-                    sums[t][r][half] = _mm256_add_ps(sums[t][r][half], sum);
+                    let whole = _mm256_cvtepi32_ps(whole[t][r][half]);
+                    let moved = _mm256_mul_ps(lowest[half], input);
+                    let sum = _mm256_fmadd_ps(scales[half], whole, moved);
+                    let scale = _mm256_set1_ps(marks[r][g].scale);
+                    sums[t][r][half] = _mm256_fmadd_ps(sum, scale, sums[t][r][half]);
                 }
             }
         }
@@ -219,72 +220,108 @@ fn nibbles_block<const T: usize, const R: usize>(
     sums
 }
 
-/// How well each of 16 keys fits; see `attention`.
+/// See `attention`.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn scores<E: Element>(query: &[f32], keys: &[[E; LANES]]) -> Lanes {
-    let keys = &keys[..query.len()];
-    let mut sums = [[_mm256_setzero_ps(); 2]; 4];
-    let mut k = 0;
-    while k + 4 <= query.len() {
-        for part in 0..4 {
-            let key = widen(&keys[k + part]);
-            sums[part] = add_product(sums[part], _mm256_set1_ps(query[k + part]), key);
-        }
-        k += 4;
-    }
-    for part in 0..query.len() - k {
-        let key = widen(&keys[k + part]);
-        sums[part] = add_product(sums[part], _mm256_set1_ps(query[k + part]), key);
-    }
-    let [a, b, c, d] = sums;
-    let mut scores = Lanes::default();
-    let low = _mm256_add_ps(_mm256_add_ps(a[0], b[0]), _mm256_add_ps(c[0], d[0]));
-    let high = _mm256_add_ps(_mm256_add_ps(a[1], b[1]), _mm256_add_ps(c[1], d[1]));
-    store(&mut scores, [low, high]);
-    scores
+pub(super) fn find<E: Element>(keys: Keys<'_, E>, scores: &mut [Lanes]) {
+    in_shapes!(
+        keys.grid(),
+        [(4, 1), (1, 4), (1, 2), (1, 1)],
+        find_block,
+        keys,
+        scores
+    );
 }
 
-/// Adds rows of values, each times its score; see `attention`.
+/// See `attention`.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn add_values<E: Element>(sums: &mut [Lanes], scores: &[f32], values: &[[E; LANES]]) {
-    let columns = sums.len();
-    let values = &values[..scores.len() * columns];
-    let mut column = 0;
-    while column < columns {
-        macro_rules! add {
-            ($n:literal) => {{
-                let mut held = [[_mm256_setzero_ps(); 2]; $n];
-                for part in 0..$n {
-                    held[part] = load(&sums[column + part]);
-                }
-                for position in 0..scores.len() {
-                    let score = _mm256_set1_ps(scores[position]);
-                    for part in 0..$n {
-                        let value = widen(&values[position * columns + column + part]);
-                        held[part] = add_product(held[part], score, value);
-                    }
-                }
-                for part in 0..$n {
-                    store(&mut sums[column + part], held[part]);
-                }
-                column += $n;
-            }};
-        }
-        if columns - column >= 4 {
-            add!(4);
-        } else {
-            add!(1);
-        }
-    }
+pub(super) fn add_values<E: Element>(
+    grid: (usize, usize),
+    values: Values<'_, E>,
+    sums: &mut [Lanes],
+) {
+    in_shapes!(
+        grid,
+        [(4, 1), (1, 4), (1, 1)],
+        add_values_block,
+        values,
+        sums
+    );
 }
 
-/// Not fused: the portable sums are not either.
-#[target_feature(enable = "avx2")]
+#[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn add_product(sums: Pair, factor: __m256, numbers: Pair) -> Pair {
+fn find_block<E: Element, const Q: usize, const P: usize>(
+    keys: Keys<'_, E>,
+    scores: &mut [Lanes],
+    query: usize,
+    page: usize,
+) {
+    let width = keys.width;
+    let queries: [_; Q] = std::array::from_fn(|q| &keys.queries[(query + q) * width..][..width]);
+    let pages: [_; P] = std::array::from_fn(|p| &keys.pages[page + p][..width]);
+    let mut sums = [[[_mm256_setzero_ps(); 2]; P]; Q];
+    for k in 0..width {
+        let mut numbers = [[_mm256_setzero_ps(); 2]; P];
+        for p in 0..P {
+            numbers[p] = widen(&pages[p][k]);
+        }
+        for q in 0..Q {
+            let query = _mm256_set1_ps(queries[q][k]);
+            for p in 0..P {
+                sums[q][p] = add_product(query, numbers[p], sums[q][p]);
+            }
+        }
+    }
+    for q in 0..Q {
+        for p in 0..P {
+            let at = (query + q) * keys.pages.len() + page + p;
+            store(&mut scores[at], sums[q][p]);
+        }
+    }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn add_values_block<E: Element, const Q: usize, const C: usize>(
+    values: Values<'_, E>,
+    sums: &mut [Lanes],
+    query: usize,
+    column: usize,
+) {
+    let columns = values.columns;
+    let mut held = [[[_mm256_setzero_ps(); 2]; C]; Q];
+    for q in 0..Q {
+        for c in 0..C {
+            held[q][c] = load(&sums[(query + q) * columns + column + c]);
+        }
+    }
+    for (page, numbers) in values.pages.iter().enumerate() {
+        let scores: [_; Q] =
+            std::array::from_fn(|q| &values.scores[(query + q) * values.stride + page]);
+        let positions = LANES.min(values.positions - page * LANES);
+        for (position, numbers) in numbers.chunks_exact(columns).take(positions).enumerate() {
+            let numbers = &numbers[column..][..C];
+            for q in 0..Q {
+                let score = _mm256_set1_ps(scores[q][position]);
+                for c in 0..C {
+                    held[q][c] = add_product(score, widen(&numbers[c]), held[q][c]);
+                }
+            }
+        }
+    }
+    for q in 0..Q {
+        for c in 0..C {
+            store(&mut sums[(query + q) * columns + column + c], held[q][c]);
+        }
+    }
+}
+
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+fn add_product(factor: __m256, numbers: Pair, sums: Pair) -> Pair {
     [
-        _mm256_add_ps(sums[0], _mm256_mul_ps(factor, numbers[0])),
-        _mm256_add_ps(sums[1], _mm256_mul_ps(factor, numbers[1])),
+        _mm256_fmadd_ps(factor, numbers[0], sums[0]),
+        _mm256_fmadd_ps(factor, numbers[1], sums[1]),
     ]
 }
 
@@ -324,7 +361,7 @@ fn load(lanes: &Lanes) -> Pair {
 
 #[target_feature(enable = "avx2")]
 #[inline]
-fn load_bytes(bytes: &[u8; 64]) -> [__m256i; 2] {
+fn load_bytes<B>(bytes: &[B; 64]) -> [__m256i; 2] {
     let (low, high) = bytes.split_at(32);
     // SAFETY: there are 32 bytes at each
     unsafe {

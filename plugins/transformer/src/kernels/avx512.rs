@@ -1,16 +1,18 @@
 //! Products with AVX-512 and its dot product of bytes (VNNI).
 
 use std::arch::x86_64::{
-    __m512, __m512i, _mm512_add_epi32, _mm512_add_ps, _mm512_and_si512, _mm512_cvtepi32_ps,
-    _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mul_ps,
-    _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_setzero_si512,
-    _mm512_slli_epi32, _mm512_srli_epi16, _mm512_storeu_ps,
+    __m512, __m512i, _MM_HINT_T0, _mm_prefetch, _mm512_add_epi32, _mm512_add_ps, _mm512_and_si512,
+    _mm512_cvtepi32_ps, _mm512_cvtps_epi32, _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_loadu_ps,
+    _mm512_loadu_si512, _mm512_mul_ps, _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_ps,
+    _mm512_setzero_ps, _mm512_setzero_si512, _mm512_slli_epi32, _mm512_srli_epi16,
+    _mm512_storeu_ps, _mm512_xor_si512,
 };
 
+use super::attention::{Keys, Values, in_shapes};
 use super::element::{Element, LANES, Lanes};
 use super::nibbles::{HIGH, Nibbles};
 use super::product::{Product, in_blocks};
-use super::quantized::{GROUP, Group, Tile, Wide};
+use super::quantized::{GROUP, Group, Mark, Tile, Wide};
 
 /// See [`Product::add_to`].
 #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
@@ -41,6 +43,7 @@ pub(super) fn nibbles(product: Product<'_, Nibbles, Group>, out: &mut [Lanes]) {
 fn dense_block<E: Element, const T: usize, const R: usize>(
     weights: [&[[E; 16]]; T],
     inputs: [&[f32]; R],
+    _: [&[Mark]; R],
 ) -> [[__m512; R]; T] {
     let depth = inputs[0].len();
     let (weights, inputs) = (weights.map(|w| &w[..depth]), inputs.map(|x| &x[..depth]));
@@ -65,14 +68,20 @@ fn dense_block<E: Element, const T: usize, const R: usize>(
 fn quantized_block<const T: usize, const R: usize>(
     weights: [&[Tile]; T],
     inputs: [&[Group]; R],
+    marks: [&[Mark]; R],
 ) -> [[__m512; R]; T] {
     let depth = inputs[0].len();
     let (weights, inputs) = (weights.map(|w| &w[..depth]), inputs.map(|x| &x[..depth]));
+    let marks = marks.map(|marks| &marks[..depth]);
+    let sign = _mm512_set1_epi8(-128);
     let mut sums = [[_mm512_setzero_ps(); R]; T];
     for g in 0..depth {
+        if R == 1 {
+            fetch(weights, g);
+        }
         let mut whole = [[_mm512_setzero_si512(); R]; T];
         for r in 0..R {
-            let correction = _mm512_set1_epi32(inputs[r][g].correction);
+            let correction = correction(&marks[r][g]);
             for t in 0..T {
                 whole[t][r] = correction;
             }
@@ -80,10 +89,11 @@ fn quantized_block<const T: usize, const R: usize>(
         for quad in 0..GROUP / 4 {
             let mut tiles = [_mm512_setzero_si512(); T];
             for t in 0..T {
-                tiles[t] = load_bytes(&weights[t][g].weights[quad]);
+                let signed = load_bytes(&weights[t][g].weights[quad]);
+                tiles[t] = _mm512_xor_si512(signed, sign);
             }
             for r in 0..R {
-                let input = _mm512_set1_epi32(inputs[r][g].values[quad]);
+                let input = _mm512_set1_epi32(inputs[r][g].0[quad]);
                 for t in 0..T {
                     whole[t][r] = _mm512_dpbusd_epi32(whole[t][r], tiles[t], input);
                 }
@@ -92,9 +102,9 @@ fn quantized_block<const T: usize, const R: usize>(
         for t in 0..T {
             let scales = load(&weights[t][g].scales);
             for r in 0..R {
-                let scale = _mm512_mul_ps(scales, _mm512_set1_ps(inputs[r][g].scale));
-                let sum = _mm512_mul_ps(_mm512_cvtepi32_ps(whole[t][r]), scale);
-                sums[t][r] = _mm512_add_ps(sums[t][r], sum);
+                let scale = _mm512_mul_ps(scales, _mm512_set1_ps(marks[r][g].scale));
+                let whole = _mm512_cvtepi32_ps(whole[t][r]);
+                sums[t][r] = _mm512_fmadd_ps(whole, scale, sums[t][r]);
             }
         }
     }
@@ -106,15 +116,21 @@ fn quantized_block<const T: usize, const R: usize>(
 fn wide_block<const T: usize, const R: usize>(
     weights: [&[Tile]; T],
     inputs: [&[Wide]; R],
+    marks: [&[Mark]; R],
 ) -> [[__m512; R]; T] {
     let depth = inputs[0].len();
     let (weights, inputs) = (weights.map(|w| &w[..depth]), inputs.map(|x| &x[..depth]));
+    let marks = marks.map(|marks| &marks[..depth]);
+    let sign = _mm512_set1_epi8(-128);
     let mut sums = [[_mm512_setzero_ps(); R]; T];
     for g in 0..depth {
+        if R == 1 {
+            fetch(weights, g);
+        }
         let mut high = [[_mm512_setzero_si512(); R]; T];
         let mut low = [[_mm512_setzero_si512(); R]; T];
         for r in 0..R {
-            let correction = _mm512_set1_epi32(inputs[r][g].correction);
+            let correction = correction(&marks[r][g]);
             for t in 0..T {
                 low[t][r] = correction;
             }
@@ -122,7 +138,8 @@ fn wide_block<const T: usize, const R: usize>(
         for quad in 0..GROUP / 4 {
             let mut tiles = [_mm512_setzero_si512(); T];
             for t in 0..T {
-                tiles[t] = load_bytes(&weights[t][g].weights[quad]);
+                let signed = load_bytes(&weights[t][g].weights[quad]);
+                tiles[t] = _mm512_xor_si512(signed, sign);
             }
             for r in 0..R {
                 let first = _mm512_set1_epi32(inputs[r][g].high[quad]);
@@ -136,10 +153,9 @@ fn wide_block<const T: usize, const R: usize>(
         for t in 0..T {
             let scales = load(&weights[t][g].scales);
             for r in 0..R {
-                let scale = _mm512_mul_ps(scales, _mm512_set1_ps(inputs[r][g].scale));
+                let scale = _mm512_mul_ps(scales, _mm512_set1_ps(marks[r][g].scale));
                 let whole = _mm512_add_epi32(_mm512_slli_epi32::<8>(high[t][r]), low[t][r]);
-                let sum = _mm512_mul_ps(_mm512_cvtepi32_ps(whole), scale);
-                sums[t][r] = _mm512_add_ps(sums[t][r], sum);
+                sums[t][r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(whole), scale, sums[t][r]);
             }
         }
     }
@@ -151,12 +167,17 @@ fn wide_block<const T: usize, const R: usize>(
 fn nibbles_block<const T: usize, const R: usize>(
     weights: [&[Nibbles]; T],
     inputs: [&[Group]; R],
+    marks: [&[Mark]; R],
 ) -> [[__m512; R]; T] {
     let depth = inputs[0].len();
     let (weights, inputs) = (weights.map(|w| &w[..depth]), inputs.map(|x| &x[..depth]));
+    let marks = marks.map(|marks| &marks[..depth]);
     let mask = _mm512_set1_epi8(15);
     let mut sums = [[_mm512_setzero_ps(); R]; T];
     for g in 0..depth {
+        if R == 1 {
+            fetch(weights, g);
+        }
         let mut whole = [[_mm512_setzero_si512(); R]; T];
         for quad in 0..HIGH / 4 {
             let mut low = [mask; T];
@@ -167,8 +188,8 @@ fn nibbles_block<const T: usize, const R: usize>(
                 high[t] = _mm512_and_si512(_mm512_srli_epi16::<4>(bytes), mask);
             }
             for r in 0..R {
-                let first = _mm512_set1_epi32(inputs[r][g].values[quad]);
-                let second = _mm512_set1_epi32(inputs[r][g].values[quad + HIGH / 4]);
+                let first = _mm512_set1_epi32(inputs[r][g].0[quad]);
+                let second = _mm512_set1_epi32(inputs[r][g].0[quad + HIGH / 4]);
                 for t in 0..T {
                     whole[t][r] = _mm512_dpbusd_epi32(whole[t][r], low[t], first);
                     whole[t][r] = _mm512_dpbusd_epi32(whole[t][r], high[t], second);
@@ -178,77 +199,138 @@ fn nibbles_block<const T: usize, const R: usize>(
         for t in 0..T {
             let (scales, lowest) = (widen(&weights[t][g].scales), widen(&weights[t][g].lowest));
             for r in 0..R {
-                let scaled = _mm512_mul_ps(scales, _mm512_cvtepi32_ps(whole[t][r]));
-                let moved = _mm512_mul_ps(lowest, _mm512_set1_ps(inputs[r][g].sum()));
-                let sum = _mm512_add_ps(scaled, moved);
-                let sum = _mm512_mul_ps(sum, _mm512_set1_ps(inputs[r][g].scale));
-                sums[t][r] = _mm512_add_ps(sums[t][r], sum);
+                let moved = _mm512_mul_ps(lowest, _mm512_set1_ps(marks[r][g].sum));
+                let sum = _mm512_fmadd_ps(scales, _mm512_cvtepi32_ps(whole[t][r]), moved);
+                let scale = _mm512_set1_ps(marks[r][g].scale);
+                sums[t][r] = _mm512_fmadd_ps(sum, scale, sums[t][r]);
             }
         }
     }
     sums
 }
 
-/// How well each of 16 keys fits; see `attention`.
+/// See `attention`.
 #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-pub(super) fn scores<E: Element>(query: &[f32], keys: &[[E; LANES]]) -> Lanes {
-    let keys = &keys[..query.len()];
-    let mut sums = [_mm512_setzero_ps(); 4];
-    let mut k = 0;
-    while k + 4 <= query.len() {
-        for part in 0..4 {
-            let key = widen(&keys[k + part]);
-            let product = _mm512_mul_ps(_mm512_set1_ps(query[k + part]), key);
-            sums[part] = _mm512_add_ps(sums[part], product);
-        }
-        k += 4;
-    }
-    for part in 0..query.len() - k {
-        let key = widen(&keys[k + part]);
-        let product = _mm512_mul_ps(_mm512_set1_ps(query[k + part]), key);
-        sums[part] = _mm512_add_ps(sums[part], product);
-    }
-    let [a, b, c, d] = sums;
-    let mut scores = Lanes::default();
-    store(
-        &mut scores,
-        _mm512_add_ps(_mm512_add_ps(a, b), _mm512_add_ps(c, d)),
+pub(super) fn find<E: Element>(keys: Keys<'_, E>, scores: &mut [Lanes]) {
+    in_shapes!(
+        keys.grid(),
+        [(8, 2), (8, 1), (1, 8), (1, 4), (1, 2), (1, 1)],
+        find_block,
+        keys,
+        scores
     );
-    scores
 }
 
-/// Adds rows of values, each times its score; see `attention`.
+/// See `attention`.
 #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-pub(super) fn add_values<E: Element>(sums: &mut [Lanes], scores: &[f32], values: &[[E; LANES]]) {
-    let columns = sums.len();
-    let values = &values[..scores.len() * columns];
-    let mut column = 0;
-    while column < columns {
-        macro_rules! add {
-            ($n:literal) => {{
-                let mut held = [_mm512_setzero_ps(); $n];
-                for part in 0..$n {
-                    held[part] = load(&sums[column + part]);
-                }
-                for position in 0..scores.len() {
-                    let score = _mm512_set1_ps(scores[position]);
-                    for part in 0..$n {
-                        let value = widen(&values[position * columns + column + part]);
-                        held[part] = _mm512_add_ps(held[part], _mm512_mul_ps(score, value));
-                    }
-                }
-                for part in 0..$n {
-                    store(&mut sums[column + part], held[part]);
-                }
-                column += $n;
-            }};
+pub(super) fn add_values<E: Element>(
+    grid: (usize, usize),
+    values: Values<'_, E>,
+    sums: &mut [Lanes],
+) {
+    in_shapes!(
+        grid,
+        [(8, 2), (8, 1), (1, 4), (1, 1)],
+        add_values_block,
+        values,
+        sums
+    );
+}
+
+#[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+#[inline]
+fn find_block<E: Element, const Q: usize, const P: usize>(
+    keys: Keys<'_, E>,
+    scores: &mut [Lanes],
+    query: usize,
+    page: usize,
+) {
+    let width = keys.width;
+    let queries: [_; Q] = std::array::from_fn(|q| &keys.queries[(query + q) * width..][..width]);
+    let pages: [_; P] = std::array::from_fn(|p| &keys.pages[page + p][..width]);
+    let mut sums = [[_mm512_setzero_ps(); P]; Q];
+    for k in 0..width {
+        let mut numbers = [_mm512_setzero_ps(); P];
+        for p in 0..P {
+            numbers[p] = widen(&pages[p][k]);
         }
-        if columns - column >= 4 {
-            add!(4);
-        } else {
-            add!(1);
+        for q in 0..Q {
+            let query = _mm512_set1_ps(queries[q][k]);
+            for p in 0..P {
+                sums[q][p] = _mm512_fmadd_ps(query, numbers[p], sums[q][p]);
+            }
         }
     }
+    for q in 0..Q {
+        for p in 0..P {
+            let at = (query + q) * keys.pages.len() + page + p;
+            store(&mut scores[at], sums[q][p]);
+        }
+    }
+}
+
+#[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+#[inline]
+fn add_values_block<E: Element, const Q: usize, const C: usize>(
+    values: Values<'_, E>,
+    sums: &mut [Lanes],
+    query: usize,
+    column: usize,
+) {
+    let columns = values.columns;
+    let mut held = [[_mm512_setzero_ps(); C]; Q];
+    for q in 0..Q {
+        for c in 0..C {
+            held[q][c] = load(&sums[(query + q) * columns + column + c]);
+        }
+    }
+    for (page, numbers) in values.pages.iter().enumerate() {
+        let scores: [_; Q] =
+            std::array::from_fn(|q| &values.scores[(query + q) * values.stride + page]);
+        let positions = LANES.min(values.positions - page * LANES);
+        for (position, numbers) in numbers.chunks_exact(columns).take(positions).enumerate() {
+            let numbers = &numbers[column..][..C];
+            for q in 0..Q {
+                let score = _mm512_set1_ps(scores[q][position]);
+                for c in 0..C {
+                    held[q][c] = _mm512_fmadd_ps(score, widen(&numbers[c]), held[q][c]);
+                }
+            }
+        }
+    }
+    for q in 0..Q {
+        for c in 0..C {
+            store(&mut sums[(query + q) * columns + column + c], held[q][c]);
+        }
+    }
+}
+
+/// Brings near what the tiles hold some groups after `g`, or the next ones: the
+/// processor by itself does not look beyond a page.
+#[inline(always)]
+fn fetch<W, const T: usize>(weights: [&[W]; T], g: usize) {
+    const AHEAD: usize = 3;
+    let depth = weights[0].len();
+    let next = if g + AHEAD < depth {
+        0
+    } else {
+        (T - 1) * depth
+    };
+    for weights in weights {
+        let at = weights.as_ptr().wrapping_add(next + g + AHEAD).cast::<i8>();
+        for line in (0..size_of::<W>()).step_by(64) {
+            // SAFETY: it is a hint, and no access
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(line)) };
+        }
+    }
+}
+
+/// What weights without a sign add to a sum, with the sign changed.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn correction(mark: &Mark) -> __m512i {
+    let sum = _mm512_set1_ps(mark.sum);
+    _mm512_cvtps_epi32(_mm512_mul_ps(sum, _mm512_set1_ps(-128.0)))
 }
 
 #[target_feature(enable = "avx512f")]
@@ -273,7 +355,7 @@ pub(super) fn load(lanes: &Lanes) -> __m512 {
 
 #[target_feature(enable = "avx512f")]
 #[inline]
-pub(super) fn load_bytes(bytes: &[u8; 64]) -> __m512i {
+pub(super) fn load_bytes<B>(bytes: &[B; 64]) -> __m512i {
     // SAFETY: there are 64 bytes
     unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) }
 }

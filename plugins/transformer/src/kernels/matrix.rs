@@ -5,7 +5,7 @@ use half::{bf16, f16};
 use super::element::{Element, LANES, Lanes};
 use super::nibbles::Nibbles;
 use super::product::Product;
-use super::quantized::{GROUP, Group, Tile, Wide, quantize, quantize_wide};
+use super::quantized::{GROUP, Group, Mark, Tile, Wide, quantize, quantize_wide};
 use super::{Level, Panel, Team};
 
 /// What weights are held in.
@@ -69,15 +69,18 @@ enum Tiles {
 }
 
 /// Rows that go into a product, in the form that the matrix needs; room for the
-/// other forms is kept.
+/// other forms is kept, and for as many rows as there ever were.
 #[derive(Debug, Default)]
 pub(crate) struct Input {
+    rows: usize,
     /// As they are.
     dense: Vec<f32>,
     /// In groups, in 8 bits.
     groups: Vec<Group>,
     /// In groups, in 16 bits.
     wide: Vec<Wide>,
+    /// What goes with each group.
+    marks: Vec<Mark>,
 }
 
 impl Matrix {
@@ -189,14 +192,18 @@ impl Matrix {
     ) {
         let width = self.inputs;
         let in_row = width.div_ceil(GROUP);
+        input.rows = rows;
         macro_rules! quantized {
             ($groups:expr, $quantize:ident) => {{
-                $groups.resize(rows * in_row, Default::default());
-                team.each($groups, in_row, |first, groups| {
+                let groups = (first($groups, rows * in_row), in_row);
+                let marks = (first(&mut input.marks, rows * in_row), in_row);
+                team.each_pair(groups, marks, |first, groups, marks| {
                     let mut numbers = vec![0.0; width];
-                    for (row, groups) in groups.chunks_exact_mut(in_row).enumerate() {
-                        write(first + row, &mut numbers);
-                        $quantize(level, &numbers, groups);
+                    let groups = groups.chunks_exact_mut(in_row);
+                    let marks = marks.chunks_exact_mut(in_row);
+                    for (row, (groups, marks)) in (first..).zip(groups.zip(marks)) {
+                        write(row, &mut numbers);
+                        $quantize(level, &numbers, groups, marks);
                     }
                 });
             }};
@@ -205,8 +212,8 @@ impl Matrix {
             Tiles::Q8(_) | Tiles::Q4(_) => quantized!(&mut input.groups, quantize),
             Tiles::W8A16(_) => quantized!(&mut input.wide, quantize_wide),
             Tiles::F32(_) | Tiles::F16(_) | Tiles::Bf16(_) => {
-                input.dense.resize(rows * width, 0.0);
-                team.each(&mut input.dense, width, |first, numbers| {
+                let numbers = first(&mut input.dense, rows * width);
+                team.each(numbers, width, |first, numbers| {
                     for (row, numbers) in numbers.chunks_exact_mut(width).enumerate() {
                         write(first + row, numbers);
                     }
@@ -238,27 +245,37 @@ impl Matrix {
     }
 
     fn add_product(&self, level: Level, first: usize, input: &Input, out: &mut [Lanes]) {
+        let rows = input.rows;
         macro_rules! product {
-            ($tiles:expr, $rows:expr, $depth:expr) => {
+            ($tiles:expr, $rows:expr, $depth:expr, $marks:expr) => {
                 Product {
-                    weights: &$tiles[first * $depth..]
-                        [..out.len() / ($rows.len() / $depth) * $depth],
+                    weights: &$tiles[first * $depth..][..out.len() / rows * $depth],
                     depth: $depth,
-                    rows: &$rows,
+                    rows: &$rows[..rows * $depth],
+                    marks: $marks,
                 }
                 .add_to(level, out)
             };
         }
         let groups = self.inputs.div_ceil(GROUP);
+        let marks = &input.marks;
         match &self.tiles {
-            Tiles::F32(tiles) => product!(tiles, input.dense, self.inputs),
-            Tiles::F16(tiles) => product!(tiles, input.dense, self.inputs),
-            Tiles::Bf16(tiles) => product!(tiles, input.dense, self.inputs),
-            Tiles::Q8(tiles) => product!(tiles, input.groups, groups),
-            Tiles::W8A16(tiles) => product!(tiles, input.wide, groups),
-            Tiles::Q4(tiles) => product!(tiles, input.groups, groups),
+            Tiles::F32(tiles) => product!(tiles, input.dense, self.inputs, &[]),
+            Tiles::F16(tiles) => product!(tiles, input.dense, self.inputs, &[]),
+            Tiles::Bf16(tiles) => product!(tiles, input.dense, self.inputs, &[]),
+            Tiles::Q8(tiles) => product!(tiles, input.groups, groups, marks),
+            Tiles::W8A16(tiles) => product!(tiles, input.wide, groups, marks),
+            Tiles::Q4(tiles) => product!(tiles, input.groups, groups, marks),
         }
     }
+}
+
+/// The first `len` items; there will be as many.
+fn first<T: Clone + Default>(items: &mut Vec<T>, len: usize) -> &mut [T] {
+    if items.len() < len {
+        items.resize(len, T::default());
+    }
+    &mut items[..len]
 }
 
 fn extend<E: Element>(tiles: &mut Vec<[E; LANES]>, inputs: usize, lanes: impl Fn(usize) -> Lanes) {

@@ -3,7 +3,7 @@
 //! - `team`: the threads that share it
 //! - `matrix`: weights, packed; `product` is what they are for; `quantized` and
 //!   `nibbles` are their forms in 8 and in 4 bits
-//! - `attention`: keys and values, and looking them up
+//! - `page`: keys and values, and `attention`: looking them up
 //! - `vector`: the rest, and `rows`: what Llama adds to it; `panel`: rows as
 //!   products leave them
 //! - `level`: which instructions; `avx2`, `avx512` and `amx` have those that the
@@ -32,6 +32,7 @@ mod element;
 mod level;
 mod matrix;
 mod nibbles;
+mod page;
 mod panel;
 mod product;
 mod quantized;
@@ -41,10 +42,11 @@ mod team;
 mod tests;
 mod vector;
 
-pub(crate) use attention::{Layout, PAGE, Page, Seen, attend};
+pub(crate) use attention::{Scratch, Seen, attend};
 pub(crate) use element::Lanes;
 pub(crate) use level::Level;
 pub(crate) use matrix::{Dtype, Input, Matrix};
+pub(crate) use page::{Layout, PAGE, Page};
 pub(crate) use panel::Panel;
 pub(crate) use rows::{gelu_tanh_gate, normalize_rms, rotate, silu_gate};
 pub(crate) use team::Team;

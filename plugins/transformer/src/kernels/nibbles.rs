@@ -9,7 +9,7 @@ use half::f16;
 use super::Level;
 use super::element::{Element, LANES, Lanes};
 use super::level::for_each_level;
-use super::quantized::{GROUP, Group};
+use super::quantized::{GROUP, Group, Mark};
 
 /// Bytes for each output of a tile hold two nibbles: an input's and that of the
 /// input this much further on.
@@ -157,16 +157,17 @@ for_each_level! {
 pub(super) fn block<const T: usize, const R: usize>(
     weights: [&[Nibbles]; T],
     inputs: [&[Group]; R],
+    marks: [&[Mark]; R],
 ) -> [[Lanes; R]; T] {
     let mut sums = [[Lanes::default(); R]; T];
     for g in 0..inputs[0].len() {
         for t in 0..T {
             for r in 0..R {
-                let (tile, group) = (&weights[t][g], &inputs[r][g]);
+                let (tile, group, mark) = (&weights[t][g], &inputs[r][g].0, &marks[r][g]);
                 let mut whole = [0_i32; LANES];
                 for quad in 0..HIGH / 4 {
-                    let low = group.values[quad].to_le_bytes();
-                    let high = group.values[quad + HIGH / 4].to_le_bytes();
+                    let low = group[quad].to_le_bytes();
+                    let high = group[quad + HIGH / 4].to_le_bytes();
                     for (whole, bytes) in
                         whole.iter_mut().zip(tile.weights[quad].as_chunks::<4>().0)
                     {
@@ -176,11 +177,11 @@ pub(super) fn block<const T: usize, const R: usize>(
                         }
                     }
                 }
-                let sum = group.sum();
                 for lane in 0..LANES {
-                    let scaled = Element::widen(tile.scales[lane]) * whole[lane] as f32;
-                    let moved = Element::widen(tile.lowest[lane]) * sum;
-                    sums[t][r][lane] += (scaled + moved) * group.scale;
+                    let moved = Element::widen(tile.lowest[lane]) * mark.sum;
+                    let scale = Element::widen(tile.scales[lane]);
+                    let sum = scale.mul_add(whole[lane] as f32, moved);
+                    sums[t][r][lane] = sum.mul_add(mark.scale, sums[t][r][lane]);
                 }
             }
         }

@@ -28,6 +28,19 @@ impl Panel {
 
     /// Copies columns of a row from `column` on, as many as `to` takes.
     pub(crate) fn read(&self, row: usize, column: usize, to: &mut [f32]) {
+        if column.is_multiple_of(LANES) {
+            // whole lanes at a time are copied without a call
+            let (whole, rest) = to.as_chunks_mut::<LANES>();
+            let mut at = column / LANES * self.rows + row;
+            for to in whole {
+                *to = self.lanes[at];
+                at += self.rows;
+            }
+            if !rest.is_empty() {
+                rest.copy_from_slice(&self.lanes[at][..rest.len()]);
+            }
+            return;
+        }
         let (mut tile, mut lane, mut to) = (column / LANES, column % LANES, to);
         while !to.is_empty() {
             let lanes = &self.lanes[tile * self.rows + row][lane..];

@@ -7,7 +7,7 @@
 use super::element::{Element, Lanes};
 use super::level::{Level, Tier};
 use super::nibbles::{Nibbles, block as nibbles_block};
-use super::quantized::{GROUP, Group, Tile, Wide};
+use super::quantized::{GROUP, Group, Mark, Tile, Wide};
 #[cfg(target_arch = "x86_64")]
 use super::{amx, avx2, avx512};
 
@@ -24,6 +24,8 @@ pub(super) struct Product<'a, W, X> {
     pub(super) depth: usize,
     /// Row after row.
     pub(super) rows: &'a [X],
+    /// What goes with `rows`, if anything does.
+    pub(super) marks: &'a [Mark],
 }
 
 /// A block of a product: its first tile and how many, its first row and how many.
@@ -42,6 +44,12 @@ impl<'a, W, X> Product<'a, W, X> {
     #[inline(always)]
     pub(super) fn row(&self, row: usize) -> &'a [X] {
         &self.rows[row * self.depth..][..self.depth]
+    }
+
+    #[inline(always)]
+    pub(super) fn marks(&self, row: usize) -> &'a [Mark] {
+        let marks = self.marks.get(row * self.depth..(row + 1) * self.depth);
+        marks.unwrap_or_default()
     }
 
     /// The blocks that make up the whole: of 4 tiles and 1 row where there is
@@ -88,7 +96,8 @@ macro_rules! in_blocks {
                 ($t:literal, $r:literal) => {{
                     let weights: [_; $t] = std::array::from_fn(|t| product.tile(tile + t));
                     let inputs: [_; $r] = std::array::from_fn(|r| product.row(row + r));
-                    let sums: [[_; $r]; $t] = $block(weights, inputs);
+                    let marks: [_; $r] = std::array::from_fn(|r| product.marks(row + r));
+                    let sums: [[_; $r]; $t] = $block(weights, inputs, marks);
                     for (t, sums) in sums.iter().enumerate() {
                         for (r, &sums) in sums.iter().enumerate() {
                             add(&mut out[(tile + t) * rows + row + r], sums);
@@ -194,6 +203,7 @@ fn add(out: &mut Lanes, sums: Lanes) {
 fn dense<E: Element, const T: usize, const R: usize>(
     weights: [&[[E; 16]]; T],
     inputs: [&[f32]; R],
+    _: [&[Mark]; R],
 ) -> [[Lanes; R]; T] {
     let mut sums = [[Lanes::default(); R]; T];
     for k in 0..inputs[0].len() {
@@ -210,7 +220,7 @@ fn dense<E: Element, const T: usize, const R: usize>(
 
 /// Four weights times four inputs.
 #[inline(always)]
-fn dot(weights: [u8; 4], inputs: i32) -> i32 {
+fn dot(weights: [i8; 4], inputs: i32) -> i32 {
     let inputs = inputs.to_le_bytes();
     let mut sum = 0;
     for k in 0..4 {
@@ -223,19 +233,20 @@ fn dot(weights: [u8; 4], inputs: i32) -> i32 {
 fn quantized<const T: usize, const R: usize>(
     weights: [&[Tile]; T],
     inputs: [&[Group]; R],
+    marks: [&[Mark]; R],
 ) -> [[Lanes; R]; T] {
     let mut sums = [[Lanes::default(); R]; T];
     for g in 0..inputs[0].len() {
         for t in 0..T {
             for r in 0..R {
                 let (tile, group) = (&weights[t][g], &inputs[r][g]);
-                let mut whole = [group.correction; 16];
+                let mut whole = [0; 16];
                 for quad in 0..GROUP / 4 {
                     for (sum, weights) in whole.iter_mut().zip(tile.weights[quad].as_chunks().0) {
-                        *sum += dot(*weights, group.values[quad]);
+                        *sum += dot(*weights, group.0[quad]);
                     }
                 }
-                add_scaled(&mut sums[t][r], &whole, &tile.scales, group.scale);
+                add_scaled(&mut sums[t][r], &whole, &tile.scales, marks[r][g].scale);
             }
         }
     }
@@ -246,20 +257,21 @@ fn quantized<const T: usize, const R: usize>(
 fn wide<const T: usize, const R: usize>(
     weights: [&[Tile]; T],
     inputs: [&[Wide]; R],
+    marks: [&[Mark]; R],
 ) -> [[Lanes; R]; T] {
     let mut sums = [[Lanes::default(); R]; T];
     for g in 0..inputs[0].len() {
         for t in 0..T {
             for r in 0..R {
                 let (tile, group) = (&weights[t][g], &inputs[r][g]);
-                let mut whole = [group.correction; 16];
+                let mut whole = [0; 16];
                 for quad in 0..GROUP / 4 {
                     for (sum, weights) in whole.iter_mut().zip(tile.weights[quad].as_chunks().0) {
                         *sum += dot(*weights, group.high[quad]) * 256;
                         *sum += dot(*weights, group.low[quad]);
                     }
                 }
-                add_scaled(&mut sums[t][r], &whole, &tile.scales, group.scale);
+                add_scaled(&mut sums[t][r], &whole, &tile.scales, marks[r][g].scale);
             }
         }
     }
@@ -270,6 +282,6 @@ fn wide<const T: usize, const R: usize>(
 #[inline(always)]
 fn add_scaled(sums: &mut Lanes, whole: &[i32; 16], scales: &Lanes, scale: f32) {
     for lane in 0..16 {
-        sums[lane] += whole[lane] as f32 * (scales[lane] * scale);
+        sums[lane] = (whole[lane] as f32).mul_add(scales[lane] * scale, sums[lane]);
     }
 }

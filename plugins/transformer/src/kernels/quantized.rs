@@ -1,9 +1,8 @@
 //! Numbers in 8 bits with a scale for each group along the inputs.
 //!
-//! A weight is `scale · (byte - 128)`, an input `scale · byte`; the bytes are
-//! in ±127 around their zero. Weights have their zero at 128 because the
-//! processors' dot product wants one side without a sign. What that adds to a
-//! sum is 128 times the sum of the inputs, taken away by the group's correction.
+//! A weight or an input is `scale · byte`, the byte in ±127. Where a processor's
+//! dot product wants one side without a sign, that side has its zero at 128;
+//! what this adds to a product is 128 times the sum of the inputs.
 
 use super::element::{LANES, Lanes};
 use super::level::for_each_level;
@@ -13,9 +12,7 @@ const LARGEST_WIDE: f32 = 32_512.0;
 
 /// Inputs that share a scale.
 pub(crate) const GROUP: usize = 64;
-/// The byte that stands for a weight of 0.
-const ZERO: u8 = 128;
-/// The largest byte, counted from the zero.
+/// The largest byte.
 const LARGEST: f32 = 127.0;
 
 /// Weights of 16 outputs over a group of inputs.
@@ -23,40 +20,34 @@ const LARGEST: f32 = 127.0;
 #[repr(C, align(64))]
 pub(crate) struct Tile {
     /// For each four inputs: those of the first output, then of the next.
-    pub(super) weights: [[u8; 64]; GROUP / 4],
+    pub(super) weights: [[i8; 64]; GROUP / 4],
     /// Of each output.
     pub(super) scales: Lanes,
 }
 
-/// A group of inputs of one row.
+/// A group of inputs of one row: four signed bytes in each number, the first
+/// one lowest.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(crate) struct Group {
-    /// Four signed bytes in each, the first one lowest.
-    pub(super) values: [i32; GROUP / 4],
-    /// -128 times the sum of the bytes.
-    pub(super) correction: i32,
-    pub(super) scale: f32,
-}
+#[repr(C, align(64))]
+pub(crate) struct Group(pub(super) [i32; GROUP / 4]);
 
-/// A group of inputs of one row in 16 bits: `scale · (256 · high + low)`.
+/// A group of inputs of one row in 16 bits: `256 · high + low`.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[repr(C, align(64))]
 pub(crate) struct Wide {
-    /// Four signed bytes in each, the first one lowest.
+    /// As in [`Group`].
     pub(super) high: [i32; GROUP / 4],
     /// The same inputs' lower bytes, signed as well.
     pub(super) low: [i32; GROUP / 4],
-    /// -128 times the sum of the inputs.
-    pub(super) correction: i32,
-    pub(super) scale: f32,
 }
 
-impl Group {
-    /// The sum of the bytes.
-    #[inline(always)]
-    pub(super) fn sum(&self) -> f32 {
-        // a power of two: exact
-        self.correction as f32 * (-1.0 / 128.0)
-    }
+/// What goes with a group of inputs. It lies apart from them, so that their
+/// bytes fill whole lines of the cache.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Mark {
+    /// The sum of the inputs, a whole number.
+    pub(super) sum: f32,
+    pub(super) scale: f32,
 }
 
 impl Tile {
@@ -77,13 +68,13 @@ impl Tile {
             }
         });
         let mut tile = Self {
-            weights: [[ZERO; 64]; GROUP / 4],
+            weights: [[0; 64]; GROUP / 4],
             scales,
         };
         for (k, weights) in weights.iter().enumerate() {
             for lane in 0..LANES {
-                let byte = nearest(weights[lane] * steps[lane]) + i32::from(ZERO);
-                tile.weights[k / 4][lane * 4 + k % 4] = byte as u8;
+                let byte = nearest(weights[lane] * steps[lane]);
+                tile.weights[k / 4][lane * 4 + k % 4] = byte as i8;
             }
         }
         tile
@@ -92,7 +83,7 @@ impl Tile {
     /// What stands for the weight of output `lane` and input `k`.
     pub(super) fn weight(&self, k: usize, lane: usize) -> f32 {
         let byte = self.weights[k / 4][lane * 4 + k % 4];
-        self.scales[lane] * f32::from(i16::from(byte) - i16::from(ZERO))
+        self.scales[lane] * f32::from(byte)
     }
 }
 
@@ -108,36 +99,43 @@ fn nearest(value: f32) -> i32 {
 /// The largest of a group's numbers, signs aside.
 #[inline(always)]
 fn largest_of(values: &[f32; GROUP]) -> f32 {
-    let mut largest = Lanes::default();
+    // without their signs numbers are in the order of their bits, and whole
+    // numbers become vector code
+    let mut largest = 0;
     for k in 0..GROUP {
-        largest[k % LANES] = largest[k % LANES].max(values[k].abs());
+        largest = largest.max(values[k].to_bits() & 0x7FFF_FFFF);
     }
-    let mut half = LANES / 2;
-    while half > 0 {
-        for lane in 0..half {
-            largest[lane] = largest[lane].max(largest[lane + half]);
+    f32::from_bits(largest)
+}
+
+/// A group of a row, filled up with zeros where the row ends.
+#[inline(always)]
+fn group_of(row: &[f32], group: usize) -> [f32; GROUP] {
+    let mut values = [0.0; GROUP];
+    match row[group * GROUP..].first_chunk() {
+        Some(whole) => values = *whole,
+        None => {
+            let rest = &row[group * GROUP..];
+            values[..rest.len()].copy_from_slice(rest);
         }
-        half /= 2;
     }
-    largest[0]
+    values
 }
 
 /// Bytes in fours, the first one lowest.
 #[inline(always)]
 fn quads(bytes: &[u8; GROUP], quads: &mut [i32; GROUP / 4]) {
+    let (fours, _) = bytes.as_chunks();
     for quad in 0..GROUP / 4 {
-        let at = quad * 4;
-        quads[quad] = i32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+        quads[quad] = i32::from_le_bytes(fours[quad]);
     }
 }
 
 for_each_level! {
     /// Quantizes a row in 16 bits; the last group is filled up with zeros.
-    pub(crate) fn quantize_wide(row: &[f32], groups: &mut [Wide]) {
+    pub(crate) fn quantize_wide(row: &[f32], groups: &mut [Wide], marks: &mut [Mark]) {
         for g in 0..groups.len() {
-            let chunk = &row[g * GROUP..row.len().min((g + 1) * GROUP)];
-            let mut values = [0.0; GROUP];
-            values[..chunk.len()].copy_from_slice(chunk);
+            let values = group_of(row, g);
             let largest = largest_of(&values);
             let step = if largest > 0.0 { LARGEST_WIDE / largest } else { 0.0 };
             let (mut high, mut low) = ([0_u8; GROUP], [0_u8; GROUP]);
@@ -148,22 +146,19 @@ for_each_level! {
                 high[k] = ((whole + 128) >> 8) as u8;
                 low[k] = whole as u8;
             }
-            let group = &mut groups[g];
-            group.correction = sum * -i32::from(ZERO);
-            group.scale = largest / LARGEST_WIDE;
-            quads(&high, &mut group.high);
-            quads(&low, &mut group.low);
+            marks[g].sum = sum as f32;
+            marks[g].scale = largest / LARGEST_WIDE;
+            quads(&high, &mut groups[g].high);
+            quads(&low, &mut groups[g].low);
         }
     }
 }
 
 for_each_level! {
     /// Quantizes a row; the last group is filled up with zeros.
-    pub(crate) fn quantize(row: &[f32], groups: &mut [Group]) {
+    pub(crate) fn quantize(row: &[f32], groups: &mut [Group], marks: &mut [Mark]) {
         for g in 0..groups.len() {
-            let chunk = &row[g * GROUP..row.len().min((g + 1) * GROUP)];
-            let mut values = [0.0; GROUP];
-            values[..chunk.len()].copy_from_slice(chunk);
+            let values = group_of(row, g);
             let largest = largest_of(&values);
             let step = if largest > 0.0 { LARGEST / largest } else { 0.0 };
             let mut bytes = [0_u8; GROUP];
@@ -173,10 +168,9 @@ for_each_level! {
                 sum += whole;
                 bytes[k] = whole as u8;
             }
-            let group = &mut groups[g];
-            group.correction = sum * -i32::from(ZERO);
-            group.scale = largest / LARGEST;
-            quads(&bytes, &mut group.values);
+            marks[g].sum = sum as f32;
+            marks[g].scale = largest / LARGEST;
+            quads(&bytes, &mut groups[g].0);
         }
     }
 }
@@ -193,13 +187,14 @@ mod tests {
         for len in [1, 63, 64, 65, 200] {
             let row = random.row(len);
             let mut groups = vec![Group::default(); len.div_ceil(GROUP)];
+            let mut marks = vec![Mark::default(); len.div_ceil(GROUP)];
             for &level in Level::all() {
-                quantize(level, &row, &mut groups);
+                quantize(level, &row, &mut groups, &mut marks);
                 for (k, value) in row.iter().enumerate() {
-                    let group = &groups[k / GROUP];
-                    let bytes = group.values[k % GROUP / 4].to_le_bytes();
-                    let ours = f32::from(bytes[k % 4].cast_signed()) * group.scale;
-                    assert!((ours - value).abs() <= group.scale * 0.501, "{level:?} {k}");
+                    let bytes = groups[k / GROUP].0[k % GROUP / 4].to_le_bytes();
+                    let scale = marks[k / GROUP].scale;
+                    let ours = f32::from(bytes[k % 4].cast_signed()) * scale;
+                    assert!((ours - value).abs() <= scale * 0.501, "{level:?} {k}");
                 }
             }
         }
@@ -220,16 +215,17 @@ mod tests {
         for len in [1, 64, 100] {
             let row = random.row(len);
             let mut groups = vec![Wide::default(); len.div_ceil(GROUP)];
+            let mut marks = vec![Mark::default(); len.div_ceil(GROUP)];
             for &level in Level::all() {
-                quantize_wide(level, &row, &mut groups);
+                quantize_wide(level, &row, &mut groups, &mut marks);
                 for (k, value) in row.iter().enumerate() {
-                    let group = &groups[k / GROUP];
+                    let (group, scale) = (&groups[k / GROUP], marks[k / GROUP].scale);
                     let byte = |quads: &[i32]| {
                         let bytes = quads[k % GROUP / 4].to_le_bytes();
                         f32::from(bytes[k % 4].cast_signed())
                     };
-                    let ours = (256.0 * byte(&group.high) + byte(&group.low)) * group.scale;
-                    assert!((ours - value).abs() <= group.scale * 0.51, "{level:?} {k}");
+                    let ours = (256.0 * byte(&group.high) + byte(&group.low)) * scale;
+                    assert!((ours - value).abs() <= scale * 0.51, "{level:?} {k}");
                 }
             }
         }
@@ -237,14 +233,12 @@ mod tests {
 
     #[test]
     fn zeros_stay_zeros_and_extremes_are_kept() {
-        let mut groups = [Group {
-            scale: 1.0,
-            ..Group::default()
-        }];
-        quantize(Level::best(), &[0.0; 5], &mut groups);
-        assert_eq!(groups, [Group::default()]);
-        quantize(Level::best(), &[-3.0, 3.0], &mut groups);
-        assert_eq!(groups[0].values[0].to_le_bytes(), [129, 127, 0, 0]);
-        assert_eq!(groups[0].correction, 0);
+        let (mut groups, mut marks) = ([Group([1; GROUP / 4])], [Mark::default()]);
+        marks[0].scale = 1.0;
+        quantize(Level::best(), &[0.0; 5], &mut groups, &mut marks);
+        assert_eq!((groups[0], marks[0]), Default::default());
+        quantize(Level::best(), &[-3.0, 3.0], &mut groups, &mut marks);
+        assert_eq!(groups[0].0[0].to_le_bytes(), [129, 127, 0, 0]);
+        assert_eq!(marks[0].sum, 0.0);
     }
 }

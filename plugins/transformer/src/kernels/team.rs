@@ -79,7 +79,7 @@ impl Team {
             let shared = Arc::clone(&team.shared);
             // on failure the drop of `team` ends those that run
             let helper = thread::Builder::new()
-                .name(format!("gpt2 helper {number}"))
+                .name(format!("engine helper {number}"))
                 .spawn(move || shared.help())?;
             team.helpers.push(helper);
         }
@@ -103,20 +103,42 @@ impl Team {
         unit: usize,
         work: impl Fn(usize, &mut [T]) + Sync,
     ) {
+        self.each_pair((items, unit), (&mut [(); 0], 0), |first, run, _| {
+            work(first, run);
+        });
+    }
+
+    /// As [`Team::each`], of two slices with units of their own size, as many in
+    /// each.
+    ///
+    /// # Panics
+    /// When `work` does.
+    pub(crate) fn each_pair<T: Send, U: Send>(
+        &mut self,
+        (items, unit): (&mut [T], usize),
+        (others, other_unit): (&mut [U], usize),
+        work: impl Fn(usize, &mut [T], &mut [U]) + Sync,
+    ) {
         let units = items.len() / unit;
         let in_part = units.div_ceil(self.threads() * PARTS).max(1);
         let parts = units.div_ceil(in_part);
         if parts < 2 || self.helpers.is_empty() {
-            work(0, items);
+            work(0, items, others);
             return;
         }
         let items = Slices(items.as_mut_ptr(), units * unit);
+        let others = Slices(others.as_mut_ptr(), others.len());
         self.run(parts, &|part| {
             let first = part * in_part;
             // SAFETY: parts do not overlap, each is taken once, and the slice is
             // borrowed until all are done
-            let run = unsafe { items.get(first * unit, in_part * unit) };
-            work(first, run);
+            let (run, other) = unsafe {
+                (
+                    items.get(first * unit, in_part * unit),
+                    others.get(first * other_unit, in_part * other_unit),
+                )
+            };
+            work(first, run, other);
         });
     }
 
@@ -288,6 +310,21 @@ mod tests {
                 assert_eq!(items, expected, "{threads} {units}");
             }
         }
+    }
+
+    #[test]
+    fn two_slices_are_cut_at_the_same_units() {
+        let mut team = team(2);
+        let (mut items, mut others) = (vec![0; 7 * 3], vec![0; 7 * 2]);
+        team.each_pair((&mut items, 3), (&mut others, 2), |first, items, others| {
+            let units = items.chunks_mut(3).zip(others.chunks_mut(2));
+            for (unit, (items, others)) in (first..).zip(units) {
+                items.fill(unit);
+                others.fill(unit);
+            }
+        });
+        assert_eq!(items, (0..7 * 3).map(|item| item / 3).collect::<Vec<_>>());
+        assert_eq!(others, (0..7 * 2).map(|item| item / 2).collect::<Vec<_>>());
     }
 
     #[test]

@@ -1,9 +1,13 @@
 //! One step of the model: rows of any number of sequences, side by side.
 
+use std::ops::Range;
+
 use super::block::{Affine, Norm};
 use super::{Cache, Model};
 use crate::config::Activation;
-use crate::kernels::{Input, Level, Panel, Seen, Team, attend, gelu_tanh_gate, silu_gate};
+use crate::kernels::{
+    Input, Level, PAGE, Panel, Scratch, Seen, Team, attend, gelu_tanh_gate, silu_gate,
+};
 
 /// The next tokens of one sequence.
 #[derive(Debug)]
@@ -39,7 +43,7 @@ pub(crate) struct Workspace {
     wide: Panel,
     /// What a half of a block found, where it is normalized before it is added.
     found: Panel,
-    /// What the heads found, row by row.
+    /// What the heads found: of the first one all rows, then of the next.
     attended: Vec<f32>,
     input: Input,
     /// Of each row that is predicted after.
@@ -48,9 +52,16 @@ pub(crate) struct Workspace {
 
 /// A row of a step.
 struct Row {
-    run: usize,
     position: usize,
     token: u32,
+}
+
+/// Rows of one run whose positions are in the same page.
+struct Span {
+    run: usize,
+    rows: Range<usize>,
+    /// Of the first row.
+    position: usize,
 }
 
 impl Workspace {
@@ -77,12 +88,36 @@ impl Workspace {
         vocab: usize,
         work: impl Fn(&mut T, &[f32]) + Sync,
     ) {
+        let mut items: Vec<_> = items.iter_mut().map(|item| (item, 1)).collect();
+        self.for_runs(&mut items, vocab, |item, logits| {
+            work(item, logits);
+            false
+        });
+    }
+
+    /// As [`Self::for_predictions`], with items that have so many predictions
+    /// each: `work` gets them one after the other while it returns true.
+    pub(crate) fn for_runs<T: Send>(
+        &mut self,
+        items: &mut [(T, usize)],
+        vocab: usize,
+        work: impl Fn(&mut T, &[f32]) -> bool + Sync,
+    ) {
         let logits = &self.logits;
-        self.team.each(items, 1, |first, items| {
+        let firsts = items.iter().scan(0, |next, (_, count)| {
+            let first = *next;
+            *next += count;
+            Some(first)
+        });
+        let firsts: Vec<usize> = firsts.collect();
+        self.team.each(items, 1, |index, items| {
             let mut numbers = vec![0.0; vocab];
-            for (index, item) in (first..).zip(items) {
-                logits.read(index, 0, &mut numbers);
-                work(item, &numbers);
+            for (first, (item, count)) in firsts[index..].iter().zip(items) {
+                let mut rows = *first..first + *count;
+                let _ = rows.all(|row| {
+                    logits.read(row, 0, &mut numbers);
+                    work(item, &numbers)
+                });
             }
         });
     }
@@ -98,7 +133,7 @@ impl Model {
     /// When a run has no token or one that is not in the vocabulary, or goes
     /// beyond the last position.
     pub(crate) fn step(&self, workspace: &mut Workspace, runs: &mut [Run<'_>]) {
-        let mut rows = Vec::new();
+        let (mut rows, mut spans) = (Vec::new(), Vec::<Span>::new());
         let mut predicted = Vec::new();
         for (index, run) in runs.iter_mut().enumerate() {
             let past = run.cache.len();
@@ -109,16 +144,20 @@ impl Model {
                 if run.predict == Predict::All || run.predict == Predict::Last && is_last {
                     predicted.push(rows.len());
                 }
-                rows.push(Row {
-                    run: index,
-                    position,
-                    token,
-                });
+                match spans.last_mut() {
+                    Some(span) if span.run == index && position % PAGE != 0 => span.rows.end += 1,
+                    _ => spans.push(Span {
+                        run: index,
+                        rows: rows.len()..rows.len() + 1,
+                        position,
+                    }),
+                }
+                rows.push(Row { position, token });
             }
         }
         self.embed(workspace, &rows);
         for layer in 0..self.blocks.len() {
-            self.attend(workspace, &rows, runs, layer);
+            self.attend(workspace, &spans, runs, layer);
             self.feed_forward(workspace, layer);
         }
         self.predict(workspace, &predicted);
@@ -167,7 +206,13 @@ impl Model {
     }
 
     /// Adds a block's attention to the stream.
-    fn attend(&self, workspace: &mut Workspace, rows: &[Row], runs: &mut [Run<'_>], layer: usize) {
+    fn attend(
+        &self,
+        workspace: &mut Workspace,
+        spans: &[Span],
+        runs: &mut [Run<'_>],
+        layer: usize,
+    ) {
         let Workspace {
             level,
             team,
@@ -179,15 +224,15 @@ impl Model {
             ..
         } = workspace;
         let (level, block, config) = (*level, &self.blocks[layer], &self.config);
-        let (width, keys) = (config.queries(), config.keys());
+        let (width, keys, rows) = (config.queries(), config.keys(), stream.rows());
         block
             .qkv
             .weight
-            .fill(level, team, rows.len(), input, |row, numbers| {
+            .fill(level, team, rows, input, |row, numbers| {
                 stream.read(row, 0, numbers);
                 block.attention_norm.apply(level, numbers);
             });
-        wide.resize(rows.len(), block.qkv.weight.tiles());
+        wide.resize(rows, block.qkv.weight.tiles());
         block.qkv.multiply(level, team, input, wide, None);
 
         let mut first = 0;
@@ -207,37 +252,53 @@ impl Model {
             }
         });
 
-        let (heads, runs) = (config.heads, &*runs);
+        let runs = &*runs;
         // so many heads of queries look up the same keys and values
-        let sharing = heads / config.kv_heads;
+        let sharing = config.heads / config.kv_heads;
         let own = &config.layers[layer];
-        attended.resize(rows.len() * width, 0.0);
-        team.each(attended, head_width, |first, attended| {
-            let (mut query, mut scratch) = (vec![0.0; head_width], Vec::new());
-            for (index, out) in (first..).zip(attended.chunks_exact_mut(head_width)) {
-                let (row, head) = (index / heads, index % heads);
-                let Row { run, position, .. } = rows[row];
-                wide.read(row, head * head_width, &mut query);
-                let norm = block.query_norm.as_ref();
-                self.ready(level, (layer, position), norm, &mut query);
-                for number in &mut query {
-                    *number *= own.scale;
+        attended.resize(rows * width, 0.0);
+        // a head's spans grow in cost, so each thread gets spans of all lengths
+        let mut left = &mut attended[..];
+        let mut lookups = Vec::with_capacity(config.heads * spans.len());
+        for head in 0..config.heads {
+            for span in spans {
+                let (out, later) = left.split_at_mut(span.rows.len() * head_width);
+                lookups.push((head, span, out));
+                left = later;
+            }
+        }
+        team.each(&mut lookups, 1, |_, lookups| {
+            let (mut queries, mut sees) = (Vec::new(), Vec::new());
+            let mut scratch = Scratch::default();
+            for (head, span, out) in lookups {
+                queries.resize(out.len(), 0.0);
+                sees.clear();
+                let rows = span.rows.clone().zip(queries.chunks_exact_mut(head_width));
+                for (position, (row, query)) in (span.position..).zip(rows) {
+                    wide.read(row, *head * head_width, query);
+                    let norm = block.query_norm.as_ref();
+                    self.ready(level, (layer, position), norm, query);
+                    for number in query {
+                        *number *= own.scale;
+                    }
+                    let window = own.window.unwrap_or(usize::MAX);
+                    sees.push((position + 1).saturating_sub(window)..position + 1);
                 }
                 let seen = Seen {
-                    pages: runs[run].cache.pages(),
+                    pages: runs[span.run].cache.pages(),
                     layer,
-                    head: head / sharing,
-                    first: (position + 1).saturating_sub(own.window.unwrap_or(usize::MAX)),
-                    positions: position + 1,
+                    head: *head / sharing,
                 };
-                attend(level, &query, seen, &mut scratch, out);
+                attend(level, &queries, &sees, seen, &mut scratch, out);
             }
         });
         let out = &block.attention_out;
-        out.weight
-            .fill(level, team, rows.len(), input, |row, numbers| {
-                numbers.copy_from_slice(&attended[row * width..][..width]);
-            });
+        out.weight.fill(level, team, rows, input, |row, numbers| {
+            for (head, numbers) in numbers.chunks_exact_mut(head_width).enumerate() {
+                let at = (head * rows + row) * head_width;
+                numbers.copy_from_slice(&attended[at..][..head_width]);
+            }
+        });
         let post = block.attention_post.as_ref();
         add(level, team, (out, post), input, found, stream);
     }

@@ -11,19 +11,27 @@ use crate::checkpoint::Checkpoint;
 use crate::kernels::Dtype;
 use crate::model::{Predict, Run};
 
+/// One checkpoint of each kind.
+const FAMILIES: [&str; 6] = ["odd", "llama", "mistral", "qwen2", "qwen3", "gemma3"];
+
 fn open(dtype: &str) -> Transformer {
-    let source = fixture("plain");
+    open_family("plain", dtype, "true")
+}
+
+fn open_family(family: &str, dtype: &str, prefix_cache: &str) -> Transformer {
+    let source = fixture(family);
     let pairs = [
         ("model_path", source.to_str().unwrap()),
         ("dtype", dtype),
         ("threads", "3"),
+        ("prefix_cache", prefix_cache),
     ];
     Transformer::open(&settings(&pairs)).unwrap()
 }
 
 #[test]
 fn logits_do_not_depend_on_the_batch_or_on_how_a_prompt_is_cut() {
-    for family in ["odd", "llama", "qwen2", "qwen3", "gemma3"] {
+    for family in FAMILIES {
         let folder = fixture(family);
         let checkpoint = Checkpoint::read(|file| folder.join(file).into()).unwrap();
         for (dtype, name) in Dtype::ALL {
@@ -112,6 +120,36 @@ fn answers_are_the_same_alone_and_together() {
             .map(|thread| thread.join().unwrap())
             .collect();
         assert_eq!(together, alone, "{dtype}");
+    }
+}
+
+#[test]
+fn what_was_read_before_changes_no_answer() {
+    let params = Params {
+        max_tokens: Some(30),
+        temperature: Some(0.0),
+        ..Params::default()
+    };
+    let text = "abcdefghij".repeat(5);
+    // the same, one that goes on, and one that ends within a page and goes another way
+    let prompts = [
+        &*text,
+        &format!("{text} klm"),
+        &format!("{} x", &text[..40]),
+    ];
+    for family in FAMILIES {
+        for (_, dtype) in Dtype::ALL {
+            let [alone, sharing] =
+                ["false", "true"].map(|sharing| open_family(family, dtype, sharing));
+            answer(&sharing, &text, params.clone());
+            for prompt in prompts {
+                let (expected, _, none) = answer(&alone, prompt, params.clone());
+                let (said, _, some) = answer(&sharing, prompt, params.clone());
+                assert_eq!(said, expected, "{family} {dtype} {prompt}");
+                assert_eq!(none.cached_prompt_tokens, 0);
+                assert!(some.cached_prompt_tokens >= 32, "{family}: {some:?}");
+            }
+        }
     }
 }
 

@@ -1,5 +1,5 @@
-//! Checkpoints in one file: that of `tests/fixtures/llama` is the folder's model
-//! as llama.cpp's converter lays it out.
+//! Checkpoints in one file: those of `tests/fixtures/{llama,plain}` are the folders'
+//! models as llama.cpp's converter lays them out.
 
 use plugin_sdk::{Backend, Params, Prompt};
 
@@ -23,14 +23,16 @@ fn loaded(bytes: &[u8]) -> Result<crate::Transformer, plugin_sdk::Error> {
 
 #[test]
 fn logits_are_those_of_transformers() {
-    let path = fixture("llama").join("llama.gguf");
-    let mut runner = Runner::new(gguf::load(&path, Dtype::F32).unwrap().model);
-    let expected = Expected::of("llama");
-    for prompt in 0..4 {
-        let tokens = expected.ids(&format!("{prompt}.tokens"));
-        let ours = runner.logits(&tokens, &mut runner.model.cache(), Predict::All);
-        let off = difference(&ours, &expected.logits(prompt));
-        assert!(off < 1e-4, "{prompt}: {off}");
+    for name in ["llama", "plain"] {
+        let path = fixture(name).join(format!("{name}.gguf"));
+        let mut runner = Runner::new(gguf::load(&path, Dtype::F32).unwrap().model);
+        let expected = Expected::of(name);
+        for prompt in 0..4 {
+            let tokens = expected.ids(&format!("{prompt}.tokens"));
+            let ours = runner.logits(&tokens, &mut runner.model.cache(), Predict::All);
+            let off = difference(&ours, &expected.logits(prompt));
+            assert!(off < 1e-4, "{name} {prompt}: {off}");
+        }
     }
 }
 
@@ -103,7 +105,7 @@ fn a_file_that_is_cut_off_or_lies_is_refused_with_the_reason() {
         (
             b"general.architecture\x08\0\0\0\x05\0\0\0\0\0\0\0llama".to_vec(),
             b"general.architecture\x08\0\0\0\x05\0\0\0\0\0\0\0mamba".to_vec(),
-            "\"mamba\", and only llama",
+            "\"mamba\", and only gpt2, llama",
         ),
         (
             number("llama.feed_forward_length", 80),

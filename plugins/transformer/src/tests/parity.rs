@@ -12,7 +12,9 @@ use crate::sampling::likeliest;
 
 const PROMPTS: usize = 4;
 const NEW_TOKENS: usize = 64;
-const NAMES: [&str; 6] = ["plain", "odd", "llama", "qwen2", "qwen3", "gemma3"];
+const NAMES: [&str; 7] = [
+    "plain", "odd", "llama", "mistral", "qwen2", "qwen3", "gemma3",
+];
 
 /// What transformers says of a checkpoint.
 pub(super) struct Expected(HashMap<String, Tensor>);
