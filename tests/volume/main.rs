@@ -39,7 +39,7 @@ struct Options {
     #[arg(long, default_value_t = 1000)]
     most_ms: u64,
     /// A command that has the machine forget what it keeps of the disk in memory, run
-    /// before each first look at a page
+    /// before each first look at a page; the server is started again after it
     #[arg(long)]
     forget: Option<String>,
     /// Databases that are measured
@@ -103,11 +103,11 @@ async fn measure(mut host: Host, options: &Options) -> Vec<String> {
 
     let mut pages: Vec<_> = pages(size).into_iter().map(Page::new).collect();
     for page in &mut pages {
-        host = host.restart().await.ready().await;
         if let Some(command) = &options.forget {
             let status = Command::new("sh").args(["-c", command]).status();
             assert!(status.expect("it runs").success(), "{command}");
         }
+        host = host.restart().await.ready().await;
         page.cold = page.ask(&host.admin()).await;
     }
     let customer = purse.at(&host).customer;

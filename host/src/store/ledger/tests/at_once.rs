@@ -286,7 +286,7 @@ fn run(scratch: Scratch, servers: usize, clients: Vec<Vec<Step>>) {
 proptest! {
     // what is found is tried again as it is made smaller: a fault that depends on
     // who is first may hide meanwhile, and its seed is printed all the same
-    #![proptest_config(ProptestConfig { cases: 16, max_shrink_iters: 200, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 12, max_shrink_iters: 200, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn whoever_is_first_the_sums_hold_and_no_limit_is_passed(
