@@ -126,6 +126,7 @@ impl Store {
     /// When the database fails.
     pub async fn audit(&self, now: OffsetDateTime) -> Result<Audit, Error> {
         let mut moment = self.read.moment().await?;
+        moment.take_long().await?;
         let row = query(
             "SELECT (SELECT count(*) FROM accounts) AS accounts, \
              (SELECT count(*) FROM transfers) AS transfers, \
