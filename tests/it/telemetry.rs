@@ -109,6 +109,29 @@ async fn each_request_is_traced_and_measured() {
 }
 
 #[tokio::test]
+async fn what_is_not_on_record_is_counted_as_such() {
+    let (collector, url) = Collector::start().await;
+    let host = Host::builder()
+        .env("OTEL_EXPORTER_OTLP_ENDPOINT", url)
+        .env("OTEL_METRIC_EXPORT_INTERVAL", "200")
+        .start()
+        .await
+        .ready()
+        .await;
+    let customer = host.customer().await;
+    host.database().refuse_rows("usage").await;
+    let body = json!({ "text": "Once", "model_id": 1, "max_new_tokens": 2 });
+    let refused = customer.post("/generate", body).await;
+    assert_eq!(refused.expect_error(503), "not_recorded");
+    eventually("the metrics came", async || {
+        collector.has("/v1/metrics", &["model_host.requests", "not_recorded"])
+    })
+    .await;
+    // nothing was sold
+    assert!(!collector.tells("model_host.tokens") && !collector.tells("model_host.cost"));
+}
+
+#[tokio::test]
 async fn what_is_held_back_is_sent_at_the_end() {
     let (collector, url) = Collector::start().await;
     let hour = "3600000";

@@ -277,8 +277,6 @@ impl Generator {
             latency_ms: i64::try_from(since.elapsed().as_millis()).unwrap_or(i64::MAX),
             created_at: at,
         };
-        self.metrics.settled(&usage);
-        log(&usage, end.as_ref().err());
         let answer = end.map(|finish_reason| Answer {
             model_id: spec.id,
             model_name: spec.name.clone(),
@@ -300,7 +298,7 @@ impl Generator {
             _ => None,
         };
         let settlement = Settlement {
-            usage,
+            usage: usage.clone(),
             answer: kept,
             is_held: held.is_some(),
         };
@@ -311,11 +309,21 @@ impl Generator {
             .await;
         // taking an instance apart is nothing that the client should wait for
         tokio::spawn(async move { drop(produced.ended) });
-        settled.map_err(|error| match error {
-            store::Error::Stopping => Error::Stopping,
-            store::Error::TakenOver => Error::AtWork,
-            _ => Error::NotRecorded,
-        })?;
+        let answer = settled
+            .map_err(|error| match error {
+                store::Error::Stopping => Error::Stopping,
+                store::Error::TakenOver => Error::AtWork,
+                _ => Error::NotRecorded,
+            })
+            .and(answer);
+        log(&usage, answer.as_ref().err());
+        match &answer {
+            // it did not come on record as it ended, if at all, and costs nothing
+            Err(error @ (Error::Stopping | Error::AtWork | Error::NotRecorded)) => {
+                self.metrics.refused(&usage.model_name, error.code());
+            }
+            _ => self.metrics.settled(&usage),
+        }
         answer
     }
 }

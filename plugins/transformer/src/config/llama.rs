@@ -57,8 +57,19 @@ const GGUF: Names = Names {
     inner_post: "",
     is_input_major: false,
 };
+/// Of Gemma's, too.
+const GGUF_GEMMA: Names = Names {
+    attention_post: "post_attention_norm",
+    inner_post: "post_ffw_norm",
+    ..GGUF
+};
 /// The architectures that such files are read of.
-const IN_GGUF: [&str; 3] = ["llama", "qwen2", "qwen3"];
+const IN_GGUF: [(&str, Family); 4] = [
+    ("llama", Family::Llama),
+    ("qwen2", Family::Qwen2),
+    ("qwen3", Family::Qwen3),
+    ("gemma3", Family::Gemma3),
+];
 
 /// By `model_type`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -165,20 +176,25 @@ pub(super) fn of_gguf(
     family: &str,
     json: serde_json::Value,
 ) -> Result<Config, Refusal> {
-    let known = Family::named(family).filter(|_| IN_GGUF.contains(&family));
-    let Some(known) = known else {
+    let known = IN_GGUF.iter().find(|(known, _)| *known == family);
+    let Some((_, known)) = known else {
         return Err(Refusal::file(
             name,
             format!(
                 "general.architecture is {family:?}, and only gpt2, {} are supported in a GGUF",
-                IN_GGUF.join(", ")
+                IN_GGUF.map(|(name, _)| name).join(", ")
             ),
         ));
     };
     let file: File = serde_json::from_value(json).map_err(|error| Refusal::file(name, error))?;
-    let config = file.config(known)?;
+    let config = file.config(*known)?;
     Ok(Config {
-        names: &GGUF,
+        names: match known {
+            Family::Gemma3 => &GGUF_GEMMA,
+            _ => &GGUF,
+        },
+        // what Gemma adds to the weights of its norms is in them already
+        norm: Norm::RootMeanSquare { offset: 0.0 },
         ..config
     })
 }

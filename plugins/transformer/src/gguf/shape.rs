@@ -18,7 +18,7 @@ const OF_GPT2: [(&str, &str); 5] = [
     ("block_count", "n_layer"),
     ("attention.head_count", "n_head"),
 ];
-const NUMBERS: [(&str, &str); 7] = [
+const NUMBERS: [(&str, &str); 9] = [
     ("context_length", "max_position_embeddings"),
     ("embedding_length", "hidden_size"),
     ("feed_forward_length", "intermediate_size"),
@@ -26,10 +26,13 @@ const NUMBERS: [(&str, &str); 7] = [
     ("attention.head_count", "num_attention_heads"),
     ("attention.head_count_kv", "num_key_value_heads"),
     ("attention.key_length", "head_dim"),
+    ("attention.sliding_window", "sliding_window"),
+    ("attention.sliding_window_pattern", "sliding_window_pattern"),
 ];
-const FLOATS: [(&str, &str); 2] = [
+const FLOATS: [(&str, &str); 3] = [
     ("attention.layer_norm_rms_epsilon", "rms_norm_eps"),
     ("rope.freq_base", "rope_theta"),
+    ("rope.freq_base_swa", "rope_local_base_freq"),
 ];
 /// Llama 3's scaling: what each angle is divided by.
 const FACTORS: &str = "rope_freqs.weight";
@@ -66,6 +69,21 @@ impl Gguf {
             "tie_word_embeddings".to_owned(),
             json!(!has("output.weight")),
         );
+        // what queries are divided by the root of, where it is not a head's width
+        let number = |name: &str| config.get(name)?.as_u64();
+        let divided = match self.float(&key("attention.scale"))? {
+            Some(scale) => Some(1.0 / (scale * scale)),
+            // Gemma 3's 27B, which llama.cpp knows by its layers
+            None if family == "gemma3" && number("num_hidden_layers") == Some(62) => {
+                number("hidden_size")
+                    .zip(number("num_attention_heads"))
+                    .map(|(width, heads)| width as f64 / heads as f64)
+            }
+            None => None,
+        };
+        if let Some(divided) = divided {
+            config.insert("query_pre_attn_scalar".to_owned(), json!(divided));
+        }
         if !is_gpt2 {
             self.turns(file, family, &mut config)?;
         }

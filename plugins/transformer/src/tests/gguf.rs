@@ -1,4 +1,4 @@
-//! Checkpoints in one file: those of `tests/fixtures/{llama,plain}` are the folders'
+//! Checkpoints in one file: those of `tests/fixtures/{llama,plain,gemma3}` are the folders'
 //! models as llama.cpp's converter lays them out.
 
 use plugin_sdk::{Backend, Params, Prompt};
@@ -23,7 +23,7 @@ fn loaded(bytes: &[u8]) -> Result<crate::Transformer, plugin_sdk::Error> {
 
 #[test]
 fn logits_are_those_of_transformers() {
-    for name in ["llama", "plain"] {
+    for name in ["llama", "plain", "gemma3"] {
         let path = fixture(name).join(format!("{name}.gguf"));
         let mut runner = Runner::new(gguf::load(&path, Dtype::F32).unwrap().model);
         let expected = Expected::of(name);
