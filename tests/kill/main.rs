@@ -24,8 +24,9 @@ use serde_json::{Value, json};
 use books::{Answers, Books};
 use harness::{Act, Client, GPT2, Host, Purse, Setup, Upstream, lawgent};
 
-/// What the customer has paid: more than all that is asked for.
-const PAID: i64 = 9_000_000_000_000_000;
+/// What the customer has paid, in nano-dollars: more than all that is asked for, and
+/// little enough to be exact as a number of dollars.
+const PAID: i64 = 1_000_000_000_000_000;
 
 /// Kills a server again and again and checks its books.
 #[derive(Debug, Parser)]
