@@ -1,11 +1,13 @@
 //! What fewer bits change: how often the likeliest token is f32's, and the
 //! perplexity, each token of a text being given.
 //!
-//!     cargo bench -p model-host-transformer --bench quality -- [FILE...]
+//!     cargo bench -p model-host-transformer --bench quality -- [--model MODEL] [FILE...]
 //!
-//! Measures the embedded model on the files' text, or, without any, on text
-//! that it makes itself from fixed prompts and seeds.
+//! Measures a model, by default the embedded one, on the files' text, or, without
+//! any, on text that the model in f32 makes itself from fixed prompts and seeds. A
+//! GGUF's own bits are unpacked into each type: what it lost by them is in f32 too.
 
+use clap::Parser;
 use plugin_sdk::{Backend, Completion, Event, Params, Prompt, Request, Settings};
 use transformer::{Score, Transformer};
 
@@ -21,16 +23,26 @@ const PROMPTS: [&str; 8] = [
 ];
 const TOKENS: u32 = 480;
 
+/// Compares what weights are held in
+#[derive(Debug, Parser)]
+struct Options {
+    /// As in the setting `model_path`
+    #[arg(long, default_value = "embedded")]
+    model: String,
+    /// Text to predict, in UTF-8
+    files: Vec<String>,
+    /// Cargo says so
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
 fn main() {
-    let files = std::env::args()
-        .skip(1)
-        .filter(|arg| !arg.starts_with("--"));
-    let files: Vec<_> = files
-        .map(|file| {
-            std::fs::read_to_string(&file).unwrap_or_else(|error| panic!("{file}: {error}"))
-        })
-        .collect();
-    let reference = open("f32");
+    let options = Options::parse();
+    let files = options.files.iter().map(|file| {
+        std::fs::read_to_string(file).unwrap_or_else(|error| panic!("{file}: {error}"))
+    });
+    let files: Vec<_> = files.collect();
+    let reference = open(&options.model, "f32");
     let texts = if files.is_empty() {
         PROMPTS
             .iter()
@@ -45,7 +57,7 @@ fn main() {
     println!("| dtype | likeliest token is f32's | perplexity | change |");
     println!("| --- | --- | --- | --- |");
     for dtype in ["f32", "f16", "bf16", "w8a16", "q8", "q4"] {
-        let score = score(&open(dtype), &texts);
+        let score = score(&open(&options.model, dtype), &texts);
         let pairs = score.likeliest.iter().zip(&expected.likeliest);
         let same = pairs.filter(|(ours, theirs)| ours == theirs).count();
         println!(
@@ -57,11 +69,11 @@ fn main() {
     }
 }
 
-fn open(dtype: &str) -> Transformer {
-    let settings: Settings = [("dtype".to_owned(), dtype.to_owned())]
-        .into_iter()
-        .collect();
-    Transformer::open(&settings).expect("the embedded model")
+fn open(model: &str, dtype: &str) -> Transformer {
+    let pairs = [("model_path", model), ("dtype", dtype)];
+    let pairs = pairs.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let settings: Settings = pairs.into_iter().collect();
+    Transformer::open(&settings).expect("the model")
 }
 
 /// The model's own text: sampled as it is, so it is neither easy nor hard for it.

@@ -11,6 +11,8 @@ use crate::sampling::likeliest;
 
 /// Tokens of one step: bounds the memory that their logits take.
 const ROWS: usize = 64;
+/// Tokens of a window at most: what is far back changes little, and costs.
+const WINDOW: usize = 1024;
 
 /// What a model says of each token of a text but the first of each window,
 /// given those before it.
@@ -23,8 +25,8 @@ pub struct Score {
 }
 
 impl Transformer {
-    /// Scores a text in windows of the context's length. It works on one thread
-    /// and beside the answers in the making.
+    /// Scores a text in windows of the context's length, or of 1024 tokens where that
+    /// is less. It works on one thread and beside the answers in the making.
     ///
     /// # Errors
     /// [`ErrorKind::Internal`] when the text cannot be tokenized.
@@ -39,7 +41,7 @@ impl Transformer {
         let team = Team::new(NonZeroUsize::MIN).map_err(|error| broken(error.to_string()))?;
         let mut workspace = Workspace::new(team);
         let mut score = Score::default();
-        for window in tokens.chunks(model.config().context) {
+        for window in tokens.chunks(model.config().context.min(WINDOW)) {
             let mut cache = model.cache();
             // the last token predicts nothing that is in the window
             let given = &window[..window.len() - 1];
