@@ -56,7 +56,8 @@ fn main() {
     println!("{} tokens", expected.nats.len());
     println!("| dtype | likeliest token is f32's | perplexity | change |");
     println!("| --- | --- | --- | --- |");
-    for dtype in ["f32", "f16", "bf16", "w8a16", "q8", "q4"] {
+    println!("| `f32` | | {:.3} | |", perplexity(&expected));
+    for dtype in ["f16", "bf16", "w8a16", "q8", "q4"] {
         let score = score(&open(&options.model, dtype), &texts);
         let pairs = score.likeliest.iter().zip(&expected.likeliest);
         let same = pairs.filter(|(ours, theirs)| ours == theirs).count();

@@ -42,8 +42,8 @@ use source::Source;
 pub use generation::Generation;
 pub use score::Score;
 
-/// The fastest that chooses f32's tokens on 99 % of positions or more; see the
-/// README.
+/// The fastest that chooses f32's tokens on 99 % of positions or more of the
+/// embedded model; see the README.
 const DEFAULT_DTYPE: &str = "w8a16";
 /// Memory for keys and values, unless two contexts are more.
 const KV_CACHE_MIB: usize = 96;
