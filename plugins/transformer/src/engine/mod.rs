@@ -36,7 +36,7 @@ use sequence::Sequence;
 const AHEAD: usize = 32;
 /// Tokens of prompts in a step in which somebody waits for their next token,
 /// and in one in which nobody does.
-const PROMPT_ROWS: (usize, usize) = (32, 128);
+const PROMPT_ROWS: (usize, usize) = (32, 256);
 /// Tokens after which the next are predicted in a step, guessed ones included,
 /// while guesses are made: up to here a row more costs little, since the time is
 /// spent reading weights.

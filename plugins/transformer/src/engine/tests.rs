@@ -197,10 +197,10 @@ fn prompts_share_a_step_and_who_waits_for_a_token_gets_it() {
     };
     // whole, when there is nothing else
     assert_eq!(shares(&[100]), [(100, 100)]);
-    assert_eq!(shares(&[1000]), [(1000, 128)]);
+    assert_eq!(shares(&[1000]), [(1000, 256)]);
     // a short prompt beside a long one
-    assert_eq!(shares(&[1000, 20]), [(1000, 108), (20, 20)]);
-    assert_eq!(shares(&[20, 1000]), [(20, 20), (1000, 108)]);
+    assert_eq!(shares(&[1000, 20]), [(1000, 236), (20, 20)]);
+    assert_eq!(shares(&[20, 1000]), [(20, 20), (1000, 236)]);
     // less while others wait for their next token, who all get it
     assert_eq!(
         shares(&[1, 1000, 1, 1000, 1]),
@@ -208,6 +208,6 @@ fn prompts_share_a_step_and_who_waits_for_a_token_gets_it() {
     );
     // never more than a step takes, and the oldest always goes on
     let many = shares(&[500; 40]);
-    assert_eq!(many.iter().map(|(_, tokens)| tokens).sum::<usize>(), 128);
-    assert!(many[0].1 >= 64);
+    assert_eq!(many.iter().map(|(_, tokens)| tokens).sum::<usize>(), 256);
+    assert!(many[0].1 >= 128);
 }

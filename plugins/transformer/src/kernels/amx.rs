@@ -44,10 +44,9 @@ struct Config {
     rows: [u8; 16],
 }
 
-/// The thread's tiles are cut while this lives.
-///
-/// Tiles 0 to 2 have 16 rows: two of sums, one of inputs. Tiles 4 to 6 are as
-/// many for the rows that are left over. Tile 3 has the weights.
+/// The thread's tiles are cut while this lives: 0 and 1 for sums, 2 and 4 for
+/// inputs, 3 for weights. What is in one stays there from one instruction to the
+/// next: the compiler has no use for them.
 struct Tiles;
 
 /// Asks the system for the tiles, for the whole process; false when it or the
@@ -78,7 +77,7 @@ pub(super) fn is_there() -> bool {
 }
 
 impl Tiles {
-    /// Cuts the tiles for so many rows.
+    /// Cuts the tiles for so many rows, 1 to 16.
     ///
     /// # Safety
     /// The processor and the system have AMX.
@@ -90,10 +89,9 @@ impl Tiles {
             row_bytes: [0; 16],
             rows: [0; 16],
         };
-        config.row_bytes[..7].fill(ROW as u16);
-        config.rows[..4].fill(ROWS as u8);
-        // a tile without rows is an error, even one that is not used
-        config.rows[4..7].fill((rows % ROWS).max(1) as u8);
+        config.row_bytes[..5].fill(ROW as u16);
+        config.rows[..5].fill(rows as u8);
+        config.rows[3] = ROWS as u8;
         // SAFETY: the configuration is one the processor knows
         unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const config, options(nostack, readonly)) };
         Self
@@ -108,108 +106,74 @@ impl Drop for Tiles {
     }
 }
 
-/// Multiplies a group of some rows' inputs, `stride` bytes from row to row, with
-/// weights: 16 rows, or the rest that the tiles were cut for. `$kind` names the
-/// instruction.
-macro_rules! multiply {
-    ($name:ident, $kind:literal, $weight:ty) => {
+/// Defines a function that moves a tile's rows, `stride` bytes from each other.
+macro_rules! moves {
+    ($name:ident, $pointer:ty, $instruction:literal) => {
         /// # Safety
-        /// The tiles are cut, and `inputs` has so many rows of 64 bytes.
+        /// The tiles are cut, and so many rows of 64 bytes are there.
         #[inline(always)]
-        unsafe fn $name(
-            is_whole: bool,
-            weights: &[[$weight; ROW]; 16],
-            inputs: *const [i32; 16],
-            stride: usize,
-            sums: &mut Sums,
-        ) {
-            macro_rules! multiply {
-                                ($sums:tt, $inputs:tt) => {
-                                    asm!(
-                                        "tileloadd tmm3, [{weights} + {row}*1]",
-                                        concat!("tileloadd ", $inputs, ", [{inputs} + {stride}*1]"),
-                                        concat!("tilezero ", $sums),
-                                        concat!($kind, " ", $sums, ", ", $inputs, ", tmm3"),
-                                        concat!("tilestored [{sums} + {row}*1], ", $sums),
-                                        weights = in(reg) weights.as_ptr(),
-                                        inputs = in(reg) inputs,
-                                        stride = in(reg) stride,
-                                        row = in(reg) ROW,
-                                        sums = in(reg) sums.0.as_mut_ptr(),
-                                        out("tmm3") _, out($sums) _, out($inputs) _,
-                                        options(nostack),
-                                    )
-                                };
-                            }
-            // SAFETY: tiles of at most 16 rows of 64 bytes: those of the weights
-            // and sums are there, those of the inputs are the caller's promise
+        unsafe fn $name(at: $pointer, stride: usize) {
+            // SAFETY: the caller's promise
             unsafe {
-                if is_whole {
-                    multiply!("tmm0", "tmm2");
-                } else {
-                    multiply!("tmm4", "tmm6");
-                }
+                asm!($instruction, at = in(reg) at, stride = in(reg) stride, options(nostack));
             }
         }
     };
 }
-multiply!(multiply, "tdpbssd", i8);
-multiply!(multiply_unsigned, "tdpbsud", u8);
+moves!(
+    load_weights,
+    *const [u8; ROW],
+    "tileloadd tmm3, [{at} + {stride}*1]"
+);
+moves!(
+    load_inputs,
+    *const [i32; LANES],
+    "tileloadd tmm2, [{at} + {stride}*1]"
+);
+moves!(
+    load_lower_inputs,
+    *const [i32; LANES],
+    "tileloadd tmm4, [{at} + {stride}*1]"
+);
+moves!(
+    store,
+    *mut [i32; LANES],
+    "tilestored [{at} + {stride}*1], tmm0"
+);
+moves!(
+    store_lower,
+    *mut [i32; LANES],
+    "tilestored [{at} + {stride}*1], tmm1"
+);
 
-/// As [`multiply`], of inputs in two parts with sums of their own.
-///
-/// # Safety
-/// As for [`multiply`], for both.
-#[inline(always)]
-unsafe fn multiply_both(
-    is_whole: bool,
-    weights: &[[i8; ROW]; 16],
-    inputs: *const Wide,
-    stride: usize,
-    sums: &mut [Sums; 2],
-) {
-    macro_rules! multiply {
-        ($first:tt, $second:tt, $inputs:tt) => {
-            asm!(
-                "tileloadd tmm3, [{weights} + {row}*1]",
-                concat!("tileloadd ", $inputs, ", [{inputs} + {stride}*1]"),
-                concat!("tilezero ", $first),
-                concat!("tdpbssd ", $first, ", ", $inputs, ", tmm3"),
-                concat!("tileloadd ", $inputs, ", [{inputs} + {stride}*1 + 64]"),
-                concat!("tilestored [{sums} + {row}*1], ", $first),
-                concat!("tilezero ", $second),
-                concat!("tdpbssd ", $second, ", ", $inputs, ", tmm3"),
-                concat!("tilestored [{sums} + {row}*1 + 1024], ", $second),
-                weights = in(reg) weights.as_ptr(),
-                inputs = in(reg) inputs,
-                stride = in(reg) stride,
-                row = in(reg) ROW,
-                sums = in(reg) sums.as_mut_ptr(),
-                out("tmm3") _, out($first) _, out($second) _, out($inputs) _,
-                options(nostack),
-            )
-        };
-    }
-    // SAFETY: as above; the lower parts begin 64 bytes after the upper, the
-    // second sums 1024 bytes after the first
-    unsafe {
-        if is_whole {
-            multiply!("tmm0", "tmm1", "tmm2");
-        } else {
-            multiply!("tmm4", "tmm5", "tmm6");
+/// Defines a function that multiplies inputs and weights that were loaded.
+macro_rules! multiplies {
+    ($name:ident, $($instruction:literal),+) => {
+        /// # Safety
+        /// The tiles are cut and loaded.
+        #[inline(always)]
+        unsafe fn $name() {
+            // SAFETY: the caller's promise
+            unsafe { asm!($($instruction),+, options(nostack, nomem)) };
         }
-    }
+    };
 }
+multiplies!(multiply, "tilezero tmm0", "tdpbssd tmm0, tmm2, tmm3");
+multiplies!(
+    multiply_unsigned,
+    "tilezero tmm0",
+    "tdpbsud tmm0, tmm2, tmm3"
+);
+multiplies!(multiply_lower, "tilezero tmm1", "tdpbssd tmm1, tmm4, tmm3");
 
-/// Some rows of a product, with one of its tiles.
+/// Some rows of a product, with one of its tiles: 16, or all if it has fewer.
 struct Block<'a, W, X> {
     weights: &'a [W],
     /// The first row's inputs, and what goes with them.
     inputs: *const X,
     marks: *const Mark,
     depth: usize,
-    /// How many rows there are.
-    len: usize,
+    rows: usize,
     /// The number of the block, and how many have the same tile.
     share: (usize, usize),
     /// The tile that comes next, of which each block fetches a share.
@@ -217,23 +181,45 @@ struct Block<'a, W, X> {
 }
 
 impl<W, X> Block<'_, W, X> {
-    /// Does the multiplications of each group with `multiply`, a group before
-    /// `add` gets to work on what came out: the two run side by side.
+    /// Goes through the groups: `load` has the tiles loaded, `multiply` has them
+    /// multiplied, `store` gives what came out, and `add` works on that. The
+    /// products of a group are under way while the sums of the one before are
+    /// added, and, of 16 rows, what comes after is loaded meanwhile.
     #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     #[inline]
-    fn run<S>(
+    fn run<const ALL: bool, S>(
         &self,
         out: &mut [S; 2],
-        mut multiply: impl FnMut(usize, &mut S),
+        mut load: impl FnMut(usize),
+        multiply: impl Fn(),
+        store: impl Fn(&mut S),
         mut add: impl FnMut(usize, &S),
     ) {
-        multiply(0, &mut out[0]);
+        load(0);
+        multiply();
+        store(&mut out[0]);
+        if ALL && self.depth > 1 {
+            load(1);
+        }
         for g in 0..self.depth {
             self.fetch(g);
             if g + 1 < self.depth {
-                multiply(g + 1, &mut out[(g + 1) % 2]);
+                // few rows wait for their weights rather than for each other
+                if !ALL {
+                    load(g + 1);
+                }
+                multiply();
+                if !ALL {
+                    store(&mut out[(g + 1) % 2]);
+                }
+            }
+            if ALL && g + 2 < self.depth {
+                load(g + 2);
             }
             add(g, &out[g % 2]);
+            if ALL && g + 1 < self.depth {
+                store(&mut out[(g + 1) % 2]);
+            }
         }
     }
 
@@ -252,7 +238,7 @@ impl<W, X> Block<'_, W, X> {
     }
 
     /// Calls `work` for `R` rows with what goes with the group `g` of each; what
-    /// stands for rows beyond the last, if not all are there, is of no use.
+    /// stands for rows beyond the last, if not `ALL` are there, is of no use.
     #[inline(always)]
     fn each_row<const R: usize, const ALL: bool>(
         &self,
@@ -263,7 +249,7 @@ impl<W, X> Block<'_, W, X> {
         for r in 0..R {
             // SAFETY: it belongs to one of the block's rows
             work(r, unsafe { &*mark });
-            if ALL || r + 1 < self.len {
+            if ALL || r + 1 < self.rows {
                 mark = mark.wrapping_add(self.depth);
             }
         }
@@ -282,34 +268,36 @@ impl<W, X> Block<'_, W, X> {
 }
 
 /// Calls `$block::<ROWS, whether all are there>` for each block of `$product`, of
-/// a number of rows that is a multiple of 4.
+/// a number of rows that is a multiple of 4. The last block begins sooner where
+/// rows are left over, and what was added already is not added again.
 macro_rules! in_blocks {
     ($product:expr, $out:expr, $block:ident) => {{
         let (product, out): (_, &mut [Lanes]) = ($product, $out);
         let rows = product.row_count();
         // SAFETY: the level exists only where there is AMX
-        let _tiles = unsafe { Tiles::cut(rows) };
+        let _tiles = unsafe { Tiles::cut(rows.min(ROWS)) };
         let tiles = product.weights.len() / product.depth;
         for tile in 0..tiles {
-            for row in (0..rows).step_by(ROWS) {
+            for begin in (0..rows).step_by(ROWS) {
+                let row = begin.min(rows.saturating_sub(ROWS));
                 let block = Block {
                     weights: product.tile(tile),
                     inputs: product.rows[row * product.depth..].as_ptr(),
                     marks: product.marks[row * product.depth..].as_ptr(),
                     depth: product.depth,
-                    len: ROWS.min(rows - row),
-                    share: (row / ROWS, rows.div_ceil(ROWS)),
+                    rows: rows.min(ROWS),
+                    share: (begin / ROWS, rows.div_ceil(ROWS)),
                     next: (tile + 1 < tiles).then(|| product.tile(tile + 1)),
                 };
                 macro_rules! block {
                     ($r:literal, $all:literal) => {{
                         let sums = $block::<$r, $all>(&block);
-                        for (r, &sums) in sums[..block.len].iter().enumerate() {
+                        for (r, &sums) in sums[..block.rows].iter().enumerate().skip(begin - row) {
                             add(&mut out[tile * rows + row + r], sums);
                         }
                     }};
                 }
-                match block.len {
+                match block.rows {
                     ..=4 => block!(4, false),
                     ..=8 => block!(8, false),
                     ..=12 => block!(12, false),
@@ -342,36 +330,51 @@ pub(super) fn nibbles(product: Product<'_, Nibbles, Group>, out: &mut [Lanes]) {
 #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 #[inline]
 fn quantized_block<const R: usize, const ALL: bool>(block: &Block<'_, Tile, Group>) -> [__m512; R] {
-    let mut sums = [_mm512_setzero_ps(); R];
-    block.run(
+    let mut held = [_mm512_setzero_ps(); R];
+    block.run::<ALL, _>(
         &mut [const { Sums([[0; LANES]; ROWS]) }; 2],
-        |g, whole| {
-            let (weights, inputs) = (&block.weights[g].weights, block.input(g).cast());
-            // SAFETY: the tiles are cut, and the rows of the block are there
-            unsafe { multiply(block.len == ROWS, weights, inputs, block.stride(), whole) };
+        // SAFETY: the tiles are cut, and the rows of the block are there; as below
+        |g| unsafe {
+            load_weights(block.weights[g].weights.as_ptr().cast(), ROW);
+            load_inputs(block.input(g).cast(), block.stride());
         },
+        // SAFETY: they are loaded before
+        || unsafe { multiply() },
+        // SAFETY: there are 16 rows
+        |whole| unsafe { store(whole.0.as_mut_ptr(), ROW) },
         |g, whole| {
             let scales = load(&block.weights[g].scales);
             block.each_row::<R, ALL>(g, |r, mark| {
                 let scale = _mm512_mul_ps(scales, _mm512_set1_ps(mark.scale));
                 let whole = _mm512_cvtepi32_ps(load_sums(&whole.0[r]));
-                sums[r] = _mm512_fmadd_ps(whole, scale, sums[r]);
+                held[r] = _mm512_fmadd_ps(whole, scale, held[r]);
             });
         },
     );
-    sums
+    held
 }
 
 #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 #[inline]
 fn wide_block<const R: usize, const ALL: bool>(block: &Block<'_, Tile, Wide>) -> [__m512; R] {
-    let mut sums = [_mm512_setzero_ps(); R];
-    block.run(
+    let mut held = [_mm512_setzero_ps(); R];
+    block.run::<ALL, _>(
         &mut [const { [const { Sums([[0; LANES]; ROWS]) }; 2] }; 2],
-        |g, whole| {
-            let (weights, inputs) = (&block.weights[g].weights, block.input(g));
-            // SAFETY: the tiles are cut, and the rows of the block are there
-            unsafe { multiply_both(block.len == ROWS, weights, inputs, block.stride(), whole) };
+        // SAFETY: the tiles are cut, and the rows of the block are there
+        |g| unsafe {
+            load_weights(block.weights[g].weights.as_ptr().cast(), ROW);
+            load_inputs(&raw const (*block.input(g)).high, block.stride());
+            load_lower_inputs(&raw const (*block.input(g)).low, block.stride());
+        },
+        // SAFETY: they are loaded before
+        || unsafe {
+            multiply();
+            multiply_lower();
+        },
+        // SAFETY: there are 16 rows in each
+        |[high, low]| unsafe {
+            store(high.0.as_mut_ptr(), ROW);
+            store_lower(low.0.as_mut_ptr(), ROW);
         },
         |g, [high, low]| {
             let scales = load(&block.weights[g].scales);
@@ -379,11 +382,11 @@ fn wide_block<const R: usize, const ALL: bool>(block: &Block<'_, Tile, Wide>) ->
                 let high = _mm512_slli_epi32::<8>(load_sums(&high.0[r]));
                 let whole = _mm512_add_epi32(high, load_sums(&low.0[r]));
                 let scale = _mm512_mul_ps(scales, _mm512_set1_ps(mark.scale));
-                sums[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(whole), scale, sums[r]);
+                held[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(whole), scale, held[r]);
             });
         },
     );
-    sums
+    held
 }
 
 #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
@@ -391,16 +394,26 @@ fn wide_block<const R: usize, const ALL: bool>(block: &Block<'_, Tile, Wide>) ->
 fn nibbles_block<const R: usize, const ALL: bool>(
     block: &Block<'_, Nibbles, Group>,
 ) -> [__m512; R] {
-    let mut bytes = Unpacked([[0; ROW]; GROUP / 4]);
-    let mut sums = [_mm512_setzero_ps(); R];
-    block.run(
+    let mut bytes = [const { Unpacked([[0; ROW]; GROUP / 4]) }; 2];
+    let mut held = [_mm512_setzero_ps(); R];
+    unpack(&block.weights[0], &mut bytes[0]);
+    block.run::<ALL, _>(
         &mut [const { Sums([[0; LANES]; ROWS]) }; 2],
-        |g, whole| {
-            unpack(&block.weights[g], &mut bytes);
-            let (inputs, stride) = (block.input(g).cast(), block.stride());
+        |g| {
             // SAFETY: the tiles are cut, and the rows of the block are there
-            unsafe { multiply_unsigned(block.len == ROWS, &bytes.0, inputs, stride, whole) };
+            unsafe {
+                load_weights(bytes[g % 2].0.as_ptr(), ROW);
+                load_inputs(block.input(g).cast(), block.stride());
+            }
+            // those of the next group, so that nobody waits for them
+            if let Some(weights) = block.weights.get(g + 1) {
+                unpack(weights, &mut bytes[(g + 1) % 2]);
+            }
         },
+        // SAFETY: they are loaded before
+        || unsafe { multiply_unsigned() },
+        // SAFETY: there are 16 rows
+        |whole| unsafe { store(whole.0.as_mut_ptr(), ROW) },
         |g, whole| {
             let tile = &block.weights[g];
             let (scales, lowest) = (widen(&tile.scales), widen(&tile.lowest));
@@ -408,11 +421,11 @@ fn nibbles_block<const R: usize, const ALL: bool>(
                 let moved = _mm512_mul_ps(lowest, _mm512_set1_ps(mark.sum));
                 let whole = _mm512_cvtepi32_ps(load_sums(&whole.0[r]));
                 let sum = _mm512_fmadd_ps(scales, whole, moved);
-                sums[r] = _mm512_fmadd_ps(sum, _mm512_set1_ps(mark.scale), sums[r]);
+                held[r] = _mm512_fmadd_ps(sum, _mm512_set1_ps(mark.scale), held[r]);
             });
         },
     );
-    sums
+    held
 }
 
 #[target_feature(enable = "avx512f,avx512bw")]

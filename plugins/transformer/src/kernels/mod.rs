@@ -50,4 +50,4 @@ pub(crate) use page::{Layout, PAGE, Page};
 pub(crate) use panel::Panel;
 pub(crate) use rows::{gelu_tanh_gate, normalize_rms, rotate, silu_gate};
 pub(crate) use team::Team;
-pub(crate) use vector::{gelu, gelu_tanh, normalize, relu};
+pub(crate) use vector::{fill, gelu, gelu_tanh, normalize, relu};

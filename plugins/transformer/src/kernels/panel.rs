@@ -7,6 +7,8 @@ use super::element::{LANES, Lanes};
 #[derive(Debug, Default)]
 pub(crate) struct Panel {
     rows: usize,
+    tiles: usize,
+    /// Room for as many as there ever were.
     lanes: Vec<Lanes>,
 }
 
@@ -14,8 +16,10 @@ impl Panel {
     /// Makes room for `rows` rows of `tiles` times 16 columns; what they hold is
     /// left from before.
     pub(crate) fn resize(&mut self, rows: usize, tiles: usize) {
-        self.rows = rows;
-        self.lanes.resize(rows * tiles, [0.0; LANES]);
+        (self.rows, self.tiles) = (rows, tiles);
+        if self.lanes.len() < rows * tiles {
+            self.lanes.resize(rows * tiles, [0.0; LANES]);
+        }
     }
 
     pub(crate) fn rows(&self) -> usize {
@@ -23,7 +27,7 @@ impl Panel {
     }
 
     pub(super) fn lanes_mut(&mut self) -> &mut [Lanes] {
-        &mut self.lanes
+        &mut self.lanes[..self.rows * self.tiles]
     }
 
     /// Copies columns of a row from `column` on, as many as `to` takes.
@@ -53,7 +57,8 @@ impl Panel {
     /// Sets a row; columns beyond `values` become 0.
     pub(crate) fn write(&mut self, row: usize, values: &[f32]) {
         let mut values = values.chunks(LANES);
-        for lanes in self.lanes.iter_mut().skip(row).step_by(self.rows) {
+        let rows = self.rows;
+        for lanes in self.lanes_mut().iter_mut().skip(row).step_by(rows) {
             let values = values.next().unwrap_or_default();
             *lanes = [0.0; LANES];
             lanes[..values.len()].copy_from_slice(values);

@@ -4,8 +4,8 @@ use super::Weights;
 use crate::checkpoint::Refusal;
 use crate::config::{Activation, Config, Norm as Kind};
 use crate::kernels::{
-    Dtype, Input, Lanes, Level, Matrix, Panel, Team, gelu, gelu_tanh, normalize, normalize_rms,
-    relu,
+    Dtype, Input, Lanes, Level, Matrix, Panel, Team, fill, gelu, gelu_tanh, normalize,
+    normalize_rms, relu,
 };
 
 /// The weights of one block.
@@ -127,7 +127,7 @@ impl Affine {
         out: &mut Panel,
         activation: Option<Activation>,
     ) {
-        let bias = |tile: usize, lanes: &mut [Lanes]| lanes.fill(self.bias[tile]);
+        let bias = |tile: usize, lanes: &mut [Lanes]| fill(level, lanes, &self.bias[tile]);
         let activate = |lanes: &mut [Lanes]| match activation {
             // SiLU is always a gate
             None | Some(Activation::Silu) => {}

@@ -6,7 +6,7 @@ use super::block::{Affine, Norm};
 use super::{Cache, Model};
 use crate::config::Activation;
 use crate::kernels::{
-    Input, Level, PAGE, Panel, Scratch, Seen, Team, attend, gelu_tanh_gate, silu_gate,
+    Input, Lanes, Level, PAGE, Panel, Scratch, Seen, Team, attend, fill, gelu_tanh_gate, silu_gate,
 };
 
 /// The next tokens of one sequence.
@@ -362,7 +362,7 @@ impl Model {
                 self.norm.apply(*level, numbers);
             });
         logits.resize(predicted.len(), self.head.tiles());
-        let zero = |_, lanes: &mut [[f32; 16]]| lanes.fill([0.0; 16]);
+        let zero = |_, lanes: &mut [Lanes]| fill(*level, lanes, &Lanes::default());
         self.head
             .multiply(*level, team, input, logits, zero, |_| ());
     }
