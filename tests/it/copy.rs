@@ -1,10 +1,14 @@
 //! `model-host db copy`: from a file to a PostgreSQL server, all or nothing.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
+use sqlx::migrate::Migrator;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
+use sqlx::{Connection as _, Executor as _};
 
-use crate::harness::{Host, Reply, Scratch, text};
+use crate::harness::{Host, Reply, Scratch, nanos, text};
 
 /// What the operator sees of everything.
 async fn everything(host: &Host) -> Vec<Value> {
@@ -83,4 +87,66 @@ async fn a_copy_is_the_same_and_goes_on_from_there() {
     let new = host.admin().post("/customers", new).await.expect(201);
     assert_eq!(new["id"], 3);
     host.run(&["db", "audit"]);
+}
+
+/// A file of this version of the schema, with what the first one kept in it.
+async fn older(file: &Path, version: usize) {
+    let data = "INSERT INTO customers (name, email, company, created_at) \
+        VALUES ('A', 'a@example.com', '', 1); \
+        INSERT INTO api_keys (customer_id, name, public_id, hash, rate_limit, allowed_models, \
+        created_at) VALUES (1, 'K', 'k', x'00', 60, '[1]', 1); \
+        INSERT INTO usage (request_id, customer_id, api_key_id, model_id, model_name, \
+        prompt_tokens, completion_tokens, tokens_estimated, prompt_price, completion_price, \
+        cost, status, latency_ms, created_at) \
+        VALUES ('req_1', 1, 1, 1, 'm', 3, 4, 0, 1, 1, 42, 'ok', 1, 5)";
+    let migrations = concat!(env!("CARGO_MANIFEST_DIR"), "/../migrations/sqlite");
+    let migrations = Path::new(migrations);
+    let options = SqliteConnectOptions::new().filename(file);
+    let options = options.create_if_missing(true);
+    let old = SqliteConnection::connect_with(&options).await;
+    let mut old = old.expect("a file");
+    for (version, data) in [(1, data), (version, "SELECT 1")] {
+        let mut migrator = Migrator::new(migrations).await.expect("migrations");
+        migrator.migrations.to_mut().truncate(version);
+        migrator.run(&mut old).await.expect("migrated");
+        old.execute(data).await.expect("its data");
+    }
+    old.close().await.expect("closed");
+}
+
+#[tokio::test]
+async fn a_file_of_an_older_version_is_migrated_and_copied_and_a_newer_one_refused() {
+    let mut host = Host::builder().in_file().start().await.ready().await;
+    host.signal("TERM");
+    host.wait_exit().await;
+    let file = host.dir().join("data/model-host.db");
+    for version in [1, 4, 7] {
+        std::fs::remove_file(&file).expect("a file");
+        older(&file, version).await;
+        let target = Arc::new(Scratch::new());
+        let url = target.url();
+        let said = host.run(&["db", "copy", "--to", url.as_str()]);
+        assert!(said.contains("usage 1\n"), "{said}");
+        assert!(said.contains("usage_sums 2\n"), "{said}");
+        let secret = std::fs::read(host.dir().join("data/secret")).expect("a secret");
+        let copy = Host::builder().on(target).file("data/secret", secret);
+        let copy = copy.start().await.ready().await;
+        let used = copy.admin().get("/usage").await.expect(200);
+        assert_eq!(nanos(&used["totals"]["cost"]), 42);
+        copy.run(&["db", "audit"]);
+    }
+
+    let newer = "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) \
+                 VALUES (9999, 'of tomorrow', TRUE, x'00', 0)";
+    host.database()
+        .execute(newer)
+        .await
+        .expect("a newer version");
+    let target = Scratch::new();
+    let url = target.url();
+    let (status, said) = host.try_run(&["db", "copy", "--to", url.as_str()]);
+    assert!(
+        !status.success() && said.contains("newer version"),
+        "{said}"
+    );
 }

@@ -1,35 +1,38 @@
 //! Kills the server at random moments under load and starts it again on the same
 //! data: whatever a client has in hand must be on record, once and at its price,
-//! all sums of money must be as kept, and nothing may be held for the dead. Then the
-//! same for three servers of one PostgreSQL, where that is stopped too.
+//! all sums of money must be as kept, and nothing may be held for the dead. On a disk
+//! as it is, on a slow one, and for three servers of one PostgreSQL, whose clocks
+//! differ, and where that fails too.
 //!
-//!     cargo test --release --test kill -- --rounds 50
+//!     tests/run --release -p model-host --test kill -- --rounds 50
 
+mod books;
 #[path = "../it/harness/mod.rs"]
 #[expect(dead_code, unused_imports, reason = "the tests use the rest")]
 mod harness;
 mod servers;
 
-use std::collections::HashMap;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use clap::Parser;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use harness::{Act, Client, GPT2, Host, Purse, Upstream, lawgent};
+use books::{Answers, Books};
+use harness::{Act, Client, GPT2, Host, Purse, Setup, Upstream, lawgent};
 
-/// Rows of a page of the server's records.
-const PAGE: usize = 1000;
+/// What the customer has paid, in nano-dollars: more than all that is asked for, and
+/// little enough to be exact as a number of dollars.
+const PAID: i64 = 1_000_000_000_000_000;
 
 /// Kills a server again and again and checks its books.
 #[derive(Debug, Parser)]
 struct Options {
     /// How often to kill it
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, default_value_t = 4)]
     rounds: u32,
     /// Clients at once
     #[arg(long, default_value_t = 32)]
@@ -37,13 +40,16 @@ struct Options {
     /// Longest time between a start and a kill, in milliseconds
     #[arg(long, default_value_t = 1500)]
     longest_ms: u64,
+    /// How much longer a slow disk takes for each flush, in milliseconds
+    #[arg(long, default_value_t = 100)]
+    flush_ms: u64,
+    /// How far the clocks of three servers differ, in seconds
+    #[arg(long, default_value_t = 420)]
+    clocks_s: i64,
     /// Names and flags that `cargo test` passes to every test; this is none of those named
     #[arg(hide = true, trailing_var_arg = true, allow_hyphen_values = true)]
     others: Vec<String>,
 }
-
-/// Answers that came whole: the request's id and what it said it cost.
-type Answers = Arc<Mutex<HashMap<String, Value>>>;
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -51,24 +57,51 @@ async fn main() -> ExitCode {
     if !options.others.is_empty() {
         return ExitCode::SUCCESS;
     }
-    let upstream = Upstream::start(Act::Answer(" and so it was.")).await;
-    let config = format!("{GPT2}{}", lawgent(upstream.url()));
-    let setup = Host::builder()
-        .config(config)
-        .env("MODEL_HOST_LOG", "warn,model_host::app=info");
-    let mut host = setup.start().await.ready().await;
-    // limited, so that something is held for each request
-    let mut purse = Purse::prepaid(&host, 9_000_000_000_000_000).await;
-    let answers = Answers::default();
-    let stop = Arc::new(AtomicBool::new(false));
     println!("{} clients, {} rounds", options.clients, options.rounds);
+    let upstream = Upstream::start(Act::Answer(" and so it was.")).await;
+    let setup = || {
+        Host::builder()
+            .config(format!("{GPT2}{}", lawgent(upstream.url())))
+            .env("MODEL_HOST_LOG", "warn,model_host::app=info")
+    };
+    match run(&options, setup).await {
+        Ok(()) => {
+            println!("every answer is on record once, at its price; the ledger is sound");
+            println!("1 passed, 0 failed");
+            ExitCode::SUCCESS
+        }
+        Err(problem) => {
+            println!("FAILED: {problem}\n0 passed, 1 failed");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// All rounds; what is wrong at the end of one is the error.
+async fn run(options: &Options, setup: impl Fn() -> Setup) -> Result<(), String> {
+    println!("one server");
+    one_server(options, setup()).await?;
+    println!("one server on a slow disk");
+    let flush = Duration::from_millis(options.flush_ms);
+    one_server(options, setup().flushing_slowly(flush)).await?;
+    servers::run(options, setup).await
+}
+
+/// The rounds of one server; what is wrong at the end of one is the error.
+async fn one_server(options: &Options, setup: Setup) -> Result<(), String> {
+    let mut host = setup.in_file().start().await.ready().await;
+    // limited, so that something is held for each request
+    let mut purse = Purse::prepaid(&host, PAID).await;
+    let (answers, mut books) = (Answers::default(), Books::default());
     for round in 1..=options.rounds {
+        let stop = Arc::new(AtomicBool::new(false));
         let clients: Vec<_> = (0..options.clients)
             .map(|number| {
+                let (customer, answers) = (purse.customer.clone(), answers.clone());
                 tokio::spawn(ask_until_it_dies(
-                    purse.customer.clone(),
+                    customer,
                     number,
-                    Arc::clone(&answers),
+                    answers,
                     Arc::clone(&stop),
                 ))
             })
@@ -80,30 +113,23 @@ async fn main() -> ExitCode {
             client.await.expect("no panic");
         }
         purse = purse.at(&host);
-        let mut problems = problems(&host, &answers).await;
-        problems.extend(unsound(&host, &purse).await);
-        let count = answers.lock().expect("no panic").len();
-        println!("round {round}: {count} answers so far");
-        if !problems.is_empty() {
-            for problem in problems {
-                println!("FAILED: {problem}");
-            }
-            println!("0 passed, 1 failed");
-            return ExitCode::FAILURE;
+        if purse.balance().await.1 != 0 {
+            return Err("something is held for requests that are over".to_owned());
         }
+        if let Some(problem) = books.problem(&host, &answers).await {
+            return Err(problem);
+        }
+        println!("round {round}: {} answers so far", books.answered);
     }
-    if answers.lock().expect("no panic").is_empty() {
-        println!("FAILED: nothing was ever answered\n0 passed, 1 failed");
-        return ExitCode::FAILURE;
+    end(&books, &purse).await
+}
+
+/// What is wrong at the end.
+async fn end(books: &Books, purse: &Purse) -> Result<(), String> {
+    if books.answered == 0 {
+        return Err("nothing was ever answered".to_owned());
     }
-    if let Err(problem) = servers::run(&options).await {
-        println!("FAILED: {problem}\n0 passed, 1 failed");
-        return ExitCode::FAILURE;
-    }
-    println!(
-        "every answer is on record once, at its price; the ledger is sound\n1 passed, 0 failed"
-    );
-    ExitCode::SUCCESS
+    books.unpaid(purse, PAID).await.map_or(Ok(()), Err)
 }
 
 /// One client: asks, streamed and not, until there is nobody to ask, or it is stopped.
@@ -152,61 +178,8 @@ async fn ask_until_it_dies(
             serde_json::from_str(&text)
         };
         let answer: Value = whole.expect("JSON");
-        answers
-            .lock()
-            .expect("no panic")
-            .insert(id, answer["cost"].clone());
+        answers.note(id, answer["cost"].clone());
     }
-}
-
-/// What is wrong with the ledger, when nobody asks for anything.
-async fn unsound(host: &Host, purse: &Purse) -> Option<String> {
-    let held = purse.balance().await.1;
-    if held != 0 {
-        return Some(format!(
-            "{held} nano-dollars are held for requests that are over"
-        ));
-    }
-    let (status, said) = host.try_run(&["db", "audit"]);
-    (!status.success()).then_some(said)
-}
-
-/// What is wrong with the server's books.
-async fn problems(host: &Host, answers: &Answers) -> Vec<String> {
-    let mut rows: HashMap<String, Value> = HashMap::new();
-    let mut found = Vec::new();
-    let (mut after, mut sum) = (0, 0.0);
-    loop {
-        let path = format!("/usage/requests?after={after}&limit={PAGE}");
-        let page = host.admin().get(&path).await.expect(200);
-        let page = page["requests"].as_array().expect("a list");
-        for row in page {
-            after = row["id"].as_i64().expect("an integer");
-            sum += row["cost"].as_f64().expect("a number");
-            let id = row["request_id"].as_str().expect("text").to_owned();
-            if rows.insert(id.clone(), row.clone()).is_some() {
-                found.push(format!("{id} is on record twice"));
-            }
-        }
-        if page.len() < PAGE {
-            break;
-        }
-    }
-    for (id, cost) in answers.lock().expect("no panic").iter() {
-        match rows.get(id) {
-            Some(row) if row["status"] == "ok" && row["cost"] == *cost => {}
-            row => found.push(format!("{id} cost {cost}; on record: {row:?}")),
-        }
-    }
-    let totals = host.admin().get("/usage").await.expect(200)["totals"].clone();
-    let total = totals["cost"].as_f64().expect("a number");
-    if (total - sum).abs() > 1e-9 || totals["requests"] != rows.len() {
-        found.push(format!(
-            "totals {totals} are not the sum of {} rows, {sum}",
-            rows.len()
-        ));
-    }
-    found
 }
 
 /// Up to `most`.

@@ -1,57 +1,49 @@
-//! Three servers of one database: one of them is killed, the database is stopped
-//! without a word, or one server is cut off from it, under load at each of them.
+//! Three servers of one database: one of them is killed, or cut off from it, the
+//! database is stopped without a word, or its disk is slow, under load at each of
+//! them. The clocks of the servers differ.
 
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::harness::eventually;
-use crate::harness::{Act, Cable, GPT2, Host, Purse, Scratch, Setup, Upstream, lawgent};
-use crate::{Answers, Options, ask_until_it_dies, problems, random, unsound};
+use crate::books::{Answers, Books};
+use crate::harness::{Cable, Database, Host, Purse, Scratch, Setup, eventually};
+use crate::{Options, PAID, ask_until_it_dies, end, random};
 
 /// Servers of the database.
 const SERVERS: usize = 3;
 
 /// What goes wrong in a round.
-const FAULTS: [&str; 3] = ["killed", "cut off", "without a database"];
+const FAULTS: [&str; 4] = ["killed", "cut off", "without a database", "on a slow disk"];
 
 /// Runs the rounds; what is wrong at the end of one is the error.
-pub async fn run(options: &Options) -> Result<(), String> {
+pub async fn run(options: &Options, setup: impl Fn() -> Setup) -> Result<(), String> {
     let Some(database) = Scratch::if_there() else {
         println!("no PostgreSQL: MODEL_HOST_TEST_POSTGRES names none");
         return Ok(());
     };
     let database = Arc::new(database);
-    let upstream = Upstream::start(Act::Answer(" and so it was.")).await;
-    let config = format!("{GPT2}{}", lawgent(upstream.url()));
-    let setup = || {
-        Host::builder()
-            .config(config.clone())
-            .env("MODEL_HOST_LOG", "warn,model_host::app=info")
-            .on(Arc::clone(&database))
-    };
+    let server = Database::Server(database.url());
     let (mut hosts, mut cables) = (Vec::new(), Vec::new());
-    for _ in 0..SERVERS {
+    for number in 0..SERVERS as i64 {
         let cable = Cable::to(&database.url()).await;
-        let setup = setup().env("DATABASE_URL", cable.url());
+        let setup = setup()
+            .on(Arc::clone(&database))
+            .env("DATABASE_URL", cable.url());
+        let setup = setup.with_clock_off(options.clocks_s * 1000 * (number - 1));
         cables.push(cable);
-        hosts.push(
-            with_secret_of(hosts.first(), setup)
-                .start()
-                .await
-                .ready()
-                .await,
-        );
+        let host = with_secret_of(hosts.first(), setup).start().await;
+        hosts.push(host.ready().await);
     }
-    let purse = Purse::prepaid(&hosts[0], 9_000_000_000_000_000).await;
-    let answers = Answers::default();
+    let mut purse = Purse::prepaid(&hosts[0], PAID).await;
+    let (answers, mut books) = (Answers::default(), Books::default());
     for round in 0..options.rounds {
         let stop = Arc::new(AtomicBool::new(false));
         let clients: Vec<_> = (0..options.clients)
             .map(|number| {
                 let customer = purse.at(&hosts[number % SERVERS]).customer;
-                let (answers, stop) = (Arc::clone(&answers), Arc::clone(&stop));
+                let (answers, stop) = (answers.clone(), Arc::clone(&stop));
                 tokio::spawn(ask_until_it_dies(customer, number, answers, stop))
             })
             .collect();
@@ -70,33 +62,53 @@ pub async fn run(options: &Options) -> Result<(), String> {
                 tokio::time::sleep(moment()).await;
                 cables[victim].mend();
             }
-            _ => stop_database(&cables, moment()).await,
+            "without a database" => stop_database(&cables, moment()).await,
+            _ => {
+                flush_slowly(&server, options.flush_ms).await;
+                tokio::time::sleep(moment()).await;
+                flush_slowly(&server, 0).await;
+            }
         }
         tokio::time::sleep(moment()).await;
         stop.store(true, Ordering::Relaxed);
         for client in clients {
             client.await.expect("no panic");
         }
-        let count = answers.lock().expect("no panic").len();
-        println!("{SERVERS} servers, one {fault}: {count} answers so far");
-        // the others free what the dead held
-        let purse = purse.at(&hosts[victim]);
+        purse = purse.at(&hosts[victim]);
         eventually("the server is back", async || {
             let path = purse.path("");
             hosts[victim].admin().get(&path).await.status == 200
         })
         .await;
-        purse.settled().await;
-        let mut found = problems(&hosts[victim], &answers).await;
-        found.extend(unsound(&hosts[victim], &purse).await);
-        if let Some(problem) = found.into_iter().next() {
+        // what the dead held stays so until their lease is over: that is seen at the end
+        if let Some(problem) = books.problem(&hosts[victim], &answers).await {
             return Err(problem);
         }
+        println!(
+            "{SERVERS} servers, one {fault}: {} answers so far",
+            books.answered
+        );
     }
-    match answers.lock().expect("no panic").is_empty() {
-        true => Err("nothing was ever answered".to_owned()),
-        false => Ok(()),
+    end(&books, &purse).await
+}
+
+/// Has each flush of the database's log take so much longer.
+async fn flush_slowly(database: &Database, ms: u64) {
+    let settings = match ms {
+        0 => ["RESET fsync", "RESET commit_delay", "RESET commit_siblings"].map(str::to_owned),
+        // what waits a moment for company before it flushes, if there is none too
+        _ => [
+            "SET fsync = on".to_owned(),
+            format!("SET commit_delay = {}", (ms * 1000).min(100_000)),
+            "SET commit_siblings = 0".to_owned(),
+        ],
+    };
+    for setting in settings {
+        let sql = format!("ALTER SYSTEM {setting}");
+        database.execute(&sql).await.expect("a setting");
     }
+    let reload = database.execute("SELECT pg_reload_conf()").await;
+    reload.expect("the settings are read");
 }
 
 /// The same secret for all servers: that of the first one.

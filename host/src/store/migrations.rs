@@ -3,7 +3,7 @@
 
 use std::borrow::Cow;
 
-use sqlx::migrate::{Migration, MigrationType, Migrator};
+use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
 use sqlx::{Connection as _, Executor as _};
 
 use super::Error;
@@ -115,7 +115,12 @@ async fn apply(pool: &Pool, scripts: &[Script]) -> Result<(), Error> {
             done
         }
     };
-    done.map_err(|error| Error::Database(error.to_string()))
+    done.map_err(|error| match error {
+        MigrateError::VersionMissing(version) => Error::Database(format!(
+            "it is of a newer version of this program, which made its schema {version}"
+        )),
+        error => Error::Database(error.to_string()),
+    })
 }
 
 #[cfg(test)]

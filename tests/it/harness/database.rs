@@ -85,7 +85,12 @@ impl Database {
     pub async fn execute(&self, sql: &str) -> Result<(), sqlx::Error> {
         let sql = AssertSqlSafe(sql.to_owned());
         match self {
-            Self::File(_) => self.file().await.execute(sql).await.map(drop),
+            Self::File(_) => {
+                let mut file = self.file().await;
+                file.execute(sql).await?;
+                // a dropped one goes in its own time, and may be in the next one's way
+                file.close().await
+            }
             Self::Server(url) => {
                 let mut connection = PgConnection::connect(url).await?;
                 connection.execute(sql).await.map(drop)
@@ -112,7 +117,9 @@ impl Database {
         let found = match self {
             Self::File(_) => {
                 let mut file = self.file().await;
-                sqlx::query_scalar(sql).fetch_one(&mut file).await
+                let found = sqlx::query_scalar(sql).fetch_one(&mut file).await;
+                file.close().await.expect("closed");
+                found
             }
             Self::Server(url) => {
                 let connection = PgConnection::connect(url).await;

@@ -4,6 +4,7 @@
 mod cable;
 mod client;
 mod database;
+mod faults;
 mod purse;
 mod redis;
 mod registry;

@@ -17,6 +17,7 @@ pub struct Setup {
     arguments: Vec<String>,
     has_admin_key: bool,
     has_free_port: bool,
+    is_in_file: bool,
     pub(super) database: Option<Arc<Scratch>>,
 }
 
@@ -29,6 +30,7 @@ impl Default for Setup {
             arguments: Vec::new(),
             has_admin_key: true,
             has_free_port: true,
+            is_in_file: false,
             database: None,
         }
     }
@@ -38,6 +40,12 @@ impl Setup {
     /// Keeps everything in this database on a server.
     pub fn on(mut self, database: Arc<Scratch>) -> Self {
         self.database = Some(database);
+        self
+    }
+
+    /// Keeps everything in a file, whatever database the tests are to run on.
+    pub fn in_file(mut self) -> Self {
+        self.is_in_file = true;
         self
     }
 
@@ -79,7 +87,7 @@ impl Setup {
 
     /// Starts the server and waits until it listens.
     pub async fn start(mut self) -> Host {
-        if self.database.is_none() {
+        if self.database.is_none() && !self.is_in_file {
             self.database = Scratch::if_asked().map(Arc::new);
         }
         let dir = TempDir::new().expect("a folder");

@@ -262,6 +262,19 @@ impl Transaction<'_> {
         }
     }
 
+    /// Lets its queries take as long as they do, however much there is to read.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn take_long(&mut self) -> Result<(), sqlx::Error> {
+        if let Self::Postgres(transaction) = self {
+            sqlx::query("SET LOCAL statement_timeout = 0")
+                .execute(&mut **transaction)
+                .await?;
+        }
+        Ok(())
+    }
+
     /// Has the money of these customers to itself until the end: balances,
     /// holds, budgets and open messages. To be called before anything of it is
     /// read, and once in a transaction.

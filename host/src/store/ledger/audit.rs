@@ -2,13 +2,17 @@
 
 use std::fmt;
 
-use time::OffsetDateTime;
+use time::{Duration, OffsetDateTime};
 
 use super::Period;
 use crate::money::NanoDollars;
 use crate::store::db::{Transaction, query};
 use crate::store::usage::deleted_before;
 use crate::store::{Error, Store, from_millis, millis};
+
+/// By how much the clocks of servers may differ, which each say by their own when a
+/// hold must be over.
+const CLOCKS: Duration = Duration::minutes(15);
 
 /// What an audit has looked at, and what is wrong.
 #[derive(Clone, Debug, Default)]
@@ -122,6 +126,7 @@ impl Store {
     /// When the database fails.
     pub async fn audit(&self, now: OffsetDateTime) -> Result<Audit, Error> {
         let mut moment = self.read.moment().await?;
+        moment.take_long().await?;
         let row = query(
             "SELECT (SELECT count(*) FROM accounts) AS accounts, \
              (SELECT count(*) FROM transfers) AS transfers, \
@@ -188,16 +193,14 @@ async fn accounts(moment: &mut Transaction<'_>) -> Result<Vec<Problem>, Error> {
 
 async fn usage(moment: &mut Transaction<'_>, whole_from: i64) -> Result<Vec<Problem>, Error> {
     // each usage row with a cost has its transfer, and no transfer has none, but for
-    // those of rows that may have been deleted
+    // those of rows that may have been deleted. Grouped rather than joined: SQLite
+    // makes no index for a full join
     let rows = query(
-        "WITH booked AS (SELECT reference, customer_id, amount FROM transfers \
-         JOIN accounts ON accounts.id = debit WHERE reason = 'usage' AND created_at >= $1) \
-         SELECT coalesce(request_id, reference) AS request_id FROM \
-         (SELECT request_id, customer_id, cost FROM usage \
-         WHERE cost <> 0 AND created_at >= $1) AS used \
-         FULL JOIN booked ON reference = request_id \
-         WHERE cost IS DISTINCT FROM amount \
-         OR used.customer_id IS DISTINCT FROM booked.customer_id",
+        "SELECT DISTINCT request_id FROM (SELECT request_id, customer_id, cost FROM usage \
+             WHERE cost <> 0 AND created_at >= $1 \
+             UNION ALL SELECT reference, customer_id, -amount FROM transfers \
+             JOIN accounts ON accounts.id = debit WHERE reason = 'usage' AND created_at >= $1) AS sides \
+         GROUP BY request_id, customer_id HAVING count(*) <> 2 OR sum(cost) <> 0",
     )
     .bind(whole_from)
     .fetch_all(moment)
@@ -215,23 +218,20 @@ async fn usage(moment: &mut Transaction<'_>, whole_from: i64) -> Result<Vec<Prob
 /// rows are there: hours are sums of rows, totals of hours.
 async fn sums(moment: &mut Transaction<'_>, whole_from: i64) -> Result<Vec<Problem>, Error> {
     let rows = query(
-        "WITH again AS (SELECT 'hour' AS period, customer_id, created_at / 3600000 * 3600000 AS start, \
+        "SELECT DISTINCT customer_id, start FROM \
+         (SELECT 'hour' AS period, customer_id, created_at / 3600000 * 3600000 AS start, \
              api_key_id, model_id, count(*) AS requests, sum(prompt_tokens) AS prompt_tokens, \
              sum(completion_tokens) AS completion_tokens, sum(cost) AS cost \
              FROM usage WHERE created_at >= $1 GROUP BY 2, 3, 4, 5 \
-             UNION ALL SELECT 'total', customer_id, 0, api_key_id, model_id, sum(requests), \
+         UNION ALL SELECT 'total', customer_id, 0, api_key_id, model_id, sum(requests), \
              sum(prompt_tokens), sum(completion_tokens), sum(cost) \
-             FROM usage_sums WHERE period = 'hour' GROUP BY customer_id, api_key_id, model_id), \
-         kept AS (SELECT * FROM usage_sums WHERE period = 'total' OR start >= $1) \
-         SELECT DISTINCT coalesce(again.customer_id, kept.customer_id) AS customer_id, \
-         coalesce(again.start, kept.start) AS start FROM again FULL JOIN kept \
-         ON again.period = kept.period AND again.customer_id = kept.customer_id \
-         AND again.start = kept.start AND again.api_key_id = kept.api_key_id \
-         AND again.model_id = kept.model_id \
-         WHERE again.requests IS DISTINCT FROM kept.requests \
-         OR again.prompt_tokens IS DISTINCT FROM kept.prompt_tokens \
-         OR again.completion_tokens IS DISTINCT FROM kept.completion_tokens \
-         OR again.cost IS DISTINCT FROM kept.cost",
+             FROM usage_sums WHERE period = 'hour' GROUP BY customer_id, api_key_id, model_id \
+         UNION ALL SELECT period, customer_id, start, api_key_id, model_id, -requests, \
+             -prompt_tokens, -completion_tokens, -cost \
+             FROM usage_sums WHERE period = 'total' OR start >= $1) AS sides \
+         GROUP BY period, customer_id, start, api_key_id, model_id \
+         HAVING count(*) <> 2 OR sum(requests) <> 0 OR sum(prompt_tokens) <> 0 \
+             OR sum(completion_tokens) <> 0 OR sum(cost) <> 0",
     )
     .bind(whole_from)
     .fetch_all(moment)
@@ -278,7 +278,7 @@ async fn budgets(moment: &mut Transaction<'_>) -> Result<Vec<Problem>, Error> {
 
 async fn expired(moment: &mut Transaction<'_>, now: OffsetDateTime) -> Result<Vec<Problem>, Error> {
     let rows = query("SELECT request_id FROM holds WHERE expires_at < $1")
-        .bind(millis(now))
+        .bind(millis(now - CLOCKS))
         .fetch_all(moment)
         .await?;
     rows.iter()

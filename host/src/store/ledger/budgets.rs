@@ -333,7 +333,7 @@ async fn open(transaction: &mut Transaction<'_>, row: &mut Row) -> Result<(), Er
     } = row.spending;
     let begun = query(
         "INSERT INTO spending (budget_id, start, spent, held) SELECT $1, $2, \
-         (SELECT coalesce(sum(cost), 0) FROM usage_sums WHERE period = 'hour' AND customer_id = $3 \
+         (SELECT coalesce(sum(cost), 0) FROM usage_sums WHERE period = $6 AND customer_id = $3 \
          AND ($4 IS NULL OR api_key_id = $4) AND start >= $2 AND start < $5), \
          (SELECT coalesce(sum(amount), 0) FROM holds WHERE customer_id = $3 \
          AND ($4 IS NULL OR api_key_id = $4) AND created_at >= $2 AND created_at < $5) \
@@ -344,6 +344,11 @@ async fn open(transaction: &mut Transaction<'_>, row: &mut Row) -> Result<(), Er
     .bind(owner.customer_id)
     .bind(owner.api_key_id)
     .bind(budget.period.end(start).map_or(i64::MAX, millis))
+    .bind(match budget.period {
+        Period::Day | Period::Month => "hour",
+        // of years of hours there are too many to add up meanwhile
+        Period::Total => "total",
+    })
     .fetch_one(transaction)
     .await?;
     row.spending.spent = NanoDollars(begun.try_get("spent")?);

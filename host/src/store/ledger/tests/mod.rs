@@ -1,6 +1,8 @@
 //! A ledger to test, and what a budget does with time.
 
 mod any_order;
+mod at_once;
+mod audit;
 
 use std::sync::Arc;
 
@@ -283,32 +285,6 @@ async fn a_budget_that_comes_late_counts_what_was_used_in_its_period() {
     ];
     assert_eq!(spent, expected);
     ledger.check().await;
-}
-
-#[tokio::test]
-async fn a_sum_that_is_not_as_kept_is_found() {
-    let ledger = Ledger::new(None).await;
-    let open = Open {
-        id: "one".into(),
-        owner: owner(0),
-        held: None,
-        at: NOW,
-    };
-    ledger.budgets(owner(0), &[(Period::Day, 40)]).await;
-    ledger.settle(&open, 30).await;
-    ledger.check().await;
-    for sql in [
-        "UPDATE accounts SET posted = posted + 1 WHERE id = 2",
-        "UPDATE accounts SET held = 1 WHERE customer_id = 1",
-        "UPDATE transfers SET amount = 31",
-        "DELETE FROM transfers",
-        "UPDATE usage SET cost = 29",
-        "UPDATE spending SET held = 7",
-    ] {
-        change(&ledger, sql).await;
-        let audit = ledger.store.audit(NOW).await.expect("an audit");
-        assert!(!audit.problems.is_empty(), "{sql}");
-    }
 }
 
 #[tokio::test]
