@@ -17,6 +17,7 @@ mod money;
 mod store;
 
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
@@ -100,7 +101,7 @@ async fn measure(
 ) -> bool {
     let mut stores = Vec::new();
     for _ in 0..servers {
-        stores.push(scratch.open(Outbox::On(std::sync::Arc::default())).await);
+        stores.push(scratch.open(Outbox::On(Arc::default())).await);
     }
     for number in 1..=customers {
         // as many keys, which are numbered alike
@@ -189,7 +190,7 @@ fn settlement(request_id: String, customer_id: i64) -> Settlement {
         created_at: NOW,
     };
     Settlement {
-        usage,
+        usage: Arc::new(usage),
         answer: None,
         is_held: true,
     }

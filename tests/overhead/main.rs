@@ -10,6 +10,8 @@
 mod harness;
 mod load;
 mod pipeline;
+#[path = "../serving/process.rs"]
+mod process;
 
 use std::fmt::Write;
 use std::ops::Range;
@@ -21,6 +23,7 @@ use serde_json::json;
 
 use harness::{Act, Client, Host, Upstream, component};
 use load::{Times, paced, saturating};
+use process::memory;
 
 /// Compares components with their native twins
 #[derive(Debug, Parser)]
@@ -209,21 +212,15 @@ async fn weigh() {
         }
         let host = Host::builder().config(config).start().await.ready().await;
         let customer = host.customer().await;
-        let loaded = resident_mib(&host);
+        let loaded = memory(host.pid(), "VmRSS");
         for id in 1..=count {
             let body = json!({ "text": "hello", "model_id": id });
             customer.post("/generate", body).await.expect(200);
         }
-        println!("{count:>6} {:>13.1} {:>24.1}", loaded, resident_mib(&host));
+        println!(
+            "{count:>6} {:>13.1} {:>24.1}",
+            loaded,
+            memory(host.pid(), "VmRSS")
+        );
     }
-}
-
-/// Memory of the process that is not swapped out, in MiB.
-fn resident_mib(host: &Host) -> f64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", host.pid()));
-    let status = status.expect("the server runs");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
-    let kib: f64 = kib.expect("a line").parse().expect("a number");
-    kib / 1024.0
 }

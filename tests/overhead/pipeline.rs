@@ -8,13 +8,12 @@ use serde_json::json;
 
 use crate::harness::{Host, Purse};
 use crate::load::{Times, saturating};
+use crate::process;
 
 /// Clients at once.
 const CLIENTS: [usize; 3] = [1, 32, 256];
 /// What the customer has paid, in nano-dollars: more than is asked for.
 const PAID: i64 = 1_000_000_000_000_000;
-/// Ticks of a second in which Linux tells a process's time, on every machine.
-const TICKS: f64 = 100.0;
 
 /// Measures the models of these names and numbers, each at every number of clients;
 /// they take turns.
@@ -40,11 +39,11 @@ pub async fn measure(host: &Host, models: &[(&str, i64)], rounds: u32, time: Dur
         let mut costs: Vec<_> = models.iter().map(|_| (Times::default(), 0.0)).collect();
         for round in 0..=rounds {
             for ((_, model), (times, cpu)) in models.iter().zip(&mut costs) {
-                let before = cpu_seconds(host);
+                let before = process::cpu(host.pid()).as_secs_f64();
                 let taken = saturating(&purse.customer, *model, clients, time).await;
                 // the first round warms up
                 if round > 0 {
-                    *cpu += cpu_seconds(host) - before;
+                    *cpu += process::cpu(host.pid()).as_secs_f64() - before;
                     times.add(taken, time);
                 }
             }
@@ -54,15 +53,4 @@ pub async fn measure(host: &Host, models: &[(&str, i64)], rounds: u32, time: Dur
             println!("{name:<27} {clients:>7} {times} {each:>7.0}");
         }
     }
-}
-
-/// What the server has taken of the cores so far, in user and system mode.
-fn cpu_seconds(host: &Host) -> f64 {
-    let stat = std::fs::read_to_string(format!("/proc/{}/stat", host.pid()));
-    let stat = stat.expect("the server runs");
-    // the name before may hold spaces
-    let (_, fields) = stat.rsplit_once(')').expect("a name in brackets");
-    let mut fields = fields.split_whitespace().skip(11);
-    let mut ticks = || -> f64 { fields.next().expect("a field").parse().expect("a number") };
-    (ticks() + ticks()) / TICKS
 }

@@ -260,7 +260,7 @@ impl Generator {
         // the bounds see to it already; what is held is all that there is
         let Room { held, capped_by } = produced.room;
         cost = cost.min(held.unwrap_or(cost));
-        let usage = Usage {
+        let usage = Arc::new(Usage {
             request_id: ask.request_id,
             customer_id: ask.key.customer_id,
             api_key_id: ask.key.id,
@@ -276,7 +276,7 @@ impl Generator {
             error_code: end.as_ref().err().map(|error| error.code().to_owned()),
             latency_ms: i64::try_from(since.elapsed().as_millis()).unwrap_or(i64::MAX),
             created_at: at,
-        };
+        });
         let answer = end.map(|finish_reason| Answer {
             model_id: spec.id,
             model_name: spec.name.clone(),
@@ -298,7 +298,7 @@ impl Generator {
             _ => None,
         };
         let settlement = Settlement {
-            usage: usage.clone(),
+            usage: Arc::clone(&usage),
             answer: kept,
             is_held: held.is_some(),
         };
@@ -309,21 +309,18 @@ impl Generator {
             .await;
         // taking an instance apart is nothing that the client should wait for
         tokio::spawn(async move { drop(produced.ended) });
-        let answer = settled
-            .map_err(|error| match error {
-                store::Error::Stopping => Error::Stopping,
-                store::Error::TakenOver => Error::AtWork,
-                _ => Error::NotRecorded,
-            })
-            .and(answer);
-        log(&usage, answer.as_ref().err());
-        match &answer {
-            // it did not come on record as it ended, if at all, and costs nothing
-            Err(error @ (Error::Stopping | Error::AtWork | Error::NotRecorded)) => {
-                self.metrics.refused(&usage.model_name, error.code());
-            }
-            _ => self.metrics.settled(&usage),
+        let settled = settled.map_err(|error| match error {
+            store::Error::Stopping => Error::Stopping,
+            store::Error::TakenOver => Error::AtWork,
+            _ => Error::NotRecorded,
+        });
+        match &settled {
+            Ok(()) => self.metrics.settled(&usage),
+            // it is not on record as it ended, if at all, and costs nothing
+            Err(error) => self.metrics.refused(&usage.model_name, error.code()),
         }
+        let answer = settled.and(answer);
+        log(&usage, answer.as_ref().err());
         answer
     }
 }

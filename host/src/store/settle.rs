@@ -29,7 +29,7 @@ type Reply<T> = oneshot::Sender<Result<T, Error>>;
 #[derive(Debug)]
 pub struct Settlement {
     /// What it used.
-    pub usage: Usage,
+    pub usage: Arc<Usage>,
     /// Its answer, if it may be repeated.
     pub answer: Option<KeptAnswer>,
     /// Whether something may be held for it.
@@ -187,12 +187,9 @@ impl Writer {
                 let failed = || Error::Database(error.to_string());
                 for (settlement, reply) in batch.settlements {
                     if settlement.is_held {
-                        let Usage {
-                            request_id,
-                            customer_id,
-                            ..
-                        } = settlement.usage;
-                        self.unsettled.push((request_id, customer_id));
+                        let usage = &settlement.usage;
+                        let hold = (usage.request_id.clone(), usage.customer_id);
+                        self.unsettled.push(hold);
                     }
                     reply.send(Err(failed())).ok();
                 }
@@ -280,7 +277,7 @@ impl Writer {
                 None => true,
             };
             rows.push(match is_ours {
-                true => Cow::Borrowed(&settlement.usage),
+                true => Cow::Borrowed(&*settlement.usage),
                 false => Cow::Owned(taken_over(&settlement.usage)),
             });
         }

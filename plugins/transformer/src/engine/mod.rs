@@ -28,6 +28,7 @@ use crate::kernels::Team;
 use crate::model::Workspace;
 use crate::sampling::Sampler;
 use inbox::Inbox;
+use lookup::Lookup;
 use meter::Meter;
 use pages::Pages;
 use sequence::Sequence;
@@ -61,6 +62,7 @@ pub(crate) struct Options {
 #[derive(Debug)]
 pub(crate) struct Engine {
     inbox: Arc<Inbox>,
+    is_guessing: bool,
 }
 
 /// The tokens of one sequence, as they come. Dropping it ends the sequence at
@@ -81,17 +83,17 @@ impl Engine {
         let inbox = Arc::new(Inbox::default());
         let engine = Self {
             inbox: Arc::clone(&inbox),
+            is_guessing: options.is_guessing,
         };
         let workspace = Workspace::new(Team::new(options.threads)?);
         let pages = Pages::new(options.pages, options.is_sharing);
         let meter = Meter::new(&options.name);
-        let is_guessing = options.is_guessing;
         thread::Builder::new()
             .name("engine".to_owned())
             .spawn(move || {
                 // whatever ends the thread, nobody is to wait for it
                 let inbox = inbox::Closing(inbox);
-                run(&loaded, workspace, &inbox.0, pages, is_guessing, &meter);
+                run(&loaded, workspace, &inbox.0, pages, &meter);
             })?;
         Ok(engine)
     }
@@ -110,7 +112,8 @@ impl Engine {
     ) -> Result<Tokens, Error> {
         let (sender, tokens) = mpsc::channel(AHEAD);
         let cache = loaded.model.cache();
-        let sequence = Sequence::new(prompt, cache, max_tokens, sampler, sender);
+        let lookup = self.is_guessing.then(Lookup::default);
+        let sequence = Sequence::new(prompt, cache, max_tokens, sampler, lookup, sender);
         let cached = sequence.cached();
         self.inbox.put(sequence).map_err(|_| broken())?;
         Ok(Tokens {
@@ -161,14 +164,7 @@ fn broken() -> Error {
 }
 
 /// The engine's thread.
-fn run(
-    loaded: &Loaded,
-    mut workspace: Workspace,
-    inbox: &Inbox,
-    mut pages: Pages,
-    is_guessing: bool,
-    meter: &Meter,
-) {
+fn run(loaded: &Loaded, mut workspace: Workspace, inbox: &Inbox, mut pages: Pages, meter: &Meter) {
     let (mut waiting, mut running) = (VecDeque::new(), Vec::new());
     while inbox.take(&mut waiting, &running) {
         waiting.retain(|sequence| !sequence.is_over());
@@ -188,7 +184,7 @@ fn run(
             running.push(sequence);
         }
         meter.tell(running.len(), waiting.len(), &pages);
-        step(loaded, &mut workspace, &mut running, is_guessing);
+        step(loaded, &mut workspace, &mut running);
         for sequence in &mut running {
             sequence.share(&mut pages);
             meter.guessed(sequence.take_guesses());
@@ -198,11 +194,9 @@ fn run(
 
 /// Takes every sequence that can go on a token further, and prompts by a piece.
 /// A panic fails the sequence it came from and no other.
-fn step(loaded: &Loaded, workspace: &mut Workspace, sequences: &mut [Sequence], is_guessing: bool) {
+fn step(loaded: &Loaded, workspace: &mut Workspace, sequences: &mut [Sequence]) {
     let mut batch = plan(sequences);
-    if is_guessing {
-        guess(&mut batch);
-    }
+    guess(&mut batch);
     let seen: Vec<_> = batch.iter().map(|(sequence, _)| sequence.seen()).collect();
     let whole = catch_unwind(AssertUnwindSafe(|| advance(loaded, workspace, &mut batch)));
     if whole.is_ok() {

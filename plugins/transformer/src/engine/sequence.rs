@@ -18,7 +18,8 @@ pub(super) struct Sequence {
     /// After it those that are guessed, until a step shows which were right.
     tokens: Vec<u32>,
     guessed: usize,
-    lookup: Lookup,
+    /// None where nothing is guessed.
+    lookup: Option<Lookup>,
     /// Guesses that were right and wrong, since it was last asked.
     guesses: [u64; 2],
     cache: Cache,
@@ -37,12 +38,13 @@ impl Sequence {
         cache: Cache,
         max_tokens: u32,
         sampler: Sampler,
+        lookup: Option<Lookup>,
         sender: mpsc::Sender<Result<u32, Error>>,
     ) -> Self {
         Self {
             tokens: prompt,
             guessed: 0,
-            lookup: Lookup::default(),
+            lookup,
             guesses: [0; 2],
             cache,
             lease: Lease::default(),
@@ -124,9 +126,11 @@ impl Sequence {
     /// Guesses at most `most` of the tokens after the one that is to come next,
     /// for the next run to show which are right.
     pub(super) fn guess(&mut self, most: usize) {
-        // the model chooses one more than it was right to guess
-        let room = self.sender.capacity().min(self.left as usize) - 1;
-        self.guessed = self.lookup.guess(&mut self.tokens, most.min(room));
+        if let Some(lookup) = &self.lookup {
+            // the model chooses one more than it was right to guess
+            let room = self.sender.capacity().min(self.left as usize) - 1;
+            self.guessed = lookup.guess(&mut self.tokens, most.min(room));
+        }
     }
 
     /// How many guesses were right and how many wrong, since this was last asked.
@@ -174,10 +178,10 @@ impl Sequence {
             self.cache.truncate(known);
             self.tokens.extend(next);
         }
-        if next.is_some() {
-            self.lookup.see(&self.tokens[..=known]);
-        } else {
-            self.left = 0;
+        match (next, &mut self.lookup) {
+            (Some(_), Some(lookup)) => lookup.see(&self.tokens[..=known]),
+            (Some(_), None) => {}
+            (None, _) => self.left = 0,
         }
         let token = token.map_err(|error| failed(&error.to_string()));
         // there was room for it; if the receiver is gone, the next step sees that

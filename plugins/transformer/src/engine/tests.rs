@@ -112,12 +112,14 @@ fn a_right_guess_spares_a_step() {
     let (sender, mut said) = mpsc::channel(AHEAD);
     let prompt = "one two three one two three one two three one two";
     let prompt = loaded.tokenizer.encode(prompt).unwrap();
-    let sequence = Sequence::new(prompt, loaded.model.cache(), 60, Sampler::Greedy, sender);
+    let cache = loaded.model.cache();
+    let lookup = Some(Lookup::default());
+    let sequence = Sequence::new(prompt, cache, 60, Sampler::Greedy, lookup, sender);
     let mut sequences = [sequence];
     let mut workspace = Workspace::new(Team::new(NonZeroUsize::MIN).unwrap());
     let (mut steps, mut tokens, mut right) = (0, 0, 0);
     while !sequences[0].is_over() {
-        step(&loaded, &mut workspace, &mut sequences, true);
+        step(&loaded, &mut workspace, &mut sequences);
         steps += 1;
         right += sequences[0].take_guesses()[0];
         while let Ok(token) = said.try_recv() {
@@ -186,7 +188,14 @@ fn prompts_share_a_step_and_who_waits_for_a_token_gets_it() {
             let (sender, receiver) = mpsc::channel(AHEAD);
             receivers.push(receiver);
             let prompt = vec![0; unseen];
-            Sequence::new(prompt, loaded.model.cache(), 1, Sampler::Greedy, sender)
+            Sequence::new(
+                prompt,
+                loaded.model.cache(),
+                1,
+                Sampler::Greedy,
+                None,
+                sender,
+            )
         });
         let mut sequences: Vec<_> = sequences.collect();
         let planned = plan(&mut sequences);

@@ -164,7 +164,7 @@ fn settlement(open: &Open, cost: i64) -> Settlement {
         created_at: open.at,
     };
     Settlement {
-        usage,
+        usage: Arc::new(usage),
         answer: None,
         is_held: open.held.is_some(),
     }
