@@ -149,9 +149,9 @@ impl Checkpoint {
         })
     }
 
-    /// Checks the files against each other, makes the model of them and takes
-    /// one step with it.
-    pub(crate) fn load(&self, dtype: Dtype) -> Result<Loaded, Refusal> {
+    /// Checks the files against each other, makes the model of them, by default in
+    /// its family's dtype, and takes one step with it.
+    pub(crate) fn load(&self, dtype: Option<Dtype>) -> Result<Loaded, Refusal> {
         let config = Config::from_json(&self.config)?;
         let tokenizer = Tokenizer::from_json(&self.tokenizer, config.vocab)?;
         let weights = Weights::open(&self.weights, config.names.prefix)?;
@@ -182,8 +182,9 @@ pub(crate) struct Parts<'a> {
 }
 
 impl Parts<'_> {
-    /// Makes the model and takes one step with it.
-    pub(crate) fn load(mut self, dtype: Dtype) -> Result<Loaded, Refusal> {
+    /// Makes the model, by default in its family's dtype, and takes one step with it.
+    pub(crate) fn load(mut self, dtype: Option<Dtype>) -> Result<Loaded, Refusal> {
+        let dtype = dtype.unwrap_or(self.config.dtype);
         let model = Model::load(&self.config, &self.weights, dtype)?;
         let mut end_tokens = std::mem::take(&mut self.config.end_tokens);
         end_tokens.extend(self.tokenizer.end_of_text());

@@ -42,9 +42,6 @@ use source::Source;
 pub use generation::Generation;
 pub use score::Score;
 
-/// The fastest that chooses f32's tokens on 99 % of positions or more of the
-/// embedded model; see the README.
-const DEFAULT_DTYPE: &str = "w8a16";
 /// Memory for keys and values, unless two contexts are more.
 const KV_CACHE_MIB: usize = 96;
 /// More threads than any machine has use for.
@@ -57,8 +54,6 @@ pub struct Transformer {
     engine: Engine,
     /// Where it was loaded from, by the name shown to people.
     source: String,
-    /// What its weights are held in.
-    dtype: &'static str,
 }
 
 impl Backend for Transformer {
@@ -69,7 +64,7 @@ impl Backend for Transformer {
     /// Settings: `model_path`, one source or a JSON list of them (`embedded`, a
     /// folder, or a hub id with an optional `@revision`; the default is
     /// `embedded`); `dtype`, what weights are held in (`f32`, `f16`, `bf16`,
-    /// `w8a16`, `q8` or `q4`; the default is `w8a16`); `threads`, how many work on a
+    /// `w8a16`, `q8` or `q4`; the default is `w8a16` for GPT-2 and `f16` for others); `threads`, how many work on a
     /// step (the default is the processors this process may use); `kv_cache_mib`,
     /// the memory for keys and values, at least one context (the default is 96, or
     /// two contexts where that is more); `prefix_cache`, whether prompts that begin alike share them (`true`
@@ -77,7 +72,7 @@ impl Backend for Transformer {
     /// guessed where an answer repeats (the default is `true`); `cache_dir`, the hub's cache where it
     /// is not the usual; `name`, the model's in metrics.
     fn open(settings: &Settings) -> Result<Self, Error> {
-        let (dtype, dtype_name) = dtype(settings.get("dtype").unwrap_or(DEFAULT_DTYPE))?;
+        let dtype = settings.get("dtype").map(dtype).transpose()?;
         let threads = threads(settings.get("threads"))?;
         let sources = Source::list(settings.get("model_path").unwrap_or("embedded"))?;
         let cache_dir = settings.get("cache_dir");
@@ -103,7 +98,6 @@ impl Backend for Transformer {
                         loaded,
                         engine,
                         source,
-                        dtype: dtype_name,
                     });
                 }
                 Err(refusal) => {
@@ -128,7 +122,7 @@ impl Backend for Transformer {
                 description: format!(
                     "{} of {millions:.1} million parameters, in {}",
                     model.config().family,
-                    self.dtype
+                    model.dtype().name()
                 ),
                 context_window: Some(self.context_window()),
                 max_output_tokens: None,
@@ -204,9 +198,9 @@ impl Transformer {
     }
 }
 
-/// The dtype of this name, and the name.
-fn dtype(name: &str) -> Result<(Dtype, &'static str), Error> {
-    let found = Dtype::ALL.into_iter().find(|(_, known)| *known == name);
+/// The dtype of this name.
+fn dtype(name: &str) -> Result<Dtype, Error> {
+    let found = Dtype::ALL.into_iter().find(|dtype| dtype.name() == name);
     found.ok_or_else(|| {
         Error::new(
             ErrorKind::InvalidRequest,

@@ -6,6 +6,7 @@ use serde::Deserialize;
 
 use super::{Activation, Biases, Config, Layer, Names, Norm, OneOrMore, refuse};
 use crate::checkpoint::Refusal;
+use crate::kernels::Dtype;
 
 /// As OpenAI named them. What is empty there is none of.
 const NAMES: Names = Names {
@@ -124,6 +125,7 @@ impl File {
         });
         Ok(Config {
             family: "GPT-2",
+            dtype: Dtype::W8A16,
             names: &NAMES,
             vocab: self.vocab_size.get(),
             positions: self.n_positions.get(),

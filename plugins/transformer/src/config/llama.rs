@@ -7,6 +7,7 @@ use serde::Deserialize;
 use super::rotary::{Parameters, Rotary};
 use super::{Activation, Biases, Config, Layer, Names, Norm, OneOrMore, refuse};
 use crate::checkpoint::Refusal;
+use crate::kernels::Dtype;
 
 /// As transformers names them.
 const NAMES: Names = Names {
@@ -241,6 +242,7 @@ impl File {
         });
         Ok(Config {
             family: family.title(),
+            dtype: Dtype::F16,
             names: if is_gemma { &GEMMA } else { &NAMES },
             vocab: self.vocab_size.get(),
             positions: self.max_position_embeddings.get(),

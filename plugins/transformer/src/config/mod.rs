@@ -10,6 +10,7 @@ mod rotary;
 use serde::Deserialize;
 
 use crate::checkpoint::{CONFIG, Refusal};
+use crate::kernels::Dtype;
 
 pub(crate) use rotary::Rotary;
 
@@ -22,6 +23,9 @@ const LONGEST_CONTEXT: usize = 8192;
 pub(crate) struct Config {
     /// As people call it.
     pub(crate) family: &'static str,
+    /// What its weights are held in where no setting says: the fastest that chose
+    /// f32's token on 99 % of positions or more, of those measured in the README.
+    pub(crate) dtype: Dtype,
     /// What the tensors are called.
     pub(crate) names: &'static Names,
     /// Rows of the embedding; ids of tokens are below it.

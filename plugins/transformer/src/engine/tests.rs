@@ -12,7 +12,7 @@ use plugin_sdk::Params;
 fn load() -> Arc<Loaded> {
     let folder = fixture("plain");
     let checkpoint = Checkpoint::read(|file| folder.join(file).into()).unwrap();
-    Arc::new(checkpoint.load(Dtype::F32).unwrap())
+    Arc::new(checkpoint.load(Some(Dtype::F32)).unwrap())
 }
 
 fn start(loaded: &Arc<Loaded>, pages: usize, is_sharing: bool) -> Engine {
@@ -63,7 +63,7 @@ fn trained() -> Arc<Loaded> {
     let [source] = &Source::list("embedded").unwrap()[..] else {
         panic!("one source")
     };
-    Arc::new(source.load(None, Dtype::Q8).unwrap().0)
+    Arc::new(source.load(None, Some(Dtype::Q8)).unwrap().0)
 }
 
 #[test]

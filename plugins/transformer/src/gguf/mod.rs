@@ -29,7 +29,7 @@ struct Gguf {
 }
 
 /// Reads a file, checks its parts against each other and makes the model.
-pub(crate) fn load(path: &Path, dtype: Dtype) -> Result<Loaded, Refusal> {
+pub(crate) fn load(path: &Path, dtype: Option<Dtype>) -> Result<Loaded, Refusal> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let refuse = |reason: &dyn std::fmt::Display| Refusal::file(&name, reason.to_string());
     let mut file = File::open(path).map_err(|error| refuse(&error))?;

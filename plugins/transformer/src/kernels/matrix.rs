@@ -27,15 +27,26 @@ pub(crate) enum Dtype {
 }
 
 impl Dtype {
-    /// All of them, with the names they have in a configuration.
-    pub(crate) const ALL: [(Self, &str); 6] = [
-        (Self::F32, "f32"),
-        (Self::F16, "f16"),
-        (Self::Bf16, "bf16"),
-        (Self::Q8, "q8"),
-        (Self::W8A16, "w8a16"),
-        (Self::Q4, "q4"),
+    pub(crate) const ALL: [Self; 6] = [
+        Self::F32,
+        Self::F16,
+        Self::Bf16,
+        Self::Q8,
+        Self::W8A16,
+        Self::Q4,
     ];
+
+    /// Its name in a configuration.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Bf16 => "bf16",
+            Self::Q8 => "q8",
+            Self::W8A16 => "w8a16",
+            Self::Q4 => "q4",
+        }
+    }
 
     /// What the output layer is held in: the tokens' order by likelihood shows
     /// its errors at once.

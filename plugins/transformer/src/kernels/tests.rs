@@ -58,7 +58,7 @@ fn products_are_right_on_every_level_and_rows_do_not_depend_on_each_other() {
         let weights = random.row(inputs * outputs);
         let rows: Vec<_> = (0..MOST_ROWS).map(|_| random.row(inputs)).collect();
         let weight = |input: usize, output: usize| weights[input * outputs + output];
-        for (dtype, name) in Dtype::ALL {
+        for dtype in Dtype::ALL {
             let matrix = Matrix::pack(dtype, inputs, outputs, weight);
             let alone: Vec<_> = Level::all()
                 .iter()
@@ -89,7 +89,7 @@ fn products_are_right_on_every_level_and_rows_do_not_depend_on_each_other() {
                     let off = (f64::from(ours[output]) - exact).abs();
                     assert!(
                         off < tolerance * (inputs as f64).sqrt(),
-                        "{name} {inputs} {outputs}: {off}"
+                        "{dtype:?} {inputs} {outputs}: {off}"
                     );
                 }
             }
@@ -100,14 +100,14 @@ fn products_are_right_on_every_level_and_rows_do_not_depend_on_each_other() {
                         assert_eq!(
                             together,
                             alone_here[..count],
-                            "{name} {level:?} {count} {threads}"
+                            "{dtype:?} {level:?} {count} {threads}"
                         );
                     }
                 }
                 for (ours, portable) in alone_here.iter().flatten().zip(alone[0].iter().flatten()) {
                     // only fused multiplications differ
                     let allowed = if is_whole { 0.0 } else { 1e-5 };
-                    assert!((ours - portable).abs() <= allowed, "{name} {level:?}");
+                    assert!((ours - portable).abs() <= allowed, "{dtype:?} {level:?}");
                 }
             }
         }
@@ -118,7 +118,7 @@ fn products_are_right_on_every_level_and_rows_do_not_depend_on_each_other() {
 fn weights_are_held_to_the_precision_of_their_type() {
     let mut random = Random(9);
     let weights = random.row(100 * 40);
-    for (dtype, name) in Dtype::ALL {
+    for dtype in Dtype::ALL {
         let matrix = Matrix::pack(dtype, 100, 40, |input, output| {
             weights[output * 100 + input]
         });
@@ -135,7 +135,7 @@ fn weights_are_held_to_the_precision_of_their_type() {
             let mut held = vec![0.0; 100];
             matrix.output(output, &mut held);
             for (held, weight) in held.iter().zip(&weights[output * 100..]) {
-                assert!((held - weight).abs() <= step, "{name}: {held} {weight}");
+                assert!((held - weight).abs() <= step, "{dtype:?}: {held} {weight}");
             }
         }
     }

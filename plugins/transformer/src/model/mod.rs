@@ -92,6 +92,11 @@ impl Model {
         &self.config
     }
 
+    /// What its weights are held in.
+    pub(crate) fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
     /// A sequence of which nothing was seen yet. Its keys and values are held
     /// in 32 bits where the weights are, otherwise in 16.
     pub(crate) fn cache(&self) -> Cache {

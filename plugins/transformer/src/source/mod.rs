@@ -113,11 +113,12 @@ impl Source {
         ))
     }
 
-    /// Loads the model; returns it with the name of what was loaded.
+    /// Loads the model, by default in its family's dtype; returns it with the name of
+    /// what was loaded.
     pub(crate) fn load(
         &self,
         cache: Option<&str>,
-        dtype: Dtype,
+        dtype: Option<Dtype>,
     ) -> Result<(Loaded, String), Refusal> {
         match self {
             Self::Embedded => Ok((embedded().load(dtype)?, self.to_string())),
@@ -144,7 +145,7 @@ impl Source {
 }
 
 /// Loads a GGUF, or a folder with the files or with one GGUF.
-fn of_path(path: &Path, dtype: Dtype) -> Result<Loaded, Refusal> {
+fn of_path(path: &Path, dtype: Option<Dtype>) -> Result<Loaded, Refusal> {
     if is_gguf(path) {
         return gguf::load(path, dtype);
     }

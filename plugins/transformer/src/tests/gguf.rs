@@ -25,7 +25,7 @@ fn loaded(bytes: &[u8]) -> Result<crate::Transformer, plugin_sdk::Error> {
 fn logits_are_those_of_transformers() {
     for name in ["llama", "plain", "gemma3"] {
         let path = fixture(name).join(format!("{name}.gguf"));
-        let mut runner = Runner::new(gguf::load(&path, Dtype::F32).unwrap().model);
+        let mut runner = Runner::new(gguf::load(&path, Some(Dtype::F32)).unwrap().model);
         let expected = Expected::of(name);
         for prompt in 0..4 {
             let tokens = expected.ids(&format!("{prompt}.tokens"));
@@ -40,8 +40,8 @@ fn logits_are_those_of_transformers() {
 fn the_tokenizer_is_that_of_the_folder() {
     let folder = fixture("llama");
     let checkpoint = Checkpoint::read(|file| folder.join(file).into()).unwrap();
-    let theirs = checkpoint.load(Dtype::F32).unwrap();
-    let ours = gguf::load(&folder.join("llama.gguf"), Dtype::F32).unwrap();
+    let theirs = checkpoint.load(Some(Dtype::F32)).unwrap();
+    let ours = gguf::load(&folder.join("llama.gguf"), Some(Dtype::F32)).unwrap();
     for text in [
         "The harbour  lay\n\tstill, 1234!",
         "",

@@ -67,6 +67,29 @@ fn settings_that_make_no_sense_are_refused() {
 }
 
 #[test]
+fn a_family_has_a_dtype_unless_a_setting_names_one() {
+    let llama = fixture("llama");
+    let gguf = llama.join("llama.gguf");
+    for (source, dtype) in [
+        (fixture("plain"), "w8a16"),
+        (fixture("plain").join("plain.gguf"), "w8a16"),
+        (llama, "f16"),
+        (gguf, "f16"),
+        (fixture("qwen3"), "f16"),
+        (fixture("gemma3"), "f16"),
+    ] {
+        let description =
+            |model: Transformer| model.describe().unwrap().models[0].description.clone();
+        let source = source.to_str().unwrap();
+        let said = description(open(source).unwrap());
+        assert!(said.ends_with(&format!(" in {dtype}")), "{source}: {said}");
+        let pairs = settings(&[("model_path", source), ("dtype", "q8")]);
+        let said = description(Transformer::open(&pairs).unwrap());
+        assert!(said.ends_with(" in q8"), "{source}: {said}");
+    }
+}
+
+#[test]
 fn every_dtype_answers() {
     let folder = fixture("plain");
     let source = folder.to_str().unwrap();

@@ -40,7 +40,7 @@ impl Expected {
 fn load(name: &str, dtype: Dtype) -> (Runner, Expected) {
     let folder = fixture(name);
     let checkpoint = Checkpoint::read(|file| folder.join(file).into()).unwrap();
-    let loaded = checkpoint.load(dtype).unwrap();
+    let loaded = checkpoint.load(Some(dtype)).unwrap();
     (Runner::new(loaded.model), Expected::of(name))
 }
 
