@@ -176,6 +176,11 @@ fn an_adapters_project_passes_and_each_flaw_is_found() {
 
     let flawed = include_str!("fixtures/flawed.rs");
     std::fs::write(workshop.path("adapter/src/lib.rs"), flawed).expect("a file");
+    // it calls its API by WASI, which the kit knows as well
+    let manifest = workshop.path("adapter/Cargo.toml");
+    let by_host = std::fs::read_to_string(&manifest).expect("a file");
+    let by_wasi = by_host.replace(r#"["upstream"]"#, r#"["http"]"#);
+    std::fs::write(&manifest, by_wasi).expect("a file");
     good(&workshop.plugin(&["build", "adapter"]));
     let check = |flaw: &str, only: &[&str]| {
         let flaw = format!("settings.flaw={flaw}");

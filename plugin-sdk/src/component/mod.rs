@@ -26,7 +26,15 @@ pub mod wit {
         export_macro_name: "export_component",
     });
 
-    #[cfg(feature = "http")]
+    #[cfg(feature = "upstream")]
+    wit_bindgen::generate!({
+        path: "wit/0.1",
+        world: "upstream-backend",
+        pub_export_macro: true,
+        export_macro_name: "export_component",
+    });
+
+    #[cfg(all(feature = "http", not(feature = "upstream")))]
     wit_bindgen::generate!({
         path: "wit/0.1",
         world: "http-backend",

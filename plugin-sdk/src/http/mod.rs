@@ -29,6 +29,8 @@
 
 mod api;
 mod failure;
+#[cfg(all(target_family = "wasm", feature = "upstream"))]
+mod host;
 #[cfg(all(not(target_family = "wasm"), feature = "native-http"))]
 mod native;
 #[cfg(all(not(target_family = "wasm"), not(feature = "native-http")))]
@@ -37,7 +39,7 @@ mod retry;
 pub mod sse;
 pub mod upstream;
 mod url;
-#[cfg(target_family = "wasm")]
+#[cfg(all(target_family = "wasm", not(feature = "upstream")))]
 mod wasi;
 
 use std::fmt;
@@ -49,12 +51,14 @@ pub use self::api::{Answer, Api, Decode};
 pub use self::failure::Failure;
 pub use self::retry::Retry;
 
+#[cfg(all(target_family = "wasm", feature = "upstream"))]
+use self::host as network;
 #[cfg(all(not(target_family = "wasm"), feature = "native-http"))]
 use self::native as network;
 #[cfg(all(not(target_family = "wasm"), not(feature = "native-http")))]
 use self::none as network;
 use self::url::Url;
-#[cfg(target_family = "wasm")]
+#[cfg(all(target_family = "wasm", not(feature = "upstream")))]
 use self::wasi as network;
 use crate::{Error, ErrorKind};
 

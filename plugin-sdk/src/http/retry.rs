@@ -43,6 +43,10 @@ impl Retry {
     /// # Errors
     /// As [`Post::open`], of the last try.
     pub fn open(&self, post: &Post<'_>) -> Result<Incoming, Failure> {
+        if self.retries == 0 {
+            // the clock is the host's, and each look at it a call
+            return post.open();
+        }
         let start = Instant::now();
         let left = || post.timeout.saturating_sub(start.elapsed());
         let mut tried = 0;

@@ -5,9 +5,7 @@ mod body;
 mod messages;
 
 use plugin_sdk::http::{Answer, Api, raw_json};
-use plugin_sdk::{
-    Backend, CountSource, Error, ErrorKind, ModelInfo, PluginInfo, Request, Settings, TokenEstimate,
-};
+use plugin_sdk::{Backend, Error, ErrorKind, ModelInfo, PluginInfo, Request, Settings};
 use serde_json::Value;
 
 use self::answer::Decoder;
@@ -50,13 +48,6 @@ impl Backend for Anthropic {
                 ..ModelInfo::default()
             }],
             ext: vec![],
-        })
-    }
-
-    fn estimate(&self, request: &Request) -> Result<TokenEstimate, Error> {
-        Ok(TokenEstimate {
-            prompt_tokens: request.guess_tokens(),
-            source: CountSource::Estimated,
         })
     }
 

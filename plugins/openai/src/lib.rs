@@ -7,8 +7,8 @@ mod chat;
 use openai_format::{Completion, Decoder, Options};
 use plugin_sdk::http::{Answer, Api};
 use plugin_sdk::{
-    Backend, CountSource, Error, ErrorKind, Message, ModelInfo, Part, PluginInfo, Prompt, Request,
-    Role, Settings, TokenEstimate,
+    Backend, Error, ErrorKind, Message, ModelInfo, Part, PluginInfo, Prompt, Request, Role,
+    Settings,
 };
 
 use self::chat::Chat;
@@ -65,13 +65,6 @@ impl Backend for OpenAi {
                 ..ModelInfo::default()
             }],
             ext: vec![],
-        })
-    }
-
-    fn estimate(&self, request: &Request) -> Result<TokenEstimate, Error> {
-        Ok(TokenEstimate {
-            prompt_tokens: request.guess_tokens(),
-            source: CountSource::Estimated,
         })
     }
 

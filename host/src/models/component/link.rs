@@ -36,14 +36,14 @@ pub(super) fn link(
     let mut has_network = false;
     for (import, _) in shape.imports(engine) {
         state::check_import(import, has_upstream)?;
-        has_network |= import.starts_with("wasi:http/");
+        has_network |= state::is_network(import);
     }
     let exports: Vec<&str> = shape.exports(engine).map(|(name, _)| name).collect();
     check_exports(&exports)?;
 
     let link = || {
         let mut linker = state::linker(engine, has_upstream)?;
-        Plugin::link(&mut linker)?;
+        Plugin::link(&mut linker, has_upstream)?;
         Plugin::new(linker.instantiate_pre(&component)?)
     };
     let plugin = link().map_err(|error| format!("it does not fit this version: {error:#}"))?;

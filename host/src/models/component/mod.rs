@@ -78,6 +78,8 @@ pub struct Component {
     spare: Arc<Spare>,
     gate: Option<Arc<Gate>>,
     info: PluginInfo,
+    /// Whether it may know how many tokens a prompt is.
+    estimates: bool,
     digest: String,
 }
 
@@ -139,12 +141,13 @@ impl Component {
             spare: Arc::default(),
             gate,
             info: PluginInfo::default(),
+            estimates: true,
             digest,
         };
         let failed = |what| move |error: Error| unproven(what, error);
         component.info = component.describe().await.map_err(failed("describe"))?;
         let rehearsal = component.rehearse(linked.has_network).await;
-        rehearsal.map_err(failed("a short request"))?;
+        component.estimates = rehearsal.map_err(failed("a short request"))?;
         Ok(component)
     }
 
@@ -190,8 +193,8 @@ impl Component {
     }
 
     /// Runs a short request as far as it goes without the network. A plugin may refuse
-    /// it; it must not trap.
-    async fn rehearse(&self, has_network: bool) -> Result<(), Error> {
+    /// it; it must not trap. Returns whether it estimates.
+    async fn rehearse(&self, has_network: bool) -> Result<bool, Error> {
         let Mould {
             model, settings, ..
         } = &*self.mould;
@@ -211,19 +214,22 @@ impl Component {
             |error: &Error| !failure::is_plugins(error) && error.kind != ErrorKind::Timeout;
         let place = self.mould.runtime.next_place().await?;
         let mut session = self.session_at(place, PROOF_TIMEOUT).await?;
-        match session.estimate_within(PROOF_TIMEOUT, &request).await {
+        let estimates = match session.estimate_within(PROOF_TIMEOUT, &request).await {
             Err(error) if !is_refusal(&error) => return Err(error),
-            _ if has_network => return Ok(()),
-            _ => {}
+            Err(error) => error.kind != ErrorKind::Unsupported,
+            Ok(_) => true,
+        };
+        if has_network {
+            return Ok(estimates);
         }
         let mut completion = match session.generate(request).await {
             Ok(completion) => completion,
             // made for chats, say
-            Err(error) if is_refusal(&error) => return Ok(()),
+            Err(error) if is_refusal(&error) => return Ok(estimates),
             Err(error) => return Err(error),
         };
         while !matches!(completion.next().await?.last(), Some(Event::Finish(_))) {}
-        Ok(())
+        Ok(estimates)
     }
 
     /// An instance that reaches nothing yet.
@@ -250,12 +256,20 @@ impl Component {
 }
 
 impl Session<'_> {
-    /// How many tokens the prompt will be. The instance has no network for it.
+    /// How many tokens the prompt will be. The instance has no network for it, and is
+    /// not asked where the component has said that it does not estimate.
     ///
     /// # Errors
     /// The plugin's own, [`ErrorKind::Unsupported`] among them, or that it failed;
     /// then the instance is of no more use.
     pub async fn estimate(&mut self, request: &Request) -> Result<TokenEstimate, Error> {
+        if !self.component.estimates {
+            // a call less for each request
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                "the plugin does not estimate",
+            ));
+        }
         self.estimate_within(ESTIMATE_TIMEOUT, request).await
     }
 

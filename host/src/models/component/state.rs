@@ -34,7 +34,7 @@ pub(super) struct State {
     pub(super) network: Network,
     wasi: WasiCtx,
     http: WasiHttpCtx,
-    table: ResourceTable,
+    pub(super) table: ResourceTable,
 }
 
 impl State {
@@ -111,17 +111,28 @@ const OFFERED: [&str; 9] = [
 ];
 
 /// Interfaces that a component with an upstream may import as well.
-const OFFERED_WITH_UPSTREAM: [&str; 2] = ["wasi:http/types", "wasi:http/outgoing-handler"];
+const OFFERED_WITH_UPSTREAM: [&str; 3] = [
+    "model:plugin/upstream",
+    "wasi:http/types",
+    "wasi:http/outgoing-handler",
+];
+
+/// Whether `import` is a way to an upstream.
+pub(super) fn is_network(import: &str) -> bool {
+    OFFERED_WITH_UPSTREAM
+        .iter()
+        .any(|name| import.starts_with(name))
+}
 
 /// Whether `import` is among the interfaces that [`linker`] links.
 ///
 /// # Errors
 /// With what to tell the operator.
 pub(super) fn check_import(import: &str, has_upstream: bool) -> Result<(), String> {
-    let is_in = |offered: &[&str]| offered.iter().any(|name| import.starts_with(name));
-    if is_in(&OFFERED) || (has_upstream && is_in(&OFFERED_WITH_UPSTREAM)) {
+    let is_offered = OFFERED.iter().any(|name| import.starts_with(name));
+    if is_offered || (has_upstream && is_network(import)) {
         Ok(())
-    } else if is_in(&OFFERED_WITH_UPSTREAM) {
+    } else if is_network(import) {
         Err(format!("it imports {import}, but the model has no api_url"))
     } else {
         Err(format!("it imports {import}, which no plugin gets here"))

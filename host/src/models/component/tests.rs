@@ -18,6 +18,9 @@ use super::{Artifact, Component, Limits, Runtime, Spec, Upstream};
 
 const SECRET: &str = "sk-very-secret";
 
+/// Adapters to the same format, by `wasi:http` and by `upstream`.
+const BOTH_WAYS: [&str; 2] = ["lawgent-thinking", "openai"];
+
 /// An HTTP server that answers every request with the same bytes, or never.
 struct Api {
     url: String,
@@ -211,52 +214,116 @@ async fn an_apis_failure_has_its_kind() {
         ("200 OK", &long, Upstream, None),
     ] {
         let headers = "retry-after: 7\r\nlocation: http://127.0.0.1:1/\r\n";
-        let mut api = Api::answering(status, headers, body).await;
-        let component = open("lawgent-thinking", &api.url).await;
-        let error = answer(&component, request("hi")).await.unwrap_err();
-        assert_eq!(error.kind, kind, "{status}: {error:?}");
-        assert_eq!(error.retry_after_ms, retry_after_ms, "{status}");
-        assert!(api.requests.recv().await.unwrap().starts_with("POST"));
-        // the connection may be gone by now, but nothing more was asked
-        let next = api.requests.try_recv().unwrap_or("gone".to_owned());
-        assert_eq!(next, "gone", "{status} was tried again");
+        for plugin in BOTH_WAYS {
+            let mut api = Api::answering(status, headers, body).await;
+            let component = open(plugin, &api.url).await;
+            let error = answer(&component, request("hi")).await.unwrap_err();
+            assert_eq!(error.kind, kind, "{plugin}, {status}: {error:?}");
+            assert_eq!(error.retry_after_ms, retry_after_ms, "{plugin}, {status}");
+            assert!(api.requests.recv().await.unwrap().starts_with("POST"));
+            // the connection may be gone by now, but nothing more was asked
+            let next = api.requests.try_recv().unwrap_or("gone".to_owned());
+            assert_eq!(next, "gone", "{plugin}: {status} was tried again");
+        }
     }
-    let refusing = open("lawgent-thinking", "http://127.0.0.1:1/").await;
-    let error = answer(&refusing, request("hi")).await.unwrap_err();
-    assert_eq!(
-        (error.kind, error.code.as_deref()),
-        (Upstream, Some("upstream_unreachable"))
-    );
+    for plugin in BOTH_WAYS {
+        let refusing = open(plugin, "http://127.0.0.1:1/").await;
+        let error = answer(&refusing, request("hi")).await.unwrap_err();
+        assert_eq!(
+            (error.kind, error.code.as_deref()),
+            (Upstream, Some("upstream_unreachable"))
+        );
+    }
 }
 
 #[tokio::test]
 async fn a_silent_api_is_a_timeout() {
     let api = Api::start(None).await;
-    let component = open("lawgent-thinking", &api.url).await;
-    let start = Instant::now();
-    let request = Request {
-        deadline_ms: 200,
-        ..request("hi")
-    };
-    let error = answer(&component, request).await.unwrap_err();
-    assert_eq!(error.kind, ErrorKind::Timeout, "{error:?}");
-    assert!(start.elapsed() < Duration::from_secs(2));
+    for plugin in BOTH_WAYS {
+        let component = open(plugin, &api.url).await;
+        let start = Instant::now();
+        let request = Request {
+            deadline_ms: 200,
+            ..request("hi")
+        };
+        let error = answer(&component, request).await.unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Timeout, "{plugin}: {error:?}");
+        assert!(start.elapsed() < Duration::from_secs(2), "{plugin}");
+    }
 }
 
 #[tokio::test]
 async fn dropping_a_request_ends_it_at_the_api() {
-    let mut api = Api::start(None).await;
-    let component = open("lawgent-thinking", &api.url).await;
-    {
-        let generating = component.generate(request("hi"));
-        tokio::pin!(generating);
-        tokio::select! {
-            _ = &mut generating => panic!("there is no answer"),
-            sent = api.requests.recv() => assert!(sent.unwrap().starts_with("POST")),
+    for plugin in BOTH_WAYS {
+        let mut api = Api::start(None).await;
+        let component = open(plugin, &api.url).await;
+        {
+            let generating = component.generate(request("hi"));
+            tokio::pin!(generating);
+            tokio::select! {
+                _ = &mut generating => panic!("there is no answer"),
+                sent = api.requests.recv() => assert!(sent.unwrap().starts_with("POST")),
+            }
         }
+        let gone = tokio::time::timeout(Duration::from_secs(2), api.requests.recv()).await;
+        assert_eq!(gone.unwrap().as_deref(), Some("gone"), "{plugin}");
     }
-    let gone = tokio::time::timeout(Duration::from_secs(2), api.requests.recv()).await;
-    assert_eq!(gone.unwrap().as_deref(), Some("gone"));
+}
+
+#[tokio::test]
+async fn both_ways_out_lead_to_the_upstream_alone() {
+    let body = r#"{"choices":[{"text":"yes","finish_reason":"stop"}]}"#;
+    let mut api = Api::answering("200 OK", "", body).await;
+    for plugin in BOTH_WAYS {
+        for (setting, value, code) in [
+            ("api_url", "https://forbidden.example/", "not_granted"),
+            ("api_url", "http://127.0.0.1:1/", "not_granted"),
+            (
+                "extra_headers",
+                r#"{"authorization":"Bearer mine"}"#,
+                "invalid_upstream_request",
+            ),
+            (
+                "extra_headers",
+                r#"{"x-more":"two\nlines"}"#,
+                "invalid_upstream_request",
+            ),
+        ] {
+            let mut spec = spec(plugin, Some(&api.url));
+            let own = [("model_name", "thinker"), ("api_url", &api.url)];
+            let pairs = own
+                .into_iter()
+                .filter(|(key, _)| *key != setting)
+                .chain([(setting, value)]);
+            spec.settings = pairs
+                .map(|(key, value)| (key.to_owned(), value.to_owned()))
+                .collect();
+            let component = Component::open(&runtime(), spec).await.unwrap();
+            let error = answer(&component, request("hi")).await.unwrap_err();
+            assert_eq!(error.code.as_deref(), Some(code), "{plugin}: {error:?}");
+            assert!(api.requests.try_recv().is_err(), "{plugin}, {setting}");
+        }
+        // of the requests that the operator allows, none is left
+        let mut spec = spec(plugin, Some(&api.url));
+        spec.limits.upstream_requests = 0;
+        let component = Component::open(&runtime(), spec).await.unwrap();
+        answer(&component, request("hi")).await.unwrap_err();
+        assert!(api.requests.try_recv().is_err(), "{plugin}");
+    }
+}
+
+#[tokio::test]
+async fn a_plugin_that_does_not_estimate_is_not_asked_again() {
+    let component = open("openai", "http://127.0.0.1:1/").await;
+    assert!(!component.estimates);
+    let mut session = component.session(Duration::from_secs(10)).await.unwrap();
+    let error = session.estimate(&request("how are")).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Unsupported);
+    assert!(
+        open("lawgent-thinking", "http://127.0.0.1:1/")
+            .await
+            .estimates
+    );
 }
 
 #[tokio::test]
@@ -371,7 +438,7 @@ async fn the_secret_is_not_told_even_if_the_upstream_repeats_it() {
     );
 
     let api = Api::answering("401 No", "", &format!("wrong key {SECRET}")).await;
-    for plugin in ["misbehave", "lawgent-thinking"] {
+    for plugin in ["misbehave"].into_iter().chain(BOTH_WAYS) {
         let component = open(plugin, &api.url).await;
         let error = answer(&component, request("fetch")).await.unwrap_err();
         assert_eq!(error.kind, ErrorKind::Upstream);

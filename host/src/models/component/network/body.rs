@@ -1,51 +1,103 @@
 //! An upstream's answer on its way to a component.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use futures_util::stream;
+use futures_util::{FutureExt, stream};
 use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
 use secrecy::{ExposeSecret, SecretString};
 use tokio::time::timeout;
 use wasmtime_wasi_http::{Error, WasiBody};
 
-struct Reading<W> {
+use super::shorter;
+
+/// Bytes to hand over at once.
+const PIECE: usize = 64 << 10;
+/// How long the end of a body may take of which no more is wanted: many servers send
+/// it right after the end of the answer in it.
+const DRAIN_TIMEOUT: Duration = Duration::from_millis(20);
+
+/// A body: at most so many bytes, each piece in time, and an error instead of the
+/// piece in which the secret comes back.
+pub struct Arriving {
     response: reqwest::Response,
     left: usize,
     limit: usize,
     secret: Option<SecretString>,
     /// The end of what was read, as the secret may be cut in two.
     tail: Vec<u8>,
-    patience: W,
+    between_bytes: Option<Duration>,
+    deadline: Instant,
+    is_over: bool,
 }
 
-/// The body of `response`: at most `limit` bytes, each piece within `patience`,
-/// and an error instead of the piece in which the secret comes back.
-pub(super) fn limited(
-    response: reqwest::Response,
-    limit: usize,
-    secret: Option<SecretString>,
-    patience: impl Fn() -> Duration + Send + 'static,
-) -> WasiBody {
-    let reading = Reading {
-        response,
-        left: limit,
-        limit,
-        secret,
-        tail: Vec::new(),
-        patience,
-    };
-    StreamBody::new(stream::try_unfold(reading, async |mut reading| {
-        let piece = reading.piece().await?;
-        Ok(piece.map(|piece| (Frame::data(piece), reading)))
-    }))
-    .boxed_unsync()
-}
+impl Arriving {
+    pub(super) fn new(
+        response: reqwest::Response,
+        limit: usize,
+        secret: Option<SecretString>,
+        between_bytes: Option<Duration>,
+        deadline: Instant,
+    ) -> Self {
+        Self {
+            response,
+            left: limit,
+            limit,
+            secret,
+            tail: Vec::new(),
+            between_bytes,
+            deadline,
+            is_over: false,
+        }
+    }
 
-impl<W: Fn() -> Duration> Reading<W> {
-    async fn piece(&mut self) -> Result<Option<Bytes>, Error> {
-        let piece = timeout((self.patience)(), self.response.chunk())
+    /// As `wasi:http` wants it.
+    pub(super) fn boxed(self) -> WasiBody {
+        StreamBody::new(stream::try_unfold(self, async |mut arriving| {
+            let piece = arriving.next().await?;
+            Ok(piece.map(|piece| (Frame::data(piece), arriving)))
+        }))
+        .boxed_unsync()
+    }
+
+    /// What is there already, which may be nothing.
+    pub(in super::super) fn what_is_there(&mut self) -> Result<Vec<u8>, Error> {
+        let mut there = Vec::new();
+        while there.len() < PIECE
+            && !self.is_over
+            && let Some(piece) = self.next().now_or_never()
+        {
+            there.extend_from_slice(&piece?.unwrap_or_default());
+        }
+        Ok(there)
+    }
+
+    /// Whether all of it was read.
+    pub(in super::super) fn is_over(&self) -> bool {
+        self.is_over
+    }
+
+    /// Waits for more of it; nothing at its end.
+    pub(in super::super) async fn piece(&mut self) -> Result<Vec<u8>, Error> {
+        // a frame without data is not the end
+        while let Some(piece) = self.next().await? {
+            if !piece.is_empty() {
+                return Ok(piece.into());
+            }
+        }
+        Ok(Vec::new())
+    }
+
+    /// Reads on for a moment, so that the connection can be used again.
+    pub(in super::super) async fn drain(mut self) {
+        self.deadline = self.deadline.min(Instant::now() + DRAIN_TIMEOUT);
+        while !self.is_over && self.next().await.is_ok() {}
+    }
+
+    async fn next(&mut self) -> Result<Option<Bytes>, Error> {
+        let patience = shorter(self.between_bytes, self.deadline);
+        let piece = timeout(patience, self.response.chunk())
             .await
             .map_err(|_| Error::ConnectionReadTimeout)?
             .map_err(|error| {
@@ -56,6 +108,7 @@ impl<W: Fn() -> Duration> Reading<W> {
                 }
             })?;
         let Some(piece) = piece else {
+            self.is_over = true;
             return Ok(None);
         };
         self.left = self

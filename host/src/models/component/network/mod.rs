@@ -13,6 +13,8 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+use http::Method;
 use http_body_util::{BodyExt, Limited};
 use reqwest::Url;
 use reqwest::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -23,6 +25,8 @@ use wasmtime_wasi_http::{
     DEFAULT_FORBIDDEN_HEADERS, Error, ForbiddenHeaderFilter, RequestOptions, WasiBody,
     WasiHttpHooks,
 };
+
+pub use self::body::Arriving;
 
 use self::addresses::{Prohibited, PublicAddresses};
 use super::Limits;
@@ -153,15 +157,21 @@ impl Gate {
         })
     }
 
+    /// The one way out. What is asked is as it is granted, whoever asks and by which
+    /// interface; the exchange is over at `deadline`.
     async fn send(
         &self,
-        request: http::Request<WasiBody>,
-        options: RequestOptions,
+        exchange: Exchange,
+        first_byte: Option<Duration>,
         deadline: Instant,
-    ) -> Result<http::Response<WasiBody>, Error> {
-        let (parts, body) = request.into_parts();
-        let url = self.granted(&parts.uri)?;
-        let mut headers = parts.headers;
+    ) -> Result<(http::Response<()>, reqwest::Response), Error> {
+        let Exchange {
+            method,
+            url,
+            mut headers,
+            body,
+        } = exchange;
+        self.check(&url)?;
         let forbidden: Vec<HeaderName> = headers
             .keys()
             .filter(|name| (self.forbidden)(name))
@@ -174,26 +184,21 @@ impl Gate {
             let limit = u32::try_from(self.limits.header_bytes).ok();
             return Err(Error::HttpRequestHeaderSectionSize(limit));
         }
+        if body.len() > self.limits.request_bytes {
+            return Err(self.too_long());
+        }
         if let Some(secret) = &self.secret_value
             && is_same_origin(&self.upstream.url, &url)
         {
             headers.insert(self.upstream.secret_header.clone(), secret.clone());
         }
-        let body = Limited::new(body, self.limits.request_bytes)
-            .collect()
-            .await;
-        let body = body
-            .map_err(|_| Error::HttpRequestBodySize(u64::try_from(self.limits.request_bytes).ok()))?
-            .to_bytes();
-
         let sending = self
             .client
-            .request(parts.method, url)
+            .request(method, url)
             .headers(headers)
             .body(body)
             .send();
-        let patience = shorter(options.first_byte_timeout, deadline);
-        let response = timeout(patience, sending)
+        let response = timeout(shorter(first_byte, deadline), sending)
             .await
             .map_err(|_| Error::HttpResponseTimeout)?
             .map_err(|error| self.failure(error))?;
@@ -205,17 +210,53 @@ impl Gate {
         let mut answer = http::Response::new(());
         *answer.status_mut() = response.status();
         *answer.headers_mut() = self.readable(response.headers());
-        let secret = self.upstream.secret.clone();
-        let body = body::limited(response, self.limits.response_bytes, secret, move || {
-            shorter(options.between_bytes_timeout, deadline)
-        });
-        Ok(answer.map(|()| body))
+        Ok((answer, response))
     }
 
-    fn granted(&self, uri: &http::Uri) -> Result<Url, Error> {
-        let url = Url::parse(&uri.to_string()).map_err(|_| Error::HttpRequestUriInvalid)?;
-        if self.upstream.grants(&url) {
-            return Ok(url);
+    /// The same for `wasi:http`.
+    async fn send_wasi(
+        &self,
+        request: http::Request<WasiBody>,
+        options: RequestOptions,
+        deadline: Instant,
+    ) -> Result<http::Response<WasiBody>, Error> {
+        let (parts, body) = request.into_parts();
+        let url = Url::parse(&parts.uri.to_string()).map_err(|_| Error::HttpRequestUriInvalid)?;
+        // before its body is taken
+        self.check(&url)?;
+        let body = Limited::new(body, self.limits.request_bytes)
+            .collect()
+            .await;
+        let exchange = Exchange {
+            method: parts.method,
+            url,
+            headers: parts.headers,
+            body: body.map_err(|_| self.too_long())?.to_bytes(),
+        };
+        let first_byte = options.first_byte_timeout;
+        let (answer, response) = self.send(exchange, first_byte, deadline).await?;
+        let body = self.arriving(response, deadline, options.between_bytes_timeout);
+        Ok(answer.map(|()| body.boxed()))
+    }
+
+    fn arriving(
+        &self,
+        response: reqwest::Response,
+        deadline: Instant,
+        between_bytes: Option<Duration>,
+    ) -> Arriving {
+        let secret = self.upstream.secret.clone();
+        let limit = self.limits.response_bytes;
+        Arriving::new(response, limit, secret, between_bytes, deadline)
+    }
+
+    fn too_long(&self) -> Error {
+        Error::HttpRequestBodySize(u64::try_from(self.limits.request_bytes).ok())
+    }
+
+    fn check(&self, url: &Url) -> Result<(), Error> {
+        if self.upstream.grants(url) {
+            return Ok(());
         }
         let host = url.host_str();
         tracing::warn!(
@@ -286,6 +327,14 @@ fn shorter(wanted: Option<Duration>, deadline: Instant) -> Duration {
     wanted.map_or(left, |wanted| wanted.min(left))
 }
 
+/// What a component asks of its upstream.
+pub(super) struct Exchange {
+    pub(super) method: Method,
+    pub(super) url: Url,
+    pub(super) headers: HeaderMap,
+    pub(super) body: Bytes,
+}
+
 /// What one request may do through the gate, if its model has one.
 pub(super) struct Network {
     pub(super) gate: Option<Arc<Gate>>,
@@ -298,6 +347,29 @@ type Connection = Box<dyn Future<Output = Result<(), Error>> + Send>;
 type Sending =
     Box<dyn Future<Output = Result<(http::Response<WasiBody>, Connection), Error>> + Send>;
 
+impl Network {
+    /// The gate for one more request to the upstream, if there may be one.
+    fn pass(&mut self) -> Result<Arc<Gate>, Error> {
+        let gate = self.gate.clone().ok_or(Error::HttpRequestDenied)?;
+        let left = self.requests_left.checked_sub(1);
+        self.requests_left = left.ok_or(Error::ConnectionLimitReached)?;
+        Ok(gate)
+    }
+
+    /// Sends a request and waits until its answer begins, of which the last byte may
+    /// come within `allowed`.
+    pub(super) async fn exchange(
+        &mut self,
+        exchange: Exchange,
+        allowed: Duration,
+    ) -> Result<(http::Response<()>, Arriving), Error> {
+        let gate = self.pass()?;
+        let deadline = self.deadline.min(Instant::now() + allowed);
+        let (answer, response) = gate.send(exchange, None, deadline).await?;
+        Ok((answer, gate.arriving(response, deadline, None)))
+    }
+}
+
 impl WasiHttpHooks for Network {
     fn send_request(
         &mut self,
@@ -305,17 +377,14 @@ impl WasiHttpHooks for Network {
         options: Option<RequestOptions>,
         _response_errors: Connection,
     ) -> Sending {
-        let Some(gate) = self.gate.clone() else {
-            return Box::new(async { Err(Error::HttpRequestDenied) });
+        let gate = match self.pass() {
+            Ok(gate) => gate,
+            Err(error) => return Box::new(async { Err(error) }),
         };
-        if self.requests_left == 0 {
-            return Box::new(async { Err(Error::ConnectionLimitReached) });
-        }
-        self.requests_left -= 1;
         let deadline = self.deadline;
         Box::new(async move {
             let options = options.unwrap_or_default();
-            let whole = gate.send(request, options, deadline);
+            let whole = gate.send_wasi(request, options, deadline);
             let response = timeout(shorter(None, deadline), whole)
                 .await
                 .map_err(|_| Error::HttpResponseTimeout)??;

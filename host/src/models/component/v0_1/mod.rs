@@ -1,21 +1,29 @@
 //! `model:plugin@0.1`: bindings, and the calls in the types of the plugin SDK.
 
 mod convert;
+mod upstream;
 
 use plugin_sdk::{Error, Event, PluginInfo, Request, TokenEstimate};
 use tracing::Level;
 use wasmtime::Store;
 use wasmtime::component::{HasSelf, InstancePre, Linker, ResourceAny};
 
-use self::bindings::model::plugin::{config, log, schema};
+use self::bindings::model::plugin::{config, log, schema, upstream as exchange};
 use super::state::State;
 
-/// `http-backend` is this world and `wasi:http`, which is linked apart.
+/// `local-backend` is this world without `upstream`, and `http-backend` has `wasi:http` in
+/// its place: what calls an API is linked apart.
 mod bindings {
     wasmtime::component::bindgen!({
         path: "../plugin-sdk/wit/0.1",
-        world: "model:plugin/local-backend",
+        world: "model:plugin/upstream-backend",
+        imports: {
+            "model:plugin/upstream.send": async,
+            "model:plugin/upstream.[method]body.read": async | trappable,
+            "model:plugin/upstream.[static]body.end": async | trappable,
+        },
         exports: { default: async },
+        with: { "model:plugin/upstream.body": super::super::network::Arriving },
     });
 }
 
@@ -23,24 +31,29 @@ mod bindings {
 pub(super) const VERSION: &str = "0.1.";
 
 /// A component, linked and ready to be instantiated.
-pub(super) struct Plugin(bindings::LocalBackendPre<State>);
+pub(super) struct Plugin(bindings::UpstreamBackendPre<State>);
 
 /// A live instance of it.
-pub(super) struct Instance(bindings::LocalBackend);
+pub(super) struct Instance(bindings::UpstreamBackend);
 
 /// What a call comes to: the outer error finishes the store, the inner one is the
 /// plugin's own.
 type Called<T> = wasmtime::Result<Result<T, Error>>;
 
 impl Plugin {
-    /// Adds the interfaces that this version imports.
-    pub(super) fn link(linker: &mut Linker<State>) -> wasmtime::Result<()> {
+    /// Adds the interfaces that this version imports; the one to call an API by only
+    /// where there is one.
+    pub(super) fn link(linker: &mut Linker<State>, has_upstream: bool) -> wasmtime::Result<()> {
         config::add_to_linker::<_, HasSelf<_>>(linker, |state| state)?;
-        log::add_to_linker::<_, HasSelf<_>>(linker, |state| state)
+        log::add_to_linker::<_, HasSelf<_>>(linker, |state| state)?;
+        if has_upstream {
+            exchange::add_to_linker::<_, HasSelf<_>>(linker, |state| state)?;
+        }
+        Ok(())
     }
 
     pub(super) fn new(linked: InstancePre<State>) -> wasmtime::Result<Self> {
-        bindings::LocalBackendPre::new(linked).map(Self)
+        bindings::UpstreamBackendPre::new(linked).map(Self)
     }
 
     pub(super) async fn instantiate(&self, store: &mut Store<State>) -> wasmtime::Result<Instance> {
