@@ -112,7 +112,8 @@ mod tests {
                 fingerprint: kept.fingerprint,
             };
             let mut transaction = store.write.begin().await.expect("a transaction");
-            let renewed = servers::renew(&mut transaction, "this").await;
+            let renew = servers::renew(&transaction, "this").expect("servers have leases");
+            let renewed = renew.execute(&mut transaction).await;
             renewed.expect("a lease");
             transaction.commit().await.expect("committed");
             let taken = at_work::take(store, "this", &request).await;

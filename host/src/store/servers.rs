@@ -12,7 +12,7 @@ use sqlx::{AssertSqlSafe, Executor as _};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::db::{Pool, Transaction, query};
+use super::db::{Pool, Query, Transaction, query};
 use super::{Error, Store, at_work, ledger};
 
 /// Between two renewals of the lease.
@@ -80,16 +80,13 @@ pub(super) async fn tell(transaction: &mut Transaction<'_>, change: Change) -> R
 /// Shows the others from which number on this transaction may write rows of
 /// usage, until it ends: their numbers are given before they can be seen, and
 /// transactions end in any order. To be called before the first of them.
-pub(super) async fn show_rows(transaction: &mut Transaction<'_>) -> Result<(), Error> {
-    if let Transaction::Postgres(_) = transaction {
-        // a lock that nobody waits for is a note that is gone with the transaction
-        let sql = format!("SELECT pg_advisory_xact_lock_shared($1 + {NEXT_ROW}) FROM usage_id_seq");
-        query(AssertSqlSafe(sql))
-            .bind(ROWS)
-            .execute(transaction)
-            .await?;
-    }
-    Ok(())
+pub(super) fn show_rows(transaction: &Transaction<'_>) -> Option<Query<'static>> {
+    let Transaction::Postgres(_) = transaction else {
+        return None;
+    };
+    // a lock that nobody waits for is a note that is gone with the transaction
+    let sql = format!("SELECT pg_advisory_xact_lock_shared($1 + {NEXT_ROW}) FROM usage_id_seq");
+    Some(query(AssertSqlSafe(sql)).bind(ROWS))
 }
 
 /// The number before which no row of usage is still to come.
@@ -115,11 +112,11 @@ pub(super) async fn whole_before(pool: &Pool) -> Result<i64, Error> {
 
 /// Renews the lease of whoever holds something in this transaction, so that no
 /// hold is ever seen without a lease.
-pub(super) async fn renew(transaction: &mut Transaction<'_>, process: &str) -> Result<(), Error> {
-    if let Transaction::Postgres(_) = transaction {
-        query(RENEW).bind(process).execute(transaction).await?;
+pub(super) fn renew<'q>(transaction: &Transaction<'_>, process: &'q str) -> Option<Query<'q>> {
+    match transaction {
+        Transaction::Sqlite(_) => None,
+        Transaction::Postgres(_) => Some(query(RENEW).bind(process)),
     }
-    Ok(())
 }
 
 /// The right to do something that one server does at a time, until it is dropped.
@@ -223,14 +220,14 @@ impl Store {
     /// they have. Returns how many holds that were.
     async fn free_what_the_dead_have(&self) -> Result<usize, Error> {
         at_work::end_of_dead(&self.write).await?;
-        let rows = query(
-            "SELECT request_id, customer_id FROM holds WHERE NOT EXISTS \
+        let sql = format!(
+            "SELECT {} FROM holds WHERE NOT EXISTS \
              (SELECT FROM servers WHERE servers.process = holds.process \
              AND lease_ends > clock_timestamp()) LIMIT $1",
-        )
-        .bind(BATCH)
-        .fetch_all(&self.write)
-        .await?;
+            ledger::HELD
+        );
+        let held = query(AssertSqlSafe(sql)).bind(BATCH);
+        let rows = held.fetch_all(&self.write).await?;
         if rows.is_empty() {
             return Ok(0);
         }

@@ -2,7 +2,7 @@
 //! since a commit costs a write to the disk whatever it holds.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot};
@@ -10,9 +10,9 @@ use tokio::task::JoinHandle;
 
 use super::answers::{self, KeptAnswer};
 use super::at_work::{self, NamedRequest};
-use super::db::{Connection, Transaction};
+use super::db::{Script, Transaction};
 use super::ledger::budgets::Owner;
-use super::ledger::{self, Books, Reservation, Reserved, Scope};
+use super::ledger::{self, Books, Ended, Reservation, Reserved, Scope};
 use super::outbox::{self, Owed};
 use super::usage::{self, Status, Usage};
 use super::{Error, Outbox, Store, millis, notices, servers};
@@ -129,9 +129,9 @@ struct Written {
 struct Writer {
     store: Store,
     process: Arc<str>,
-    /// Requests that could not be settled, and their customers; what is held for them is freed by the
-    /// next commit that succeeds.
-    unsettled: Vec<(String, i64)>,
+    /// Requests that could not be settled; what is held for them is freed by the next
+    /// commit that succeeds.
+    unsettled: Vec<Arc<Usage>>,
 }
 
 impl Writer {
@@ -187,9 +187,7 @@ impl Writer {
                 let failed = || Error::Database(error.to_string());
                 for (settlement, reply) in batch.settlements {
                     if settlement.is_held {
-                        let usage = &settlement.usage;
-                        let hold = (usage.request_id.clone(), usage.customer_id);
-                        self.unsettled.push(hold);
+                        self.unsettled.push(settlement.usage);
                     }
                     reply.send(Err(failed())).ok();
                 }
@@ -201,34 +199,47 @@ impl Writer {
     }
 
     async fn write(&self, batch: &Batch) -> Result<Written, Error> {
-        let mut connection = self.store.write.acquire().await?;
-        if !batch.settlements.is_empty() {
-            return self.write_on(&mut connection, batch).await;
-        }
-        // a hold that a power failure loses is one that it frees: no flush for it
-        connection.stop_flushing().await?;
-        let written = self.write_on(&mut connection, batch).await;
-        connection.flush_again().await;
-        written
-    }
+        let mut transaction = match batch.settlements.is_empty() {
+            // a hold that a power failure loses is one that it frees: no flush for it
+            true => self.store.write.begin_unflushed().await?,
+            false => self.store.write.begin().await?,
+        };
+        // what ends as it does not know yet, before any money is locked
+        let rows = self.rows(&mut transaction, batch).await?;
 
-    async fn write_on(&self, connection: &mut Connection, batch: &Batch) -> Result<Written, Error> {
-        let mut transaction = connection.begin().await?;
-        let mut books = Books::open(&mut transaction, &self.scope(batch)).await?;
+        let mut script = Script::default();
+        let asked = Books::ask(&transaction, &mut script, &self.scope(batch));
+        let inserted = (!rows.is_empty()).then(|| {
+            if let Some(show) = servers::show_rows(&transaction) {
+                script.add(show);
+            }
+            script.add(usage::insert(&transaction, rows.iter().map(|row| &**row)))
+        });
+        let ran = script.run(&mut transaction).await?;
+        let mut books = asked.books(&ran)?;
+
+        let mut script = Script::default();
         let mut written = Written::default();
         // before the reservations, for which they free what was held
-        if !batch.settlements.is_empty() {
-            self.settle(&mut transaction, &mut books, batch, &mut written)
+        if !rows.is_empty() {
+            let ids = ran.rows(inserted).iter();
+            let new: Result<_, Error> = ids.map(|row| Ok(row.try_get("request_id")?)).collect();
+            let booked = self
+                .settle(&mut transaction, &mut books, &rows, new?, &mut written)
                 .await?;
+            script.add(usage::add_to_sums(&transaction, booked));
         }
-        if !batch.reservations.is_empty() {
-            servers::renew(&mut transaction, &self.process).await?;
+        if !batch.reservations.is_empty()
+            && let Some(renew) = servers::renew(&transaction, &self.process)
+        {
+            script.add(renew);
         }
         for (wanted, _) in &batch.reservations {
             let reserved = books.reserve(&mut transaction, &self.process, wanted);
             written.reserved.push(reserved.await?);
         }
-        books.write(&mut transaction).await?;
+        books.write(&transaction, &mut script);
+        script.run(&mut transaction).await?;
         transaction.commit().await?;
         Ok(written)
     }
@@ -236,40 +247,34 @@ impl Writer {
     /// Whose money a batch changes, and what it frees.
     fn scope<'a>(&'a self, batch: &'a Batch) -> Scope<'a> {
         let mut scope = Scope::default();
-        for (request_id, customer_id) in &self.unsettled {
-            scope.customers.push(*customer_id);
-            scope.ended.push(request_id);
+        for usage in &self.unsettled {
+            scope.end(ended(usage));
         }
         for (settlement, _) in &batch.settlements {
             let usage = &settlement.usage;
-            scope.customers.push(usage.customer_id);
+            scope.change(usage.customer_id);
             if settlement.is_held {
-                scope.ended.push(&usage.request_id);
-            }
-            // on a shared database another server may have set a budget just now
-            if self.store.write.is_shared() || self.store.is_limited(usage.customer_id) {
+                scope.end(ended(usage));
+            } else if self.store.write.is_shared() || self.store.is_limited(usage.customer_id) {
+                // on a shared database another server may have set a budget just now
                 let owner = Owner::of_request(usage.customer_id, usage.api_key_id);
-                scope.counted.push((owner, usage.created_at));
+                scope.count(owner, usage.created_at);
             }
         }
         for (wanted, _) in &batch.reservations {
-            scope.customers.push(wanted.customer_id);
             let owner = Owner::of_request(wanted.customer_id, wanted.api_key_id);
-            scope.counted.push((owner, wanted.created_at));
+            scope.count(owner, wanted.created_at);
         }
         scope
     }
 
-    /// Writes the settlements of a batch: nothing for a request that is settled
-    /// already.
-    async fn settle(
+    /// The rows of a batch's settlements, in order: not what was handed in where another
+    /// server took the request over. Keeps the answers that may be repeated.
+    async fn rows<'a>(
         &self,
         transaction: &mut Transaction<'_>,
-        books: &mut Books,
-        batch: &Batch,
-        written: &mut Written,
-    ) -> Result<(), Error> {
-        servers::show_rows(transaction).await?;
+        batch: &'a Batch,
+    ) -> Result<Vec<Cow<'a, Usage>>, Error> {
         let mut rows = Vec::with_capacity(batch.settlements.len());
         for (settlement, _) in &batch.settlements {
             let is_ours = match &settlement.answer {
@@ -281,10 +286,22 @@ impl Writer {
                 false => Cow::Owned(taken_over(&settlement.usage)),
             });
         }
-        let mut new = usage::insert(transaction, rows.iter().map(|row| &**row)).await?;
+        Ok(rows)
+    }
+
+    /// Books those of the rows that are `new`, and returns them: nothing changes for a
+    /// request that is settled already.
+    async fn settle<'a>(
+        &self,
+        transaction: &mut Transaction<'_>,
+        books: &mut Books,
+        rows: &'a [Cow<'_, Usage>],
+        mut new: HashSet<String>,
+        written: &mut Written,
+    ) -> Result<Vec<&'a Usage>, Error> {
         let mut booked = Vec::with_capacity(rows.len());
         let mut owed: BTreeMap<i64, Owed> = BTreeMap::new();
-        for row in &rows {
+        for row in rows {
             if !new.remove(&row.request_id) {
                 written.settled.push(Ok(()));
                 continue;
@@ -311,12 +328,19 @@ impl Writer {
                 entry.amount += settled.owed.0;
             }
         }
-        usage::add_to_sums(transaction, booked).await?;
         if !owed.is_empty() && matches!(self.store.outbox, Outbox::On(_)) {
             let owed: Vec<_> = owed.into_values().collect();
             written.can_report = outbox::announce_usage(transaction, &owed).await?;
         }
-        Ok(())
+        Ok(booked)
+    }
+}
+
+fn ended(usage: &Usage) -> Ended<'_> {
+    Ended {
+        request_id: &usage.request_id,
+        owner: Owner::of_request(usage.customer_id, usage.api_key_id),
+        created_at: usage.created_at,
     }
 }
 

@@ -14,23 +14,24 @@
 mod query;
 mod row;
 mod rows;
+mod script;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
-use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
 };
-use sqlx::{ConnectOptions as _, Connection as _, Postgres, Sqlite};
+use sqlx::{ConnectOptions as _, Postgres, Sqlite};
 
 use super::Error;
 
 pub use query::{On, Query, query};
 pub use row::Row;
+pub use script::{Place as PlaceInScript, Ran, Script};
 
 /// Connections to PostgreSQL that write: for settling, for the server's lease, for
 /// its ear, for Stripe, for the webhook, for what is rare, and four for the names of
@@ -69,14 +70,6 @@ pub enum Pool {
     Postgres(PgPool),
 }
 
-/// One connection, for whoever does more with it than one transaction.
-pub enum Connection {
-    /// To a file.
-    Sqlite(PoolConnection<Sqlite>),
-    /// To a server.
-    Postgres(PoolConnection<Postgres>),
-}
-
 /// A transaction; undone if it is dropped before it is committed.
 pub enum Transaction<'c> {
     /// On a file, with the lock for writing.
@@ -93,7 +86,7 @@ pub enum Transaction<'c> {
 pub async fn writers(place: &Place) -> Result<Pool, Error> {
     match place {
         Place::File(file) => {
-            let options = SqlitePoolOptions::new().max_connections(1);
+            let options = file_pool(1);
             let pool = options.connect_with(file_options(file)).await?;
             Ok(Pool::Sqlite(pool))
         }
@@ -108,12 +101,19 @@ pub async fn writers(place: &Place) -> Result<Pool, Error> {
 pub async fn readers(place: &Place) -> Result<Pool, Error> {
     match place {
         Place::File(file) => {
-            let options = SqlitePoolOptions::new().max_connections(4);
+            let options = file_pool(4);
             let file = file_options(file).read_only(true).create_if_missing(false);
             Ok(Pool::Sqlite(options.connect_with(file).await?))
         }
         Place::Server(url) => server(url, READERS).await,
     }
+}
+
+fn file_pool(connections: u32) -> SqlitePoolOptions {
+    SqlitePoolOptions::new()
+        .max_connections(connections)
+        // a file does not go away: no trip to its thread to ask
+        .test_before_acquire(false)
 }
 
 fn file_options(file: &Path) -> SqliteConnectOptions {
@@ -155,16 +155,32 @@ async fn server(url: &SecretString, connections: u32) -> Result<Pool, Error> {
 }
 
 impl Pool {
-    /// Begins a transaction that may write.
+    /// Begins a transaction that may write, and is on the disk when it is committed.
     ///
     /// # Errors
     /// When the database cannot be reached, or is written by another for long.
     pub async fn begin(&self) -> Result<Transaction<'static>, sqlx::Error> {
+        self.begin_with("PRAGMA synchronous = FULL; BEGIN IMMEDIATE")
+            .await
+    }
+
+    /// Begins one that a power failure may undo after it was committed. It is as any
+    /// other on PostgreSQL: its power may fail while this server goes on with what it
+    /// was told.
+    ///
+    /// # Errors
+    /// As [`Pool::begin`].
+    pub async fn begin_unflushed(&self) -> Result<Transaction<'static>, sqlx::Error> {
+        self.begin_with("PRAGMA synchronous = NORMAL; BEGIN IMMEDIATE")
+            .await
+    }
+
+    /// For a file the lock comes first: what is read in it is still so when it is
+    /// written. How commits are flushed is said each time, so that it never depends on
+    /// who came before.
+    async fn begin_with(&self, sqlite: &'static str) -> Result<Transaction<'static>, sqlx::Error> {
         match self {
-            // the lock first: what is read in it is still so when it is written
-            Self::Sqlite(pool) => Ok(Transaction::Sqlite(
-                pool.begin_with("BEGIN IMMEDIATE").await?,
-            )),
+            Self::Sqlite(pool) => Ok(Transaction::Sqlite(pool.begin_with(sqlite).await?)),
             Self::Postgres(pool) => Ok(Transaction::Postgres(pool.begin().await?)),
         }
     }
@@ -183,17 +199,6 @@ impl Pool {
         }
     }
 
-    /// Takes a connection out of the pool.
-    ///
-    /// # Errors
-    /// When the database cannot be reached.
-    pub async fn acquire(&self) -> Result<Connection, sqlx::Error> {
-        match self {
-            Self::Sqlite(pool) => Ok(Connection::Sqlite(pool.acquire().await?)),
-            Self::Postgres(pool) => Ok(Connection::Postgres(pool.acquire().await?)),
-        }
-    }
-
     /// Whether others may write at the same time.
     pub fn is_shared(&self) -> bool {
         matches!(self, Self::Postgres(_))
@@ -204,48 +209,6 @@ impl Pool {
         match self {
             Self::Sqlite(pool) => pool.close().await,
             Self::Postgres(pool) => pool.close().await,
-        }
-    }
-}
-
-impl Connection {
-    /// Begins a transaction that may write.
-    ///
-    /// # Errors
-    /// When the database fails.
-    pub async fn begin(&mut self) -> Result<Transaction<'_>, sqlx::Error> {
-        match self {
-            Self::Sqlite(connection) => Ok(Transaction::Sqlite(
-                connection.begin_with("BEGIN IMMEDIATE").await?,
-            )),
-            Self::Postgres(connection) => Ok(Transaction::Postgres(connection.begin().await?)),
-        }
-    }
-
-    /// From now on a power failure may undo the last commits. Nothing changes on
-    /// PostgreSQL: its power may fail while this server goes on with what it
-    /// was told.
-    ///
-    /// # Errors
-    /// When the database fails.
-    pub async fn stop_flushing(&mut self) -> Result<(), sqlx::Error> {
-        if let Self::Sqlite(connection) = self {
-            sqlx::query("PRAGMA synchronous = NORMAL")
-                .execute(&mut **connection)
-                .await?;
-        }
-        Ok(())
-    }
-
-    /// Has commits flushed again, or gives the connection up for a new one.
-    pub async fn flush_again(self) {
-        if let Self::Sqlite(mut connection) = self {
-            let restored = sqlx::query("PRAGMA synchronous = FULL")
-                .execute(&mut *connection)
-                .await;
-            if restored.is_err() {
-                connection.close().await.ok();
-            }
         }
     }
 }

@@ -10,8 +10,8 @@ use super::{Pool, Row, Transaction};
 
 /// A query to be run once.
 pub struct Query<'q> {
-    sql: SqlStr,
-    values: Vec<Value<'q>>,
+    pub(super) sql: SqlStr,
+    pub(super) values: Vec<Value<'q>>,
 }
 
 /// A value of a query; what is not there has a type all the same, which
@@ -73,6 +73,14 @@ impl<'q> Query<'q> {
     /// # Errors
     /// When the database fails.
     pub async fn execute<'a, 'c: 'a>(self, on: impl Into<On<'a, 'c>>) -> Result<u64, sqlx::Error> {
+        let on = on.into();
+        if let On::Pool(pool @ Pool::Sqlite(_)) = on {
+            // which sees to it that it is flushed
+            let mut transaction = pool.begin().await?;
+            let done: Done = run!(self, &mut transaction, execute)?;
+            transaction.commit().await?;
+            return Ok(done.0);
+        }
         let done: Done = run!(self, on, execute)?;
         Ok(done.0)
     }
@@ -112,7 +120,7 @@ impl<'q> Query<'q> {
         run!(self, on, fetch_one)
     }
 
-    fn sqlite<'a>(
+    pub(super) fn sqlite<'a>(
         self,
     ) -> Result<sqlx::query::Query<'a, sqlx::Sqlite, SqliteArguments>, sqlx::Error> {
         let arguments = self.arguments::<SqliteArguments>(|arguments, value| match value {
@@ -124,7 +132,7 @@ impl<'q> Query<'q> {
         Ok(sqlx::query_with(self.sql, arguments))
     }
 
-    fn postgres<'a>(
+    pub(super) fn postgres<'a>(
         self,
     ) -> Result<sqlx::query::Query<'a, sqlx::Postgres, PgArguments>, sqlx::Error> {
         let arguments = self.arguments::<PgArguments>(|arguments, value| match value {
@@ -149,7 +157,7 @@ impl<'q> Query<'q> {
 }
 
 /// Rows that a query changed.
-struct Done(u64);
+pub(super) struct Done(pub u64);
 
 struct Rows(Vec<Row>);
 

@@ -1,31 +1,56 @@
-//! What a batch of requests changes of their customers' money: read once, changed
-//! in memory, and written with a statement for each table, however many requests
-//! they are.
+//! What a batch of requests changes of their customers' money: read by one script,
+//! changed in memory, and written by another with a statement for each table, however
+//! many requests they are.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use serde::Serialize;
 use time::OffsetDateTime;
 
 use super::budgets::{self, Owner};
 use super::credit::Nearly;
-use super::hold::{self, Closed};
+use super::hold::{self, Closed, Ended};
 use super::{Cap, Near, REVENUE, Reservation, Reserved, Settled};
 use crate::money::NanoDollars;
-use crate::store::db::{Transaction, query};
+use crate::store::db::{PlaceInScript as Place, Query, Ran, Row, Script, Transaction, query};
 use crate::store::usage::Usage;
 use crate::store::{Error, millis};
 
 /// Whose books to open, and for what.
 #[derive(Debug, Default)]
 pub(in crate::store) struct Scope<'a> {
-    /// Whose money is changed.
-    pub customers: Vec<i64>,
+    customers: BTreeSet<i64>,
     /// Requests that are over: what is held for them is freed.
-    pub ended: Vec<&'a str>,
+    ended: Vec<Ended<'a>>,
     /// Who asks, and the time at which they were admitted, of requests that budgets
     /// may count.
-    pub counted: Vec<(Owner, OffsetDateTime)>,
+    counted: Vec<(Owner, OffsetDateTime)>,
+}
+
+impl<'a> Scope<'a> {
+    /// Adds a customer of whom money is changed.
+    pub fn change(&mut self, customer_id: i64) {
+        self.customers.insert(customer_id);
+    }
+
+    /// Adds a request, admitted at this time, of which budgets are to know.
+    pub fn count(&mut self, request: Owner, at: OffsetDateTime) {
+        self.change(request.customer_id);
+        self.counted.push((request, at));
+    }
+
+    /// Adds a request for which nothing is to be held any more.
+    pub fn end(&mut self, request: Ended<'a>) {
+        self.count(request.owner, request.created_at);
+        self.ended.push(request);
+    }
+}
+
+/// Books that a script will read.
+pub(in crate::store) struct Asked {
+    accounts: Place,
+    ended: Option<Place>,
+    budgets: Option<Place>,
 }
 
 /// The accounts and budgets of some customers, and what is to be written of them.
@@ -92,24 +117,19 @@ struct Customer {
 }
 
 impl Books {
-    /// Opens them, and frees what is held for requests that are over.
-    pub async fn open(transaction: &mut Transaction<'_>, scope: &Scope<'_>) -> Result<Self, Error> {
+    /// Has a script read them, and free what is held for requests that are over.
+    pub fn ask(transaction: &Transaction<'_>, script: &mut Script<'_>, scope: &Scope<'_>) -> Asked {
         // first of all, since what is read after it nobody else changes
-        let accounts = lock(transaction, &scope.customers).await?;
-        let ended = hold::close(transaction, &scope.ended).await?;
-        let held = ended.iter().map(|hold| (hold.owner, hold.created_at));
-        let counted: Vec<_> = scope.counted.iter().copied().chain(held).collect();
-        let mut this = Self {
+        let accounts = script.add(lock(transaction, &scope.customers));
+        let ended =
+            (!scope.ended.is_empty()).then(|| script.add(hold::close(transaction, &scope.ended)));
+        let budgets = (!scope.counted.is_empty())
+            .then(|| script.add(budgets::of_requests(transaction, &scope.counted)));
+        Asked {
             accounts,
-            budgets: budgets::of_requests(transaction, &counted).await?,
-            freed: ended.len(),
-            transfers: Vec::new(),
-            holds: Vec::new(),
-        };
-        for hold in &ended {
-            this.free(hold)?;
+            ended,
+            budgets,
         }
-        Ok(this)
     }
 
     /// How many requests something was freed of.
@@ -137,7 +157,7 @@ impl Books {
     fn free(&mut self, hold: &Closed) -> Result<(), Error> {
         self.account(hold.owner.customer_id)?.hold(-hold.amount.0);
         for row in self.budgets(hold.owner, hold.created_at) {
-            row.change(NanoDollars(0), NanoDollars(-hold.amount.0));
+            row.hold(NanoDollars(-hold.amount.0));
         }
         Ok(())
     }
@@ -212,7 +232,7 @@ impl Books {
         account.hold(amount.0);
         account.change.is_reserved = true;
         for row in self.budgets(owner, wanted.created_at) {
-            row.change(NanoDollars(0), amount);
+            row.hold(amount);
         }
         self.holds.push(Hold {
             request_id: wanted.request_id.clone(),
@@ -227,13 +247,12 @@ impl Books {
         Ok(Reserved::Held { amount, capped_by })
     }
 
-    /// Writes what has changed. The house's account comes last: all servers of a
-    /// database have it in common, and wait for each other from then on.
-    pub async fn write(self, transaction: &mut Transaction<'_>) -> Result<(), Error> {
-        budgets::write(transaction, self.budgets.into_values().flatten()).await?;
+    /// Has a script write what has changed. The house's account comes last: all servers
+    /// of a database have it in common, and wait for each other from then on.
+    pub fn write(self, transaction: &Transaction<'_>, script: &mut Script<'_>) {
+        budgets::write(transaction, script, self.budgets.into_values().flatten());
         if !self.holds.is_empty() {
-            let insert = transaction.insert_rows("holds", HOLD, &self.holds, "");
-            insert.execute(&mut *transaction).await?;
+            script.add(transaction.insert_rows("holds", HOLD, &self.holds, ""));
         }
         let changes = self.accounts.into_values().map(|account| account.change);
         let changes: Vec<_> = changes.filter(Change::is_any).collect();
@@ -246,22 +265,35 @@ impl Books {
                      OR credit_limit IS NULL OR posted - cost - held - holding + credit_limit >= 0)"
                 )
             });
-            let done = update.execute(&mut *transaction).await?;
-            if done != changes.len() as u64 {
-                return Err(Error::Database("an account does not cover a hold".into()));
-            }
+            script.add_change_of(changes.len(), update);
         }
         if !self.transfers.is_empty() {
-            let insert = transaction.insert_rows("transfers", TRANSFER, &self.transfers, "");
-            insert.execute(&mut *transaction).await?;
+            script.add(transaction.insert_rows("transfers", TRANSFER, &self.transfers, ""));
             let earned: i64 = self.transfers.iter().map(|transfer| transfer.amount).sum();
-            query("UPDATE accounts SET posted = posted + $1 WHERE id = $2")
-                .bind(earned)
-                .bind(REVENUE)
-                .execute(transaction)
-                .await?;
+            let earn = query("UPDATE accounts SET posted = posted + $1 WHERE id = $2");
+            script.add_change_of(1, earn.bind(earned).bind(REVENUE));
         }
-        Ok(())
+    }
+}
+
+impl Asked {
+    /// The books, once the script was run.
+    ///
+    /// # Errors
+    /// When it read what cannot be.
+    pub fn books(self, ran: &Ran) -> Result<Books, Error> {
+        let ended = hold::closed(ran.rows(self.ended))?;
+        let mut books = Books {
+            accounts: accounts(ran.rows(Some(self.accounts)))?,
+            budgets: budgets::by_customer(ran.rows(self.budgets))?,
+            freed: ended.len(),
+            transfers: Vec::new(),
+            holds: Vec::new(),
+        };
+        for hold in &ended {
+            books.free(hold)?;
+        }
+        Ok(books)
     }
 }
 
@@ -286,25 +318,23 @@ impl Change {
 
 /// Has the money of these customers for this transaction alone, and reads their
 /// accounts.
-async fn lock(
-    transaction: &mut Transaction<'_>,
-    customers: &[i64],
-) -> Result<HashMap<i64, Account>, Error> {
+fn lock(transaction: &Transaction<'_>, customers: &BTreeSet<i64>) -> Query<'static> {
     let customers: Vec<_> = customers
         .iter()
         .map(|&customer_id| Customer { customer_id })
         .collect();
     let lock = transaction.lock("accounts");
-    let rows = transaction
-        .of_rows("customer_id BIGINT", &customers, |wanted| {
-            format!(
-                "SELECT id, customer_id, posted, held, credit_limit, near_at FROM accounts \
-                 WHERE customer_id IN (SELECT customer_id FROM {wanted} AS wanted) \
-                 ORDER BY id {lock}"
-            )
-        })
-        .fetch_all(transaction)
-        .await?;
+    transaction.of_rows("customer_id BIGINT", &customers, |wanted| {
+        format!(
+            "SELECT id, customer_id, posted, held, credit_limit, near_at FROM accounts \
+             WHERE customer_id IN (SELECT customer_id FROM {wanted} AS wanted) \
+             ORDER BY id {lock}"
+        )
+    })
+}
+
+/// What [`lock`] read, by customer.
+fn accounts(rows: &[Row]) -> Result<HashMap<i64, Account>, Error> {
     rows.iter()
         .map(|row| {
             let account = Account {

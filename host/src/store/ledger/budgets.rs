@@ -12,7 +12,7 @@ use time::OffsetDateTime;
 use super::{Cap, Period};
 use crate::money::NanoDollars;
 use crate::store::audit::{self, Act, Actor, Object};
-use crate::store::db::{self, On, Transaction, query};
+use crate::store::db::{self, On, Query, Script, Transaction, query};
 use crate::store::servers::{self, Change};
 use crate::store::{Error, Store, from_millis, millis};
 
@@ -212,38 +212,34 @@ impl Row {
         Ok((self.spending.left(), cap))
     }
 
-    /// Adds to what was spent and is held in it. A period that is not open counts
-    /// it when it is opened.
-    pub fn change(&mut self, spent: NanoDollars, held: NanoDollars) {
+    /// Adds to what is held in it. A period that is not open counts it when it is
+    /// opened: it is written by then.
+    pub fn hold(&mut self, more: NanoDollars) {
         if self.is_open {
-            self.spending.spent.0 += spent.0;
-            self.spending.held.0 += held.0;
-            self.spent += spent.0;
-            self.held += held.0;
+            self.spending.held.0 += more.0;
+            self.held += more.0;
         }
     }
 
-    /// Adds what a request cost; returns whether it brings the budget near its end.
+    /// Adds what a request cost, which is not written yet; returns whether it brings
+    /// the budget near its end.
     pub fn spend(&mut self, cost: NanoDollars) -> Option<Near> {
         let before = self.spending;
-        self.change(cost, NanoDollars(0));
-        (self.spending.is_near() && !before.is_near()).then_some(Near {
+        self.spending.spent.0 += cost.0;
+        self.spent += cost.0;
+        let is_near = self.is_open && self.spending.is_near() && !before.is_near();
+        is_near.then_some(Near {
             budget_id: self.id,
             spending: self.spending,
         })
     }
 }
 
-/// The budgets that requests count in, by customer; given who asks, and when they
-/// were admitted.
-pub(super) async fn of_requests(
-    transaction: &mut Transaction<'_>,
+/// The budgets that requests count in; given who asks, and when they were admitted.
+pub(super) fn of_requests(
+    transaction: &Transaction<'_>,
     requests: &[(Owner, OffsetDateTime)],
-) -> Result<HashMap<i64, Vec<Row>>, Error> {
-    let mut budgets: HashMap<_, Vec<_>> = HashMap::new();
-    if requests.is_empty() {
-        return Ok(budgets);
-    }
+) -> Query<'static> {
     let requests: HashSet<_> = requests
         .iter()
         .map(|&(owner, at)| Request {
@@ -254,22 +250,24 @@ pub(super) async fn of_requests(
         })
         .collect();
     let requests: Vec<_> = requests.into_iter().collect();
-    let rows = transaction
-        .of_rows(REQUEST, &requests, |requests| {
-            format!(
-                "WITH counted AS (SELECT DISTINCT budgets.*, \
-                    CASE period WHEN 'day' THEN day WHEN 'month' THEN month ELSE 0 END AS since \
-                    FROM {requests} AS request JOIN budgets \
-                    ON budgets.customer_id = request.customer_id AND \
-                    (budgets.api_key_id IS NULL OR budgets.api_key_id = request.api_key_id)) \
-                 SELECT counted.*, spent, held FROM counted \
-                 LEFT JOIN spending ON budget_id = id AND start = since \
-                 ORDER BY api_key_id NULLS FIRST, id"
-            )
-        })
-        .fetch_all(transaction)
-        .await?;
-    for row in &rows {
+    transaction.of_rows(REQUEST, &requests, |requests| {
+        format!(
+            "WITH counted AS (SELECT DISTINCT budgets.*, \
+                CASE period WHEN 'day' THEN day WHEN 'month' THEN month ELSE 0 END AS since \
+                FROM {requests} AS request JOIN budgets \
+                ON budgets.customer_id = request.customer_id AND \
+                (budgets.api_key_id IS NULL OR budgets.api_key_id = request.api_key_id)) \
+             SELECT counted.*, spent, held FROM counted \
+             LEFT JOIN spending ON budget_id = id AND start = since \
+             ORDER BY api_key_id NULLS FIRST, id"
+        )
+    })
+}
+
+/// What [`of_requests`] found, by customer.
+pub(super) fn by_customer(rows: &[db::Row]) -> Result<HashMap<i64, Vec<Row>>, Error> {
+    let mut budgets: HashMap<_, Vec<_>> = HashMap::new();
+    for row in rows {
         let row = Row::read(row)?;
         let customer_id = row.spending.owner.customer_id;
         budgets.entry(customer_id).or_default().push(row);
@@ -277,13 +275,14 @@ pub(super) async fn of_requests(
     Ok(budgets)
 }
 
-/// Writes what was spent and is held more, or less, than is kept.
-pub(super) async fn write(
-    transaction: &mut Transaction<'_>,
+/// Adds what was spent and is held more, or less, to what is kept.
+pub(super) fn write(
+    transaction: &Transaction<'_>,
+    script: &mut Script<'_>,
     rows: impl Iterator<Item = Row>,
-) -> Result<(), Error> {
+) {
     let used: Vec<_> = rows
-        .filter(|row| row.spent != 0 || row.held != 0)
+        .filter(|row| row.is_open && (row.spent != 0 || row.held != 0))
         .map(|row| Used {
             id: row.id,
             since: millis(row.spending.start),
@@ -298,9 +297,8 @@ pub(super) async fn write(
                  FROM {used} AS used WHERE budget_id = id AND start = since"
             )
         });
-        update.execute(transaction).await?;
+        script.add_change_of(used.len(), update);
     }
-    Ok(())
 }
 
 /// The budgets that a request of this owner counts in, admitted at this time; or
@@ -351,7 +349,7 @@ async fn open(transaction: &mut Transaction<'_>, row: &mut Row) -> Result<(), Er
     })
     .fetch_one(transaction)
     .await?;
-    row.spending.spent = NanoDollars(begun.try_get("spent")?);
+    row.spending.spent.0 += begun.try_get::<i64>("spent")?;
     row.spending.held = NanoDollars(begun.try_get("held")?);
     row.is_open = true;
     Ok(())

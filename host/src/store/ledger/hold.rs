@@ -3,12 +3,13 @@
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use sqlx::AssertSqlSafe;
 use time::OffsetDateTime;
 
 use super::budgets::Owner;
 use super::{Books, Period, Scope};
 use crate::money::NanoDollars;
-use crate::store::db::{Row, Transaction, query};
+use crate::store::db::{Query, Row, Script, Transaction, query};
 use crate::store::{Error, Store, from_millis};
 
 /// What caps the spending of a customer or a key.
@@ -90,30 +91,32 @@ pub(super) struct Closed {
     pub created_at: OffsetDateTime,
 }
 
-#[derive(Serialize)]
-struct Ended<'a> {
-    id: &'a str,
+/// A request that is over.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Ended<'a> {
+    /// Its id.
+    pub request_id: &'a str,
+    /// Who asked.
+    #[serde(skip)]
+    pub owner: Owner,
+    /// When it was admitted.
+    #[serde(skip)]
+    pub created_at: OffsetDateTime,
 }
 
 /// Takes the holds of these requests off. The sums that they are part of are the
 /// caller's to change.
-pub(super) async fn close(
-    transaction: &mut Transaction<'_>,
-    requests: &[&str],
-) -> Result<Vec<Closed>, Error> {
-    if requests.is_empty() {
-        return Ok(Vec::new());
-    }
-    let requests: Vec<_> = requests.iter().map(|&id| Ended { id }).collect();
-    let rows = transaction
-        .of_rows("id TEXT", &requests, |ended| {
-            format!(
-                "DELETE FROM holds WHERE request_id IN (SELECT id FROM {ended} AS ended) \
-                 RETURNING customer_id, api_key_id, amount, created_at"
-            )
-        })
-        .fetch_all(transaction)
-        .await?;
+pub(super) fn close(transaction: &Transaction<'_>, requests: &[Ended<'_>]) -> Query<'static> {
+    transaction.of_rows("request_id TEXT", requests, |ended| {
+        format!(
+            "DELETE FROM holds WHERE request_id IN (SELECT request_id FROM {ended} AS ended) \
+             RETURNING customer_id, api_key_id, amount, created_at"
+        )
+    })
+}
+
+/// What [`close`] took off.
+pub(super) fn closed(rows: &[Row]) -> Result<Vec<Closed>, Error> {
     rows.iter()
         .map(|row| {
             Ok(Closed {
@@ -125,20 +128,30 @@ pub(super) async fn close(
         .collect()
 }
 
-/// Frees what is held for requests that will not be settled, given with their
-/// customers. Returns how many of them something was held for.
+/// Of a hold, what [`void`] wants to know.
+pub(in crate::store) const HELD: &str = "request_id, customer_id, api_key_id, created_at";
+
+/// Frees what is held for requests that will not be settled, given by [`HELD`] of
+/// their holds. Returns how many of them something was held for.
 pub(in crate::store) async fn void(
     transaction: &mut Transaction<'_>,
-    requests: &[Row],
+    holds: &[Row],
 ) -> Result<usize, Error> {
     let mut scope = Scope::default();
-    for row in requests {
-        scope.customers.push(row.try_get("customer_id")?);
-        scope.ended.push(row.try_get("request_id")?);
+    for row in holds {
+        scope.end(Ended {
+            request_id: row.try_get("request_id")?,
+            owner: Owner::of_request(row.try_get("customer_id")?, row.try_get("api_key_id")?),
+            created_at: from_millis(row.try_get("created_at")?),
+        });
     }
-    let books = Books::open(transaction, &scope).await?;
+    let mut script = Script::default();
+    let asked = Books::ask(transaction, &mut script, &scope);
+    let books = asked.books(&script.run(transaction).await?)?;
     let voided = books.freed();
-    books.write(transaction).await?;
+    let mut script = Script::default();
+    books.write(transaction, &mut script);
+    script.run(transaction).await?;
     Ok(voided)
 }
 
@@ -150,7 +163,8 @@ impl Store {
     /// When the database fails.
     pub async fn void_holds_of_others(&self, process: &str) -> Result<usize, Error> {
         let mut transaction = self.write.begin().await?;
-        let rows = query("SELECT request_id, customer_id FROM holds WHERE process <> $1")
+        let sql = format!("SELECT {HELD} FROM holds WHERE process <> $1");
+        let rows = query(AssertSqlSafe(sql))
             .bind(process)
             .fetch_all(&mut transaction)
             .await?;

@@ -26,8 +26,8 @@ use crate::money::NanoDollars;
 pub(super) use books::{Books, Scope};
 pub(super) use credit::renew_near;
 pub use credit::{NEAR_PERCENT, Nearly, Transfer};
-pub(super) use hold::void;
 pub use hold::{Cap, Reservation, Reserved};
+pub(super) use hold::{Ended, HELD, void};
 pub(super) use limited::Limited;
 pub use period::Period;
 

@@ -4,12 +4,10 @@
 mod retention;
 mod sums;
 
-use std::collections::HashSet;
-
 use serde::Serialize;
 use time::OffsetDateTime;
 
-use super::db::{Row, Transaction, query};
+use super::db::{Query, Row, Transaction, query};
 use super::{Error, Store, from_millis, millis, servers};
 use crate::money::{NanoDollars, Price};
 
@@ -168,17 +166,14 @@ impl<'a> From<&'a Usage> for Stored<'a> {
     }
 }
 
-/// Writes rows; returns the requests that had none yet.
-pub(super) async fn insert<'a>(
-    transaction: &mut Transaction<'_>,
+/// Writes rows; gives the `request_id` of those that had none yet.
+pub(super) fn insert<'a>(
+    transaction: &Transaction<'_>,
     usage: impl IntoIterator<Item = &'a Usage>,
-) -> Result<HashSet<String>, Error> {
+) -> Query<'static> {
     let rows: Vec<_> = usage.into_iter().map(Stored::from).collect();
     let then = "ON CONFLICT (request_id) DO NOTHING RETURNING request_id";
-    let new = transaction.insert_rows("usage", STORED, &rows, then);
-    let new = new.fetch_all(transaction).await?;
-    let ids = new.iter().map(|row| Ok(row.try_get("request_id")?));
-    ids.collect()
+    transaction.insert_rows("usage", STORED, &rows, then)
 }
 
 impl Store {

@@ -10,7 +10,7 @@ use time::OffsetDateTime;
 
 use super::Usage;
 use crate::money::NanoDollars;
-use crate::store::db::{Row, Transaction, query};
+use crate::store::db::{Query, Row, Transaction, query};
 use crate::store::{Error, Store, from_millis, millis};
 
 /// Milliseconds of the time that a row of `usage_sums` is about.
@@ -101,10 +101,10 @@ const SUM: &str = "period TEXT, customer_id BIGINT, start BIGINT, api_key_id BIG
     cost BIGINT, model_name TEXT, latest BIGINT";
 
 /// Adds rows of usage to all sums that they are part of.
-pub async fn add<'a>(
-    transaction: &mut Transaction<'_>,
+pub fn add<'a>(
+    transaction: &Transaction<'_>,
     usage: impl IntoIterator<Item = &'a Usage>,
-) -> Result<(), Error> {
+) -> Query<'static> {
     let mut sums = BTreeMap::new();
     for usage in usage {
         let at = millis(usage.created_at);
@@ -139,9 +139,7 @@ pub async fn add<'a>(
         completion_tokens = usage_sums.completion_tokens + excluded.completion_tokens, \
         cost = usage_sums.cost + excluded.cost, \
         model_name = excluded.model_name, latest = excluded.latest";
-    let insert = transaction.insert_rows("usage_sums", SUM, &sums, then);
-    insert.execute(transaction).await?;
-    Ok(())
+    transaction.insert_rows("usage_sums", SUM, &sums, then)
 }
 
 impl Store {

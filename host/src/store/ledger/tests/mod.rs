@@ -329,8 +329,9 @@ async fn what_could_not_be_settled_is_freed_by_what_can_be_written_next() {
 async fn commits_are_flushed_again_after_one_that_need_not_be() {
     let mut ledger = Ledger::on(Scratch::file(), Some(100)).await;
     ledger.reserve(owner(0), 1, 60, NOW).await;
+    let mut transaction = ledger.store.write.begin().await.expect("a transaction");
     let row = query("PRAGMA synchronous")
-        .fetch_one(&ledger.store.write)
+        .fetch_one(&mut transaction)
         .await;
     let level: i64 = row
         .and_then(|row| row.try_get("synchronous"))
