@@ -53,7 +53,7 @@ mod tests {
 
     #[test]
     fn the_option_is_the_one_that_is_meant() {
-        const DEFAULT_MS: std::ffi::c_long = 10;
+        const DEFAULT_MS: std::ffi::c_long = 1000;
         #[expect(
             unsafe_code,
             reason = "an option of the allocator, which is written in C"
