@@ -18,10 +18,11 @@ impl Transaction<'_> {
     ) -> Query<'q> {
         let table = match self {
             Self::Sqlite(_) => {
+                // of `json_each` each value would be a text, to be taken apart once more
                 let values: Vec<_> = names(columns)
                     .map(|name| format!("value ->> '{name}' AS {name}"))
                     .collect();
-                format!("(SELECT {} FROM json_each($1))", values.join(", "))
+                format!("(SELECT {} FROM jsonb_each($1))", values.join(", "))
             }
             Self::Postgres(_) => {
                 format!("(SELECT * FROM json_to_recordset($1::JSON) AS row ({columns}))")
