@@ -8,7 +8,6 @@
 mod inbox;
 mod lookup;
 mod meter;
-mod pace;
 mod pages;
 mod sequence;
 #[cfg(test)]
@@ -20,7 +19,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
-use std::time::Instant;
 
 use plugin_sdk::{Error, ErrorKind};
 use tokio::sync::mpsc;
@@ -32,14 +30,14 @@ use crate::sampling::Sampler;
 use inbox::Inbox;
 use lookup::Lookup;
 use meter::Meter;
-use pace::Pace;
 use pages::Pages;
 use sequence::Sequence;
 
 /// Tokens that a sequence may be ahead of who reads them.
 const AHEAD: usize = 32;
-/// Tokens of prompts in a step in which nobody waits for their next token.
-const PROMPT_ROWS: usize = 256;
+/// Tokens of prompts in a step in which somebody waits for their next token,
+/// and in one in which nobody does.
+const PROMPT_ROWS: (usize, usize) = (32, 256);
 /// Tokens after which the next are predicted in a step, guessed ones included,
 /// while guesses are made: up to here a row more costs little, since the time is
 /// spent reading weights.
@@ -168,7 +166,6 @@ fn broken() -> Error {
 /// The engine's thread.
 fn run(loaded: &Loaded, mut workspace: Workspace, inbox: &Inbox, mut pages: Pages, meter: &Meter) {
     let (mut waiting, mut running) = (VecDeque::new(), Vec::new());
-    let mut pace = Pace::default();
     while inbox.take(&mut waiting, &running) {
         waiting.retain(|sequence| !sequence.is_over());
         running.retain(|sequence| {
@@ -187,7 +184,7 @@ fn run(loaded: &Loaded, mut workspace: Workspace, inbox: &Inbox, mut pages: Page
             running.push(sequence);
         }
         meter.tell(running.len(), waiting.len(), &pages);
-        step(loaded, &mut workspace, &mut running, &mut pace);
+        step(loaded, &mut workspace, &mut running);
         for sequence in &mut running {
             sequence.share(&mut pages);
             meter.guessed(sequence.take_guesses());
@@ -197,19 +194,12 @@ fn run(loaded: &Loaded, mut workspace: Workspace, inbox: &Inbox, mut pages: Page
 
 /// Takes every sequence that can go on a token further, and prompts by a piece.
 /// A panic fails the sequence it came from and no other.
-fn step(loaded: &Loaded, workspace: &mut Workspace, sequences: &mut [Sequence], pace: &mut Pace) {
-    let mut batch = plan(sequences, pace);
+fn step(loaded: &Loaded, workspace: &mut Workspace, sequences: &mut [Sequence]) {
+    let mut batch = plan(sequences);
     guess(&mut batch);
     let seen: Vec<_> = batch.iter().map(|(sequence, _)| sequence.seen()).collect();
-    let prompts = batch.iter().filter(|(_, tokens)| *tokens > 1);
-    let rows = prompts.map(|(_, tokens)| tokens).sum();
-    let is_awaited = batch.iter().any(|(_, tokens)| *tokens == 1);
-    let begun = Instant::now();
     let whole = catch_unwind(AssertUnwindSafe(|| advance(loaded, workspace, &mut batch)));
     if whole.is_ok() {
-        if is_awaited {
-            pace.saw(rows, begun.elapsed());
-        }
         return;
     }
     // whose fault it was shows when each goes alone
@@ -225,16 +215,16 @@ fn step(loaded: &Loaded, workspace: &mut Workspace, sequences: &mut [Sequence], 
     }
 }
 
-/// Who takes part in the next step, and with how many tokens: those of prompts
-/// are as many as `pace` says where somebody waits for their next token. A prompt
-/// takes at most half of the rows that those before it left, so that a short one
-/// soon follows a long one, and the first takes what is left in the end.
-fn plan<'a>(sequences: &'a mut [Sequence], pace: &Pace) -> Vec<(&'a mut Sequence, usize)> {
+/// Who takes part in the next step, and with how many tokens. A prompt takes at
+/// most half of the rows that those before it left, so that a short one soon
+/// follows a long one, and the first takes what is left in the end.
+fn plan(sequences: &mut [Sequence]) -> Vec<(&mut Sequence, usize)> {
     let ready = || sequences.iter().filter(|sequence| sequence.is_ready());
-    let awaited = ready().filter(|sequence| sequence.unseen() == 1).count();
-    let mut left = match awaited {
-        0 => PROMPT_ROWS,
-        _ => pace.rows(awaited),
+    let is_awaited = ready().any(|sequence| sequence.unseen() == 1);
+    let mut left = if is_awaited {
+        PROMPT_ROWS.0
+    } else {
+        PROMPT_ROWS.1
     };
     let ready = sequences.iter_mut().filter(|sequence| sequence.is_ready());
     let mut batch: Vec<_> = ready.map(|sequence| (sequence, 0)).collect();

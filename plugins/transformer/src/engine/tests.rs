@@ -117,10 +117,9 @@ fn a_right_guess_spares_a_step() {
     let sequence = Sequence::new(prompt, cache, 60, Sampler::Greedy, lookup, sender);
     let mut sequences = [sequence];
     let mut workspace = Workspace::new(Team::new(NonZeroUsize::MIN).unwrap());
-    let mut pace = Pace::default();
     let (mut steps, mut tokens, mut right) = (0, 0, 0);
     while !sequences[0].is_over() {
-        step(&loaded, &mut workspace, &mut sequences, &mut pace);
+        step(&loaded, &mut workspace, &mut sequences);
         steps += 1;
         right += sequences[0].take_guesses()[0];
         while let Ok(token) = said.try_recv() {
@@ -199,7 +198,7 @@ fn prompts_share_a_step_and_who_waits_for_a_token_gets_it() {
             )
         });
         let mut sequences: Vec<_> = sequences.collect();
-        let planned = plan(&mut sequences, &Pace::default());
+        let planned = plan(&mut sequences);
         planned
             .iter()
             .map(|(sequence, tokens)| (sequence.unseen(), *tokens))
@@ -214,7 +213,7 @@ fn prompts_share_a_step_and_who_waits_for_a_token_gets_it() {
     // less while others wait for their next token, who all get it
     assert_eq!(
         shares(&[1, 1000, 1, 1000, 1]),
-        [(1, 1), (1000, 22), (1, 1), (1000, 7), (1, 1)]
+        [(1, 1), (1000, 24), (1, 1), (1000, 8), (1, 1)]
     );
     // never more than a step takes, and the oldest always goes on
     let many = shares(&[500; 40]);
