@@ -34,7 +34,7 @@ const PURGE_DELAY: mi_option_t = 15;
 
 fn main() -> ExitCode {
     // kept for its second, what loading a model left over and what answers do for a while
-    // is 20 to 40 MiB of a server with GPT-2; to keep none costs a few percent of its time
+    // is 20 to 40 MiB of a server with GPT-2
     #[expect(
         unsafe_code,
         reason = "an option of the allocator, which is written in C"
