@@ -204,7 +204,7 @@ impl Writer {
             true => self.store.write.begin_unflushed().await?,
             false => self.store.write.begin().await?,
         };
-        // what ends as it does not know yet, before any money is locked
+        // which of them other servers took over is known before any money is locked
         let rows = self.rows(&mut transaction, batch).await?;
 
         let mut script = Script::default();
