@@ -6,17 +6,13 @@ use super::{Failure, Incoming, Post, Url};
 use crate::component::wit::model::plugin::upstream;
 
 pub(super) fn open(post: &Post<'_>, _: &Url<'_>) -> Result<Incoming, Failure> {
-    let accepts = post.headers.iter().any(|(name, _)| *name == "accept");
-    let accept = (!accepts).then_some(("accept", "application/json"));
-    let headers = [("content-type", "application/json")]
-        .into_iter()
-        .chain(accept)
-        .chain(post.headers.iter().copied())
-        .map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let headers = post.sent_headers();
     let request = upstream::Request {
         method: "POST".to_owned(),
         url: post.url.to_owned(),
-        headers: headers.collect(),
+        headers: headers
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .collect(),
         timeout_ms: u32::try_from(post.timeout.as_millis()).unwrap_or(u32::MAX),
     };
     let response = upstream::send(&request, post.json)?;

@@ -98,6 +98,16 @@ impl Post<'_> {
     pub fn open(&self) -> Result<Incoming, Failure> {
         network::open(self, &Url::parse(self.url)?)
     }
+
+    /// All headers that are sent, of names and values.
+    #[cfg(target_family = "wasm")]
+    fn sent_headers(&self) -> impl Iterator<Item = (&str, &str)> {
+        let accepts = self.headers.iter().any(|(name, _)| *name == "accept");
+        [("content-type", "application/json")]
+            .into_iter()
+            .chain((!accepts).then_some(("accept", "application/json")))
+            .chain(self.headers.iter().copied())
+    }
 }
 
 /// Names in lower case, in the order they came.

@@ -107,13 +107,8 @@ impl Body {
 }
 
 fn outgoing(post: &Post<'_>, url: &Url<'_>) -> Result<OutgoingRequest, Failure> {
-    let accepts = post.headers.iter().any(|(name, _)| *name == "accept");
-    let accept = (!accepts).then_some(("accept", "application/json"));
-    let fixed = [("content-type", "application/json")]
-        .into_iter()
-        .chain(accept);
-    let headers: Vec<_> = fixed
-        .chain(post.headers.iter().copied())
+    let headers: Vec<_> = post
+        .sent_headers()
         .map(|(name, value)| (name.to_owned(), value.as_bytes().to_vec()))
         .collect();
     let headers = Fields::from_list(&headers).map_err(|error| refused(&headers, error))?;

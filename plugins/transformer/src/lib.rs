@@ -64,8 +64,9 @@ impl Backend for Transformer {
     /// Settings: `model_path`, one source or a JSON list of them (`embedded`, a
     /// folder, or a hub id with an optional `@revision`; the default is
     /// `embedded`); `dtype`, what weights are held in (`f32`, `f16`, `bf16`,
-    /// `w8a16`, `q8` or `q4`; the default is `w8a16` for GPT-2 and `f16` for others); `threads`, how many work on a
-    /// step (the default is the processors this process may use); `kv_cache_mib`,
+    /// `w8a16`, `q8` or `q4`; the default is `w8a16` for GPT-2 and `f16` for others);
+    /// `threads`, how many work on a step (the default is the processors this process
+    /// may use); `kv_cache_mib`,
     /// the memory for keys and values, at least one context (the default is 96, or
     /// two contexts where that is more); `prefix_cache`, whether prompts that begin alike share them (`true`
     /// or `false`, the default is `true`); `prompt_lookup`, whether tokens are

@@ -7,8 +7,7 @@ use super::query::{Done, query};
 use super::{Query, Row, Transaction};
 use crate::store::Error;
 
-/// Queries to be run in order. For a file they are one trip to the thread that has it,
-/// which costs more than what most of them do there.
+/// Queries to be run in order. For a file they are one trip to the thread that has it.
 #[derive(Default)]
 pub struct Script<'q> {
     steps: Vec<Step<'q>>,

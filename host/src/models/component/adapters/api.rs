@@ -159,3 +159,12 @@ pub(super) fn streamed<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Vec<St
     steps.push(Step::Send(b"0\r\n\r\n".into()));
     steps
 }
+
+/// The same with all that is sent in one piece.
+pub(super) fn at_once(steps: Vec<Step>) -> Vec<Step> {
+    let sent = steps.into_iter().filter_map(|step| match step {
+        Step::Send(bytes) => Some(bytes),
+        Step::Hold | Step::Yield | Step::Cut => None,
+    });
+    vec![Step::Send(sent.flatten().collect())]
+}

@@ -9,7 +9,7 @@ use std::time::Duration;
 use plugin_sdk::{Error, ErrorKind, Event, Request};
 use tokio::time::timeout;
 
-use self::api::{Api, Asked, Step, answer, begun, streamed};
+use self::api::{Api, Asked, Step, answer, at_once, begun, streamed};
 use self::formats::formats;
 use super::{Completion, Component};
 
@@ -106,8 +106,12 @@ async fn an_answer_that_breaks_off_is_an_error_after_what_it_said() {
         let reported = [first, format.error.as_bytes()].concat();
         let mut cut = begun([first]);
         cut.push(Step::Cut);
+        let mut garbled = begun([first]);
+        garbled.push(Step::Send(b"no chunk\r\n".into()));
         for (script, kind) in [
             (cut, ErrorKind::Upstream),
+            // the failure is there as soon as what was said before it
+            (at_once(garbled), ErrorKind::Upstream),
             // the connection ends as it should, the answer does not
             (streamed([first]), ErrorKind::Upstream),
             (streamed([first, b"data: rubbish\n\n"]), ErrorKind::Upstream),

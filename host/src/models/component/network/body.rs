@@ -30,6 +30,8 @@ pub struct Arriving {
     between_bytes: Option<Duration>,
     deadline: Instant,
     is_over: bool,
+    /// What comes after that which was there already.
+    failed: Option<Error>,
 }
 
 impl Arriving {
@@ -49,6 +51,7 @@ impl Arriving {
             between_bytes,
             deadline,
             is_over: false,
+            failed: None,
         }
     }
 
@@ -68,7 +71,14 @@ impl Arriving {
             && !self.is_over
             && let Some(piece) = self.next().now_or_never()
         {
-            there.extend_from_slice(&piece?.unwrap_or_default());
+            match piece {
+                Ok(piece) => there.extend_from_slice(&piece.unwrap_or_default()),
+                Err(error) if there.is_empty() => return Err(error),
+                Err(error) => {
+                    self.failed = Some(error);
+                    break;
+                }
+            }
         }
         Ok(there)
     }
@@ -96,6 +106,9 @@ impl Arriving {
     }
 
     async fn next(&mut self) -> Result<Option<Bytes>, Error> {
+        if let Some(error) = self.failed.take() {
+            return Err(error);
+        }
         let patience = shorter(self.between_bytes, self.deadline);
         let piece = timeout(patience, self.response.chunk())
             .await
