@@ -5,8 +5,10 @@ use std::arch::x86_64::{
     _mm256_and_si256, _mm256_cvtepi32_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256,
     _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_mul_ps, _mm256_set1_epi8, _mm256_set1_epi16,
     _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_ps, _mm256_setzero_si256, _mm256_sign_epi8,
-    _mm256_slli_epi32, _mm256_srli_epi16, _mm256_storeu_ps,
+    _mm256_slli_epi16, _mm256_srai_epi16, _mm256_srli_epi16, _mm256_storeu_ps,
 };
+
+use std::hint::black_box;
 
 use super::attention::{Keys, Values, in_shapes};
 use super::element::{Element, LANES, Lanes};
@@ -71,33 +73,37 @@ fn dense_block<E: Element, const T: usize, const R: usize>(
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
 fn quantized_block<const T: usize, const R: usize>(
-    weights: [&[Tile]; T],
-    inputs: [&[Group]; R],
-    marks: [&[Mark]; R],
+    mut weights: [&[Tile]; T],
+    mut inputs: [&[Group]; R],
+    mut marks: [&[Mark]; R],
 ) -> [[Pair; R]; T] {
-    let depth = inputs[0].len();
-    let (weights, inputs) = (weights.map(|w| &w[..depth]), inputs.map(|x| &x[..depth]));
+    let depth = alike(&mut weights, &mut inputs, &mut marks);
+    let ones = _mm256_set1_epi16(1);
     let mut sums = [[[_mm256_setzero_ps(); 2]; R]; T];
     for g in 0..depth {
         let mut whole = [[[_mm256_setzero_si256(); 2]; R]; T];
         for quad in 0..GROUP / 4 {
             for t in 0..T {
                 let tile = load_bytes(&weights[t][g].weights[quad]);
+                let sizes = [_mm256_abs_epi8(tile[0]), _mm256_abs_epi8(tile[1])];
                 for r in 0..R {
                     let input = _mm256_set1_epi32(inputs[r][g].0[quad]);
                     for half in 0..2 {
-                        let sum = dot(tile[half], input);
-                        whole[t][r][half] = _mm256_add_epi32(whole[t][r][half], sum);
+                        // neither side has a -128, so two products fit 16 bits
+                        let signed = _mm256_sign_epi8(input, tile[half]);
+                        let pairs = _mm256_maddubs_epi16(sizes[half], signed);
+                        let quads = _mm256_madd_epi16(pairs, ones);
+                        whole[t][r][half] = _mm256_add_epi32(whole[t][r][half], quads);
                     }
                 }
             }
         }
-        add_scaled(
-            &mut sums,
-            &whole,
-            weights.map(|w| &w[g].scales),
-            marks.map(|marks| marks[g].scale),
-        );
+        for t in 0..T {
+            let scales = load(&weights[t][g].scales);
+            for r in 0..R {
+                add_scaled(&mut sums[t][r], whole[t][r], scales, marks[r][g].scale);
+            }
+        }
     }
     sums
 }
@@ -105,99 +111,99 @@ fn quantized_block<const T: usize, const R: usize>(
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
 fn wide_block<const T: usize, const R: usize>(
-    weights: [&[Tile]; T],
-    inputs: [&[Wide]; R],
-    marks: [&[Mark]; R],
+    mut weights: [&[Tile]; T],
+    mut inputs: [&[Wide]; R],
+    mut marks: [&[Mark]; R],
 ) -> [[Pair; R]; T] {
-    let depth = inputs[0].len();
-    let (weights, inputs) = (weights.map(|w| &w[..depth]), inputs.map(|x| &x[..depth]));
+    let depth = alike(&mut weights, &mut inputs, &mut marks);
     let mut sums = [[[_mm256_setzero_ps(); 2]; R]; T];
     for g in 0..depth {
         let mut whole = [[[_mm256_setzero_si256(); 2]; R]; T];
         for quad in 0..GROUP / 4 {
             for t in 0..T {
                 let tile = load_bytes(&weights[t][g].weights[quad]);
+                let mut even = [_mm256_setzero_si256(); 2];
+                let mut odd = [_mm256_setzero_si256(); 2];
+                for half in 0..2 {
+                    even[half] = _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(tile[half]));
+                    odd[half] = _mm256_srai_epi16::<8>(tile[half]);
+                }
                 for r in 0..R {
                     let first = _mm256_set1_epi32(inputs[r][g].high[quad]);
                     let second = _mm256_set1_epi32(inputs[r][g].low[quad]);
                     for half in 0..2 {
-                        let high = _mm256_slli_epi32::<8>(dot(tile[half], first));
-                        let sum = _mm256_add_epi32(high, dot(tile[half], second));
+                        let sum = _mm256_add_epi32(
+                            _mm256_madd_epi16(even[half], first),
+                            _mm256_madd_epi16(odd[half], second),
+                        );
                         whole[t][r][half] = _mm256_add_epi32(whole[t][r][half], sum);
                     }
                 }
             }
         }
-        add_scaled(
-            &mut sums,
-            &whole,
-            weights.map(|w| &w[g].scales),
-            marks.map(|marks| marks[g].scale),
-        );
+        for t in 0..T {
+            let scales = load(&weights[t][g].scales);
+            for r in 0..R {
+                add_scaled(&mut sums[t][r], whole[t][r], scales, marks[r][g].scale);
+            }
+        }
     }
     sums
 }
 
-/// Each four signed bytes of `tile` times those of `input`, summed up. No byte of
-/// `tile` is -128, and at most one of a product's factors has that size, so two
-/// products fit 16 bits.
-#[target_feature(enable = "avx2")]
-#[inline]
-fn dot(tile: __m256i, input: __m256i) -> __m256i {
-    let signed = _mm256_sign_epi8(tile, input);
-    let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(input), signed);
-    _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))
-}
-
-/// Adds whole numbers, scaled by their outputs and by their rows.
+/// Adds whole numbers, scaled by their outputs and by their row.
 #[target_feature(enable = "avx2,fma")]
 #[inline]
-fn add_scaled<const T: usize, const R: usize>(
-    sums: &mut [[Pair; R]; T],
-    whole: &[[[__m256i; 2]; R]; T],
-    scales: [&Lanes; T],
-    inputs: [f32; R],
-) {
-    for t in 0..T {
-        let scales = load(scales[t]);
-        for r in 0..R {
-            for half in 0..2 {
-                let scale = _mm256_mul_ps(scales[half], _mm256_set1_ps(inputs[r]));
-                let whole = _mm256_cvtepi32_ps(whole[t][r][half]);
-                sums[t][r][half] = _mm256_fmadd_ps(whole, scale, sums[t][r][half]);
-            }
-        }
+fn add_scaled(sums: &mut Pair, whole: [__m256i; 2], scales: Pair, input: f32) {
+    for half in 0..2 {
+        let scale = _mm256_mul_ps(scales[half], _mm256_set1_ps(input));
+        sums[half] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(whole[half]), scale, sums[half]);
     }
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
 fn nibbles_block<const T: usize, const R: usize>(
-    weights: [&[Nibbles]; T],
-    inputs: [&[Group]; R],
-    marks: [&[Mark]; R],
+    mut weights: [&[Nibbles]; T],
+    mut inputs: [&[Group]; R],
+    mut marks: [&[Mark]; R],
 ) -> [[Pair; R]; T] {
-    let depth = inputs[0].len();
-    let (weights, inputs) = (weights.map(|w| &w[..depth]), inputs.map(|x| &x[..depth]));
+    /// So many times four products of 15 and 127 at most fit 16 bits.
+    const FIT: usize = 4;
+    let depth = alike(&mut weights, &mut inputs, &mut marks);
     let (ones, mask) = (_mm256_set1_epi16(1), _mm256_set1_epi8(15));
+    // unrolled by a constant, the sums would no longer stay in registers
+    let fit = black_box(FIT);
     let mut sums = [[[_mm256_setzero_ps(); 2]; R]; T];
     for g in 0..depth {
         let mut whole = [[[_mm256_setzero_si256(); 2]; R]; T];
-        for quad in 0..HIGH / 4 {
-            for t in 0..T {
-                let tile = load_bytes(&weights[t][g].weights[quad]);
-                for r in 0..R {
-                    let first = _mm256_set1_epi32(inputs[r][g].0[quad]);
-                    let second = _mm256_set1_epi32(inputs[r][g].0[quad + HIGH / 4]);
+        for part in 0..HIGH / 4 / FIT {
+            let mut short = [[[_mm256_setzero_si256(); 2]; R]; T];
+            for quad in (part * FIT..(part + 1) * FIT).take(fit) {
+                for t in 0..T {
+                    let tile = load_bytes(&weights[t][g].weights[quad]);
+                    let mut low = [mask; 2];
+                    let mut high = [mask; 2];
                     for half in 0..2 {
-                        let low = _mm256_and_si256(tile[half], mask);
-                        let high = _mm256_and_si256(_mm256_srli_epi16::<4>(tile[half]), mask);
-                        // four products of 15 and 127 at most fit 16 bits
-                        let pairs = _mm256_add_epi16(
-                            _mm256_maddubs_epi16(low, first),
-                            _mm256_maddubs_epi16(high, second),
-                        );
-                        let quads = _mm256_madd_epi16(pairs, ones);
+                        low[half] = _mm256_and_si256(tile[half], mask);
+                        high[half] = _mm256_and_si256(_mm256_srli_epi16::<4>(tile[half]), mask);
+                    }
+                    for r in 0..R {
+                        let first = _mm256_set1_epi32(inputs[r][g].0[quad]);
+                        let second = _mm256_set1_epi32(inputs[r][g].0[quad + HIGH / 4]);
+                        for half in 0..2 {
+                            let pairs = _mm256_maddubs_epi16(low[half], first);
+                            short[t][r][half] = _mm256_add_epi16(short[t][r][half], pairs);
+                            let pairs = _mm256_maddubs_epi16(high[half], second);
+                            short[t][r][half] = _mm256_add_epi16(short[t][r][half], pairs);
+                        }
+                    }
+                }
+            }
+            for t in 0..T {
+                for r in 0..R {
+                    for half in 0..2 {
+                        let quads = _mm256_madd_epi16(short[t][r][half], ones);
                         whole[t][r][half] = _mm256_add_epi32(whole[t][r][half], quads);
                     }
                 }
@@ -218,6 +224,26 @@ fn nibbles_block<const T: usize, const R: usize>(
         }
     }
     sums
+}
+
+/// All cut to the length of the first row, which the compiler then sees they have. No
+/// closures: those would have vector instructions, and what calls them has not, so
+/// nothing would be inlined.
+#[inline(always)]
+fn alike<W, X, const T: usize, const R: usize>(
+    weights: &mut [&[W]; T],
+    inputs: &mut [&[X]; R],
+    marks: &mut [&[Mark]; R],
+) -> usize {
+    let depth = inputs[0].len();
+    for t in 0..T {
+        weights[t] = &weights[t][..depth];
+    }
+    for r in 0..R {
+        inputs[r] = &inputs[r][..depth];
+        marks[r] = &marks[r][..depth];
+    }
+    depth
 }
 
 /// See `attention`.

@@ -28,6 +28,10 @@ pub(super) struct Product<'a, W, X> {
     pub(super) marks: &'a [Mark],
 }
 
+/// So many tiles' weights, so many rows' inputs, and their marks.
+pub(super) type Block<'a, W, X, const T: usize, const R: usize> =
+    ([&'a [W]; T], [&'a [X]; R], [&'a [Mark]; R]);
+
 /// A block of a product: its first tile and how many, its first row and how many.
 pub(super) type Shape = ((usize, usize), (usize, usize));
 
@@ -50,6 +54,24 @@ impl<'a, W, X> Product<'a, W, X> {
     pub(super) fn marks(&self, row: usize) -> &'a [Mark] {
         let marks = self.marks.get(row * self.depth..(row + 1) * self.depth);
         marks.unwrap_or_default()
+    }
+
+    /// So many tiles and rows from these on, and the rows' marks.
+    #[inline(always)]
+    pub(super) fn block<const T: usize, const R: usize>(
+        &self,
+        tile: usize,
+        row: usize,
+    ) -> Block<'a, W, X, T, R> {
+        let mut weights = [self.tile(tile); T];
+        for t in 1..T {
+            weights[t] = self.tile(tile + t);
+        }
+        let (mut inputs, mut marks) = ([self.row(row); R], [self.marks(row); R]);
+        for r in 1..R {
+            (inputs[r], marks[r]) = (self.row(row + r), self.marks(row + r));
+        }
+        (weights, inputs, marks)
     }
 
     /// The blocks that make up the whole: of 4 tiles and 1 row where there is
@@ -94,9 +116,7 @@ macro_rules! in_blocks {
         for ((tile, tiles), (row, len)) in product.blocks($tiles) {
             macro_rules! block {
                 ($t:literal, $r:literal) => {{
-                    let weights: [_; $t] = std::array::from_fn(|t| product.tile(tile + t));
-                    let inputs: [_; $r] = std::array::from_fn(|r| product.row(row + r));
-                    let marks: [_; $r] = std::array::from_fn(|r| product.marks(row + r));
+                    let (weights, inputs, marks) = product.block::<$t, $r>(tile, row);
                     let sums: [[_; $r]; $t] = $block(weights, inputs, marks);
                     for (t, sums) in sums.iter().enumerate() {
                         for (r, &sums) in sums.iter().enumerate() {

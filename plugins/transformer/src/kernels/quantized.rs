@@ -5,7 +5,7 @@
 //! what this adds to a product is 128 times the sum of the inputs.
 
 use super::element::{LANES, Lanes};
-use super::level::for_each_level;
+use super::level::{Level, Tier, for_each_level};
 
 /// The largest input in 16 bits: its two bytes are in ±127 and -128 to 127.
 const LARGEST_WIDE: f32 = 32_512.0;
@@ -31,13 +31,14 @@ pub(crate) struct Tile {
 #[repr(C, align(64))]
 pub(crate) struct Group(pub(super) [i32; GROUP / 4]);
 
-/// A group of inputs of one row in 16 bits: `256 · high + low`.
+/// A group of inputs of one row in 16 bits, for the kernels of one level.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 #[repr(C, align(64))]
 pub(crate) struct Wide {
-    /// As in [`Group`].
+    /// The inputs' upper bytes, as in [`Group`]: an input is `256 · high + low`. For
+    /// AVX2, which multiplies 16 bits as they are, the first and the third of each four.
     pub(super) high: [i32; GROUP / 4],
-    /// The same inputs' lower bytes, signed as well.
+    /// The lower bytes, signed as well. For AVX2 the second and the fourth.
     pub(super) low: [i32; GROUP / 4],
 }
 
@@ -131,25 +132,60 @@ fn quads(bytes: &[u8; GROUP], quads: &mut [i32; GROUP / 4]) {
     }
 }
 
+/// Quantizes a row in 16 bits; the last group is filled up with zeros.
+pub(crate) fn quantize_wide(level: Level, row: &[f32], groups: &mut [Wide], marks: &mut [Mark]) {
+    match level.tier() {
+        #[cfg(target_arch = "x86_64")]
+        Tier::Avx2 => quantize_pairs(level, row, groups, marks),
+        _ => quantize_bytes(level, row, groups, marks),
+    }
+}
+
+/// A group's numbers in 16 bits.
+#[inline(always)]
+fn wide_of(values: &[f32; GROUP], mark: &mut Mark) -> [i32; GROUP] {
+    let largest = largest_of(values);
+    let step = if largest > 0.0 {
+        LARGEST_WIDE / largest
+    } else {
+        0.0
+    };
+    let mut wide = [0; GROUP];
+    let mut sum = 0;
+    for k in 0..GROUP {
+        wide[k] = nearest(values[k] * step);
+        sum += wide[k];
+    }
+    mark.sum = sum as f32;
+    mark.scale = largest / LARGEST_WIDE;
+    wide
+}
+
 for_each_level! {
-    /// Quantizes a row in 16 bits; the last group is filled up with zeros.
-    pub(crate) fn quantize_wide(row: &[f32], groups: &mut [Wide], marks: &mut [Mark]) {
+    fn quantize_bytes(row: &[f32], groups: &mut [Wide], marks: &mut [Mark]) {
         for g in 0..groups.len() {
-            let values = group_of(row, g);
-            let largest = largest_of(&values);
-            let step = if largest > 0.0 { LARGEST_WIDE / largest } else { 0.0 };
+            let wide = wide_of(&group_of(row, g), &mut marks[g]);
             let (mut high, mut low) = ([0_u8; GROUP], [0_u8; GROUP]);
-            let mut sum = 0;
             for k in 0..GROUP {
-                let whole = nearest(values[k] * step);
-                sum += whole;
-                high[k] = ((whole + 128) >> 8) as u8;
-                low[k] = whole as u8;
+                high[k] = ((wide[k] + 128) >> 8) as u8;
+                low[k] = wide[k] as u8;
             }
-            marks[g].sum = sum as f32;
-            marks[g].scale = largest / LARGEST_WIDE;
             quads(&high, &mut groups[g].high);
             quads(&low, &mut groups[g].low);
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+for_each_level! {
+    fn quantize_pairs(row: &[f32], groups: &mut [Wide], marks: &mut [Mark]) {
+        for g in 0..groups.len() {
+            let wide = wide_of(&group_of(row, g), &mut marks[g]);
+            for quad in 0..GROUP / 4 {
+                let k = quad * 4;
+                groups[g].high[quad] = wide[k] & 0xFFFF | wide[k + 2] << 16;
+                groups[g].low[quad] = wide[k + 1] & 0xFFFF | wide[k + 3] << 16;
+            }
         }
     }
 }
@@ -178,8 +214,19 @@ for_each_level! {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::Level;
     use crate::kernels::tests::Random;
+
+    impl Wide {
+        fn input(&self, level: Level, k: usize) -> f32 {
+            let (high, low) = (self.high[k / 4], self.low[k / 4]);
+            let byte = |quad: i32| f32::from(quad.to_le_bytes()[k % 4].cast_signed());
+            match level.tier() {
+                #[cfg(target_arch = "x86_64")]
+                Tier::Avx2 => f32::from(([high, low][k % 2] >> (k % 4 / 2 * 16)) as i16),
+                _ => 256.0 * byte(high) + byte(low),
+            }
+        }
+    }
 
     #[test]
     fn a_number_is_off_by_half_a_step_at_most() {
@@ -220,11 +267,7 @@ mod tests {
                 quantize_wide(level, &row, &mut groups, &mut marks);
                 for (k, value) in row.iter().enumerate() {
                     let (group, scale) = (&groups[k / GROUP], marks[k / GROUP].scale);
-                    let byte = |quads: &[i32]| {
-                        let bytes = quads[k % GROUP / 4].to_le_bytes();
-                        f32::from(bytes[k % 4].cast_signed())
-                    };
-                    let ours = (256.0 * byte(&group.high) + byte(&group.low)) * scale;
+                    let ours = group.input(level, k % GROUP) * scale;
                     assert!((ours - value).abs() <= scale * 0.51, "{level:?} {k}");
                 }
             }

@@ -115,6 +115,39 @@ fn products_are_right_on_every_level_and_rows_do_not_depend_on_each_other() {
 }
 
 #[test]
+fn products_of_the_largest_numbers_fit_on_every_level() {
+    const INPUTS: usize = 128;
+    // signs alike everywhere, alike in each sum, and changing within it
+    let signs = [
+        |_, _| 1.0,
+        |_, o| [1.0, -1.0][o % 2],
+        |k, o| [1.0, -1.0][(k / 3 + o) % 2],
+    ];
+    for sign in signs {
+        let rows: Vec<Vec<f32>> = (0..5)
+            .map(|row| (0..INPUTS).map(|k| sign(k, row)).collect())
+            .collect();
+        for dtype in [Dtype::Q8, Dtype::W8A16, Dtype::Q4] {
+            let matrix = Matrix::pack(dtype, INPUTS, 32, sign);
+            let portable = multiply(Level::all()[0], 1, &matrix, &rows, 32);
+            for (row, products) in rows.iter().zip(&portable) {
+                for (output, product) in products.iter().enumerate() {
+                    let exact = (0..INPUTS).map(|k| row[k] * sign(k, output)).sum::<f32>();
+                    assert!(
+                        (product - 1.0 - exact).abs() < 0.1,
+                        "{dtype:?}: {product} {exact}"
+                    );
+                }
+            }
+            for &level in Level::all() {
+                let ours = multiply(level, 1, &matrix, &rows, 32);
+                assert_eq!(ours, portable, "{dtype:?} {level:?}");
+            }
+        }
+    }
+}
+
+#[test]
 fn weights_are_held_to_the_precision_of_their_type() {
     let mut random = Random(9);
     let weights = random.row(100 * 40);
