@@ -7,9 +7,9 @@ use super::Level;
 use super::element::{Element, LANES, Lanes};
 use super::level::{Tier, for_each_level};
 use super::page::{Numbers, PAGE, Page};
-use super::vector::{exp, sum};
+use super::vector::{exp, in_halves, sum};
 #[cfg(target_arch = "x86_64")]
-use super::{avx2, avx512};
+use super::{avx2_attention, avx512};
 
 /// The keys and values that some queries look up: those of one head.
 #[derive(Clone, Copy, Debug)]
@@ -160,6 +160,12 @@ fn attend_pages<E: Element>(
     }
 }
 
+/// As [`f32::max`] of what are numbers, which is one instruction then.
+#[inline(always)]
+fn larger(one: f32, other: f32) -> f32 {
+    if one > other { one } else { other }
+}
+
 for_each_level! {
     /// e to the power of each score, above the largest of them; `total` is their
     /// sum. Before the lane `start` and from `end` on there are none.
@@ -171,10 +177,10 @@ for_each_level! {
         let mut best = [f32::NEG_INFINITY; LANES];
         for page in 0..count {
             for lane in 0..LANES {
-                best[lane] = best[lane].max(scores[page][lane]);
+                best[lane] = larger(best[lane], scores[page][lane]);
             }
         }
-        let best = best.into_iter().fold(f32::NEG_INFINITY, f32::max);
+        let best = in_halves(best, larger);
         for page in 0..count {
             for lane in 0..LANES {
                 scores[page][lane] = exp(scores[page][lane] - best);
@@ -245,7 +251,7 @@ fn find<E: Element>(level: Level, keys: Keys<'_, E>, scores: &mut [Lanes]) {
         }
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the level exists only where these instructions do
-        Tier::Avx2 => unsafe { avx2::find(keys, scores) },
+        Tier::Avx2 => unsafe { avx2_attention::find(keys, scores) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above
         Tier::Avx512 | Tier::Amx => unsafe { avx512::find(keys, scores) },
@@ -259,7 +265,7 @@ fn add_values<E: Element>(level: Level, values: Values<'_, E>, sums: &mut [Lanes
         Tier::Portable => in_shapes!(grid, [(1, 1)], add_values_block, values, sums),
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the level exists only where these instructions do
-        Tier::Avx2 => unsafe { avx2::add_values(grid, values, sums) },
+        Tier::Avx2 => unsafe { avx2_attention::add_values(grid, values, sums) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above
         Tier::Avx512 | Tier::Amx => unsafe { avx512::add_values(grid, values, sums) },

@@ -10,14 +10,13 @@ use std::arch::x86_64::{
 
 use std::hint::black_box;
 
-use super::attention::{Keys, Values, in_shapes};
 use super::element::{Element, LANES, Lanes};
 use super::nibbles::{HIGH, Nibbles};
 use super::product::{Product, in_blocks};
 use super::quantized::{GROUP, Group, Mark, Tile, Wide};
 
 /// Sixteen numbers: the lower eight and the upper.
-type Pair = [__m256; 2];
+pub(super) type Pair = [__m256; 2];
 
 /// See [`Product::add_to`].
 #[target_feature(enable = "avx2,fma,f16c")]
@@ -46,12 +45,13 @@ pub(super) fn nibbles(product: Product<'_, Nibbles, Group>, out: &mut [Lanes]) {
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
 fn dense_block<E: Element, const T: usize, const R: usize>(
-    weights: [&[[E; 16]]; T],
-    inputs: [&[f32]; R],
+    mut weights: [&[[E; 16]]; T],
+    mut inputs: [&[f32]; R],
     _: [&[Mark]; R],
 ) -> [[Pair; R]; T] {
     let depth = inputs[0].len();
-    let (weights, inputs) = (weights.map(|w| &w[..depth]), inputs.map(|x| &x[..depth]));
+    alike(&mut weights, depth);
+    alike(&mut inputs, depth);
     let mut sums = [[[_mm256_setzero_ps(); 2]; R]; T];
     for k in 0..depth {
         let mut tiles = [[_mm256_setzero_ps(); 2]; T];
@@ -77,7 +77,10 @@ fn quantized_block<const T: usize, const R: usize>(
     mut inputs: [&[Group]; R],
     mut marks: [&[Mark]; R],
 ) -> [[Pair; R]; T] {
-    let depth = alike(&mut weights, &mut inputs, &mut marks);
+    let depth = inputs[0].len();
+    alike(&mut weights, depth);
+    alike(&mut inputs, depth);
+    alike(&mut marks, depth);
     let ones = _mm256_set1_epi16(1);
     let mut sums = [[[_mm256_setzero_ps(); 2]; R]; T];
     for g in 0..depth {
@@ -115,7 +118,10 @@ fn wide_block<const T: usize, const R: usize>(
     mut inputs: [&[Wide]; R],
     mut marks: [&[Mark]; R],
 ) -> [[Pair; R]; T] {
-    let depth = alike(&mut weights, &mut inputs, &mut marks);
+    let depth = inputs[0].len();
+    alike(&mut weights, depth);
+    alike(&mut inputs, depth);
+    alike(&mut marks, depth);
     let mut sums = [[[_mm256_setzero_ps(); 2]; R]; T];
     for g in 0..depth {
         let mut whole = [[[_mm256_setzero_si256(); 2]; R]; T];
@@ -170,7 +176,10 @@ fn nibbles_block<const T: usize, const R: usize>(
 ) -> [[Pair; R]; T] {
     /// So many times four products of 15 and 127 at most fit 16 bits.
     const FIT: usize = 4;
-    let depth = alike(&mut weights, &mut inputs, &mut marks);
+    let depth = inputs[0].len();
+    alike(&mut weights, depth);
+    alike(&mut inputs, depth);
+    alike(&mut marks, depth);
     let (ones, mask) = (_mm256_set1_epi16(1), _mm256_set1_epi8(15));
     // unrolled by a constant, the sums would no longer stay in registers
     let fit = black_box(FIT);
@@ -226,129 +235,14 @@ fn nibbles_block<const T: usize, const R: usize>(
     sums
 }
 
-/// All cut to the length of the first row, which the compiler then sees they have. No
-/// closures: those would have vector instructions, and what calls them has not, so
-/// nothing would be inlined.
+/// Cuts all to a length, which the compiler then sees they have. No closures: those
+/// would have vector instructions, and what calls them has not, so nothing would be
+/// inlined.
 #[inline(always)]
-fn alike<W, X, const T: usize, const R: usize>(
-    weights: &mut [&[W]; T],
-    inputs: &mut [&[X]; R],
-    marks: &mut [&[Mark]; R],
-) -> usize {
-    let depth = inputs[0].len();
-    for t in 0..T {
-        weights[t] = &weights[t][..depth];
+fn alike<T, const N: usize>(slices: &mut [&[T]; N], len: usize) {
+    for n in 0..N {
+        slices[n] = &slices[n][..len];
     }
-    for r in 0..R {
-        inputs[r] = &inputs[r][..depth];
-        marks[r] = &marks[r][..depth];
-    }
-    depth
-}
-
-/// See `attention`.
-#[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn find<E: Element>(keys: Keys<'_, E>, scores: &mut [Lanes]) {
-    in_shapes!(
-        keys.grid(),
-        [(4, 1), (1, 4), (1, 2), (1, 1)],
-        find_block,
-        keys,
-        scores
-    );
-}
-
-/// See `attention`.
-#[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn add_values<E: Element>(
-    grid: (usize, usize),
-    values: Values<'_, E>,
-    sums: &mut [Lanes],
-) {
-    in_shapes!(
-        grid,
-        [(4, 1), (1, 4), (1, 1)],
-        add_values_block,
-        values,
-        sums
-    );
-}
-
-#[target_feature(enable = "avx2,fma,f16c")]
-#[inline]
-fn find_block<E: Element, const Q: usize, const P: usize>(
-    keys: Keys<'_, E>,
-    scores: &mut [Lanes],
-    query: usize,
-    page: usize,
-) {
-    let width = keys.width;
-    let queries: [_; Q] = std::array::from_fn(|q| &keys.queries[(query + q) * width..][..width]);
-    let pages: [_; P] = std::array::from_fn(|p| &keys.pages[page + p][..width]);
-    let mut sums = [[[_mm256_setzero_ps(); 2]; P]; Q];
-    for k in 0..width {
-        let mut numbers = [[_mm256_setzero_ps(); 2]; P];
-        for p in 0..P {
-            numbers[p] = widen(&pages[p][k]);
-        }
-        for q in 0..Q {
-            let query = _mm256_set1_ps(queries[q][k]);
-            for p in 0..P {
-                sums[q][p] = add_product(query, numbers[p], sums[q][p]);
-            }
-        }
-    }
-    for q in 0..Q {
-        for p in 0..P {
-            let at = (query + q) * keys.pages.len() + page + p;
-            store(&mut scores[at], sums[q][p]);
-        }
-    }
-}
-
-#[target_feature(enable = "avx2,fma,f16c")]
-#[inline]
-fn add_values_block<E: Element, const Q: usize, const C: usize>(
-    values: Values<'_, E>,
-    sums: &mut [Lanes],
-    query: usize,
-    column: usize,
-) {
-    let columns = values.columns;
-    let mut held = [[[_mm256_setzero_ps(); 2]; C]; Q];
-    for q in 0..Q {
-        for c in 0..C {
-            held[q][c] = load(&sums[(query + q) * columns + column + c]);
-        }
-    }
-    for (page, numbers) in values.pages.iter().enumerate() {
-        let scores: [_; Q] =
-            std::array::from_fn(|q| &values.scores[(query + q) * values.stride + page]);
-        let positions = LANES.min(values.positions - page * LANES);
-        for (position, numbers) in numbers.chunks_exact(columns).take(positions).enumerate() {
-            let numbers = &numbers[column..][..C];
-            for q in 0..Q {
-                let score = _mm256_set1_ps(scores[q][position]);
-                for c in 0..C {
-                    held[q][c] = add_product(score, widen(&numbers[c]), held[q][c]);
-                }
-            }
-        }
-    }
-    for q in 0..Q {
-        for c in 0..C {
-            store(&mut sums[(query + q) * columns + column + c], held[q][c]);
-        }
-    }
-}
-
-#[target_feature(enable = "avx2,fma")]
-#[inline]
-fn add_product(factor: __m256, numbers: Pair, sums: Pair) -> Pair {
-    [
-        _mm256_fmadd_ps(factor, numbers[0], sums[0]),
-        _mm256_fmadd_ps(factor, numbers[1], sums[1]),
-    ]
 }
 
 #[target_feature(enable = "avx2")]
@@ -363,7 +257,7 @@ fn add(out: &mut Lanes, sums: Pair) {
 
 #[target_feature(enable = "avx2")]
 #[inline]
-fn store(out: &mut Lanes, numbers: Pair) {
+pub(super) fn store(out: &mut Lanes, numbers: Pair) {
     let (low, high) = out.split_at_mut(8);
     // SAFETY: there are 8 numbers at each
     unsafe {
@@ -374,7 +268,7 @@ fn store(out: &mut Lanes, numbers: Pair) {
 
 #[target_feature(enable = "avx2")]
 #[inline]
-fn load(lanes: &Lanes) -> Pair {
+pub(super) fn load(lanes: &Lanes) -> Pair {
     let (low, high) = lanes.split_at(8);
     // SAFETY: there are 8 numbers at each
     unsafe {
@@ -400,7 +294,7 @@ fn load_bytes<B>(bytes: &[B; 64]) -> [__m256i; 2] {
 
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn widen<E: Element>(numbers: &[E; LANES]) -> Pair {
+pub(super) fn widen<E: Element>(numbers: &[E; LANES]) -> Pair {
     // SAFETY: the processor has what this function is compiled for
     unsafe { E::load_256(numbers) }
 }

@@ -3,17 +3,23 @@
 use super::element::{LANES, Lanes};
 use super::level::for_each_level;
 
-/// The sum of the lanes, halves onto halves.
+/// What `f` makes of all lanes, halves onto halves.
 #[inline(always)]
-pub(super) fn sum(mut lanes: Lanes) -> f32 {
+pub(super) fn in_halves(mut lanes: Lanes, f: impl Fn(f32, f32) -> f32) -> f32 {
     let mut half = LANES / 2;
     while half > 0 {
         for lane in 0..half {
-            lanes[lane] += lanes[lane + half];
+            lanes[lane] = f(lanes[lane], lanes[lane + half]);
         }
         half /= 2;
     }
     lanes[0]
+}
+
+/// The sum of the lanes.
+#[inline(always)]
+pub(super) fn sum(lanes: Lanes) -> f32 {
+    in_halves(lanes, |one, other| one + other)
 }
 
 /// The sum over a row of what `f` makes of each number.
