@@ -1,11 +1,12 @@
 //! Products with AVX2 and FMA.
 
 use std::arch::x86_64::{
-    __m256, __m256i, _mm256_abs_epi8, _mm256_add_epi16, _mm256_add_epi32, _mm256_add_ps,
-    _mm256_and_si256, _mm256_cvtepi32_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256,
-    _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_mul_ps, _mm256_set1_epi8, _mm256_set1_epi16,
-    _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_ps, _mm256_setzero_si256, _mm256_sign_epi8,
-    _mm256_slli_epi16, _mm256_srai_epi16, _mm256_srli_epi16, _mm256_storeu_ps,
+    __m256, __m256i, _MM_HINT_T1, _mm_prefetch, _mm256_abs_epi8, _mm256_add_epi16,
+    _mm256_add_epi32, _mm256_add_ps, _mm256_and_si256, _mm256_cvtepi32_ps, _mm256_fmadd_ps,
+    _mm256_loadu_ps, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_mul_ps,
+    _mm256_set1_epi8, _mm256_set1_epi16, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_ps,
+    _mm256_setzero_si256, _mm256_sign_epi8, _mm256_slli_epi16, _mm256_srai_epi16,
+    _mm256_srli_epi16, _mm256_storeu_ps,
 };
 
 use std::hint::black_box;
@@ -84,6 +85,7 @@ fn quantized_block<const T: usize, const R: usize>(
     let ones = _mm256_set1_epi16(1);
     let mut sums = [[[_mm256_setzero_ps(); 2]; R]; T];
     for g in 0..depth {
+        fetch::<_, R>(weights[T - 1], g);
         let mut whole = [[[_mm256_setzero_si256(); 2]; R]; T];
         for quad in 0..GROUP / 4 {
             for t in 0..T {
@@ -124,6 +126,7 @@ fn wide_block<const T: usize, const R: usize>(
     alike(&mut marks, depth);
     let mut sums = [[[_mm256_setzero_ps(); 2]; R]; T];
     for g in 0..depth {
+        fetch::<_, R>(weights[T - 1], g);
         let mut whole = [[[_mm256_setzero_si256(); 2]; R]; T];
         for quad in 0..GROUP / 4 {
             for t in 0..T {
@@ -185,6 +188,7 @@ fn nibbles_block<const T: usize, const R: usize>(
     let fit = black_box(FIT);
     let mut sums = [[[_mm256_setzero_ps(); 2]; R]; T];
     for g in 0..depth {
+        fetch::<_, R>(weights[T - 1], g);
         let mut whole = [[[_mm256_setzero_si256(); 2]; R]; T];
         for part in 0..HIGH / 4 / FIT {
             let mut short = [[[_mm256_setzero_si256(); 2]; R]; T];
@@ -233,6 +237,20 @@ fn nibbles_block<const T: usize, const R: usize>(
         }
     }
     sums
+}
+
+/// Brings near a group of the next tile while the rows are multiplied with this one. For
+/// one row, where memory is all that counts, the processor does as well by itself; for
+/// many rows it counts little.
+#[inline(always)]
+fn fetch<W, const R: usize>(tile: &[W], g: usize) {
+    if R == 2 || R == 4 {
+        let next = tile.as_ptr().wrapping_add(tile.len() + g).cast::<i8>();
+        for line in (0..size_of::<W>()).step_by(64) {
+            // SAFETY: it is a hint, and no access
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(line)) };
+        }
+    }
 }
 
 /// Cuts all to a length, which the compiler then sees they have. No closures: those
