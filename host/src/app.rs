@@ -33,7 +33,7 @@ pub struct App {
     listener: TcpListener,
     state: AppState,
     settling: JoinHandle<()>,
-    claim: Option<Claim>,
+    claim: Claim,
     process: String,
     joined: CancellationToken,
 }
@@ -64,7 +64,7 @@ pub async fn open(config: &Config, server: &Server) -> anyhow::Result<(Store, Ke
 
 /// Where the configuration has the database: in the server's folder, unless it
 /// says otherwise.
-fn place(config: &Config, folder: &Path) -> Place {
+pub fn place(config: &Config, folder: &Path) -> Place {
     let Some(url) = &config.database.url else {
         return Place::File(folder.join("model-host.db"));
     };
@@ -86,11 +86,7 @@ impl App {
         admin_key: Option<&SecretString>,
     ) -> anyhow::Result<Self> {
         let place = place(&config, &server.data_dir);
-        let claim = match &place {
-            Place::File(_) => Some(Claim::take(&server.data_dir)?),
-            // has many servers
-            Place::Server(_) => None,
-        };
+        let claim = Claim::take(&server.data_dir, &place)?;
         let (store, keys) = open(&config, &server).await?;
         let process = Uuid::now_v7().to_string();
         let joined = CancellationToken::new();

@@ -106,13 +106,16 @@ async fn a_second_server_on_the_same_file_does_not_start() {
     let asking = tokio::spawn(async move { customer.post("/generate", body).await });
     eventually("the upstream has it", async || upstream.open() == 1).await;
     let data = host.dir().join("data").display().to_string();
-    let second = Host::builder().argument(format!("--data-dir={data}"));
-    let (status, said) = second.refused();
-    assert!(!status.success());
-    assert!(
-        said.contains("another server runs on") && said.contains(&data),
-        "{said}"
-    );
+    let same_folder = Host::builder().argument(format!("--data-dir={data}"));
+    let same_file = Host::builder().env("DATABASE_URL", format!("sqlite:{data}/model-host.db"));
+    for second in [same_folder, same_file] {
+        let (status, said) = second.refused();
+        assert!(!status.success());
+        assert!(
+            said.contains("another server runs on") && said.contains(&data),
+            "{said}"
+        );
+    }
     assert!(purse.balance().await.1 > 0, "what the first holds is held");
     upstream.release(1);
     asking.await.expect("no panic").expect(200);

@@ -54,7 +54,8 @@ pub fn copy(to: SecretString, options: &Options, environment: &Environment) -> a
 }
 
 async fn copy_all(to: SecretString, config: Config, server: Server) -> anyhow::Result<()> {
-    let _claim = Claim::take(&server.data_dir)?;
+    let place = app::place(&config, &server.data_dir);
+    let _claim = Claim::take(&server.data_dir, &place)?;
     let target = Config {
         database: config::Database {
             url: Some(to),

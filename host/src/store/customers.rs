@@ -180,7 +180,14 @@ impl Store {
     /// # Errors
     /// [`Error::NotFound`] when there is none.
     pub async fn customer(&self, id: i64) -> Result<Customer, Error> {
-        customer(&query(BY_ID).bind(id).fetch_one(&self.read).await?)
+        self.customer_of(&query(BY_ID).bind(id).fetch_one(&self.read).await?)
+    }
+
+    /// Of a row, with what is held for it here.
+    fn customer_of(&self, row: &Row) -> Result<Customer, Error> {
+        let mut customer = customer(row)?;
+        customer.held.0 += self.books.lock().held_of(customer.id).0;
+        Ok(customer)
     }
 
     /// The customer with this address, in any case.
@@ -191,7 +198,7 @@ impl Store {
         let sql = "SELECT customers.*, posted, held, credit_limit, near_at FROM customers \
              JOIN accounts ON customer_id = customers.id \
              WHERE lower(email) = lower($1) AND deleted_at IS NULL";
-        customer(&query(sql).bind(email).fetch_one(&self.read).await?)
+        self.customer_of(&query(sql).bind(email).fetch_one(&self.read).await?)
     }
 
     /// At most `limit` customers with numbers above `after`, in order.
@@ -207,7 +214,7 @@ impl Store {
             .bind(limit)
             .fetch_all(&self.read)
             .await?;
-        rows.iter().map(customer).collect()
+        rows.iter().map(|row| self.customer_of(row)).collect()
     }
 
     /// Changes a customer. A credit limit holds for requests that begin from now on.
@@ -222,9 +229,8 @@ impl Store {
         now: OffsetDateTime,
     ) -> Result<Customer, Error> {
         let limited = self.limited.change(id).await;
-        let mut transaction = self.write.begin().await?;
-        transaction.lock_customers([id]).await?;
-        let one = |row: Row| customer(&row);
+        let mut transaction = self.begin_with_money_of(id).await?;
+        let one = |row: Row| self.customer_of(&row);
         let before = one(query(BY_ID).bind(id).fetch_one(&mut transaction).await?)?;
         query(
             "UPDATE customers SET name = coalesce($2, name), company = coalesce($3, company), \
@@ -277,8 +283,7 @@ impl Store {
         by: &Actor,
         now: OffsetDateTime,
     ) -> Result<(), Error> {
-        let mut transaction = self.write.begin().await?;
-        transaction.lock_customers([id]).await?;
+        let mut transaction = self.begin_with_money_of(id).await?;
         let row = query(BY_ID).bind(id).fetch_one(&mut transaction).await?;
         query("UPDATE customers SET deleted_at = $1 WHERE id = $2")
             .bind(millis(now))

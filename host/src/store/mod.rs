@@ -30,8 +30,8 @@ use time::OffsetDateTime;
 use tokio::sync::Notify;
 
 use at_work::Turns;
-use db::{Pool, query};
-use ledger::Limited;
+use db::{Pool, Transaction, query};
+use ledger::{Books, Limited, OpenBooks};
 use servers::Hearing;
 
 pub use claim::Claim;
@@ -82,6 +82,8 @@ pub struct Store {
     notices: Option<Arc<Notify>>,
     key_changes: Arc<AtomicU64>,
     limited: Limited,
+    /// Of a file; what is in those of a server is in the database as well.
+    books: OpenBooks,
     hearing: Hearing,
     turns: Arc<Turns>,
 }
@@ -96,6 +98,7 @@ impl Store {
         migrations::run(&write).await?;
         Ok(Self {
             limited: Limited::load(&write).await?,
+            books: OpenBooks::new(Books::own()),
             hearing: Hearing::new(&write),
             read: db::readers(place).await?,
             write,
@@ -113,6 +116,18 @@ impl Store {
             notices: Some(Arc::default()),
             ..self
         }
+    }
+
+    /// Begins a transaction that has the money of a customer to itself until its end:
+    /// balance, holds, budgets and open messages.
+    async fn begin_with_money_of(&self, customer_id: i64) -> Result<Transaction<'static>, Error> {
+        let mut transaction = self.write.begin().await?;
+        transaction.lock_customer(customer_id).await?;
+        if !self.write.is_shared() {
+            // once the file is this transaction's, before anything of it is changed
+            self.books.lock().forget();
+        }
+        Ok(transaction)
     }
 
     /// Asks the database for an answer.

@@ -223,8 +223,7 @@ impl Store {
 
     /// Makes the customer's usage ready to be sent, if it still is.
     async fn seal(&self, customer_id: i64, now: OffsetDateTime) -> Result<(), Error> {
-        let mut transaction = self.write.begin().await?;
-        transaction.lock_customers([customer_id]).await?;
+        let mut transaction = self.begin_with_money_of(customer_id).await?;
         let sql = format!("SELECT open.id, open.amount {READY} AND open.customer_id = $1");
         let open = query(AssertSqlSafe(sql))
             .bind(customer_id)

@@ -1,18 +1,18 @@
 //! The one writer of usage and holds. What waits together is committed together,
-//! since a commit costs a write to the disk whatever it holds.
+//! since a commit costs a write to the disk whatever is in it.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
+use time::OffsetDateTime;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use super::answers::{self, KeptAnswer};
 use super::at_work::{self, NamedRequest};
 use super::db::{Script, Transaction};
-use super::ledger::budgets::Owner;
-use super::ledger::{self, Books, Ended, Reservation, Reserved, Scope};
+use super::ledger::{self, Books, Ended, OpenBooks, Reservation, Reserved, Scope, budgets};
 use super::outbox::{self, Owed};
 use super::usage::{self, Status, Usage};
 use super::{Error, Outbox, Store, millis, notices, servers};
@@ -61,6 +61,10 @@ impl Settler {
             process: process.into(),
         };
         let writer = Writer {
+            books: match this.store.write.is_shared() {
+                true => OpenBooks::new(Books::shared(Arc::clone(&this.process))),
+                false => this.store.books.clone(),
+            },
             store: this.store.clone(),
             process: Arc::clone(&this.process),
             unsettled: Vec::new(),
@@ -96,6 +100,10 @@ impl Settler {
     /// # Errors
     /// When it could not be written.
     pub async fn reserve(&self, reservation: Reservation) -> Result<Reserved, Error> {
+        let reserved = self.store.books.lock().reserve_at_once(&reservation);
+        if let Some(reserved) = reserved {
+            return reserved;
+        }
         self.send(|reply| Job::Reserve(Box::new(reservation), reply))
             .await
     }
@@ -122,15 +130,18 @@ struct Batch {
 struct Written {
     settled: Vec<Result<(), Error>>,
     reserved: Vec<Reserved>,
-    near: Vec<ledger::Near>,
+    /// Each with the time of its request.
+    near: Vec<(ledger::Near, OffsetDateTime)>,
     can_report: bool,
 }
 
 struct Writer {
     store: Store,
+    /// The store's own where they stay open.
+    books: OpenBooks,
     process: Arc<str>,
-    /// Requests that could not be settled; what is held for them is freed by the next
-    /// commit that succeeds.
+    /// Requests that could not be settled, and for which other servers still see
+    /// something held; it is freed by the next commit that succeeds.
     unsettled: Vec<Arc<Usage>>,
 }
 
@@ -163,7 +174,7 @@ impl Writer {
         match outcome {
             Ok(written) => {
                 self.unsettled.clear();
-                for near in &written.near {
+                for (near, _) in &written.near {
                     near.log();
                 }
                 if let Some(notices) = self.store.notices.as_ref()
@@ -185,12 +196,16 @@ impl Writer {
                 let rows = batch.settlements.len();
                 tracing::error!(%error, rows, "usage could not be written");
                 let failed = || Error::Database(error.to_string());
+                let mut books = self.books.lock();
+                // they may be ahead of the database
+                books.forget();
                 for (settlement, reply) in batch.settlements {
-                    if settlement.is_held {
+                    if settlement.is_held && !books.give_up(&settlement.usage.request_id) {
                         self.unsettled.push(settlement.usage);
                     }
                     reply.send(Err(failed())).ok();
                 }
+                drop(books);
                 for (_, reply) in batch.reservations {
                     reply.send(Err(failed())).ok();
                 }
@@ -199,16 +214,17 @@ impl Writer {
     }
 
     async fn write(&self, batch: &Batch) -> Result<Written, Error> {
-        let mut transaction = match batch.settlements.is_empty() {
-            // a hold that a power failure loses is one that it frees: no flush for it
-            true => self.store.write.begin_unflushed().await?,
-            false => self.store.write.begin().await?,
-        };
+        let mut transaction = self.store.write.begin().await?;
+        if self.store.write.is_shared() {
+            // others may have changed what they were about
+            self.books.lock().forget();
+        }
         // which of them other servers took over is known before any money is locked
         let rows = self.rows(&mut transaction, batch).await?;
 
         let mut script = Script::default();
-        let asked = Books::ask(&transaction, &mut script, &self.scope(batch));
+        let scope = self.scope(batch);
+        let asked = self.books.lock().ask(&transaction, &mut script, scope);
         let inserted = (!rows.is_empty()).then(|| {
             if let Some(show) = servers::show_rows(&transaction) {
                 script.add(show);
@@ -216,29 +232,38 @@ impl Writer {
             script.add(usage::insert(&transaction, rows.iter().map(|row| &**row)))
         });
         let ran = script.run(&mut transaction).await?;
-        let mut books = asked.books(&ran)?;
+        self.books.lock().read(asked, &ran)?;
+        for (wanted, _) in &batch.reservations {
+            let unopened = self.books.lock().unopened(wanted);
+            for mut row in unopened {
+                budgets::open(&mut transaction, &mut row).await?;
+                self.books.lock().opened(row);
+            }
+        }
 
         let mut script = Script::default();
         let mut written = Written::default();
-        // before the reservations, for which they free what was held
-        if !rows.is_empty() {
-            let ids = ran.rows(inserted).iter();
-            let new: Result<_, Error> = ids.map(|row| Ok(row.try_get("request_id")?)).collect();
-            let booked = self
-                .settle(&mut transaction, &mut books, &rows, new?, &mut written)
-                .await?;
-            script.add(usage::add_to_sums(&transaction, booked));
-        }
-        if !batch.reservations.is_empty()
-            && let Some(renew) = servers::renew(&transaction, &self.process)
+        let mut owed = BTreeMap::new();
         {
-            script.add(renew);
+            let mut books = self.books.lock();
+            // before the reservations, for which they free what was held
+            if !rows.is_empty() {
+                let ids = ran.rows(inserted).iter();
+                let new: Result<_, Error> = ids.map(|row| Ok(row.try_get("request_id")?)).collect();
+                let booked = settle(&mut books, &rows, new?, &mut written, &mut owed)?;
+                script.add(usage::add_to_sums(&transaction, booked));
+            }
+            if !batch.reservations.is_empty()
+                && let Some(renew) = servers::renew(&transaction, &self.process)
+            {
+                script.add(renew);
+            }
+            for (wanted, _) in &batch.reservations {
+                written.reserved.push(books.reserve(wanted)?);
+            }
+            books.write(&transaction, &mut script);
         }
-        for (wanted, _) in &batch.reservations {
-            let reserved = books.reserve(&mut transaction, &self.process, wanted);
-            written.reserved.push(reserved.await?);
-        }
-        books.write(&transaction, &mut script);
+        self.tell(&mut transaction, &mut written, owed).await?;
         script.run(&mut transaction).await?;
         transaction.commit().await?;
         Ok(written)
@@ -257,12 +282,12 @@ impl Writer {
                 scope.end(ended(usage));
             } else if self.store.write.is_shared() || self.store.is_limited(usage.customer_id) {
                 // on a shared database another server may have set a budget just now
-                let owner = Owner::of_request(usage.customer_id, usage.api_key_id);
+                let owner = budgets::Owner::of_request(usage.customer_id, usage.api_key_id);
                 scope.count(owner, usage.created_at);
             }
         }
         for (wanted, _) in &batch.reservations {
-            let owner = Owner::of_request(wanted.customer_id, wanted.api_key_id);
+            let owner = budgets::Owner::of_request(wanted.customer_id, wanted.api_key_id);
             scope.count(owner, wanted.created_at);
         }
         scope
@@ -289,57 +314,66 @@ impl Writer {
         Ok(rows)
     }
 
-    /// Books those of the rows that are `new`, and returns them: nothing changes for a
-    /// request that is settled already.
-    async fn settle<'a>(
+    /// Has the operator's webhook and Stripe told of what was settled.
+    async fn tell(
         &self,
         transaction: &mut Transaction<'_>,
-        books: &mut Books,
-        rows: &'a [Cow<'_, Usage>],
-        mut new: HashSet<String>,
         written: &mut Written,
-    ) -> Result<Vec<&'a Usage>, Error> {
-        let mut booked = Vec::with_capacity(rows.len());
-        let mut owed: BTreeMap<i64, Owed> = BTreeMap::new();
-        for row in rows {
-            if !new.remove(&row.request_id) {
-                written.settled.push(Ok(()));
-                continue;
-            }
-            // only what another server took over is not as it was handed in
-            written.settled.push(match row {
-                Cow::Borrowed(_) => Ok(()),
-                Cow::Owned(_) => Err(Error::TakenOver),
-            });
-            booked.push(&**row);
-            let settled = books.settle(row)?;
-            if self.store.notices.is_some() {
-                for near in &settled.near {
-                    notices::write(transaction, near, row.created_at).await?;
-                }
-            }
-            written.near.extend(settled.near);
-            if settled.owed.0 > 0 {
-                let entry = owed.entry(row.customer_id).or_insert(Owed {
-                    customer_id: row.customer_id,
-                    amount: 0,
-                    created_at: millis(row.created_at),
-                });
-                entry.amount += settled.owed.0;
+        owed: BTreeMap<i64, Owed>,
+    ) -> Result<(), Error> {
+        if self.store.notices.is_some() {
+            for (near, at) in &written.near {
+                notices::write(transaction, near, *at).await?;
             }
         }
         if !owed.is_empty() && matches!(self.store.outbox, Outbox::On(_)) {
             let owed: Vec<_> = owed.into_values().collect();
             written.can_report = outbox::announce_usage(transaction, &owed).await?;
         }
-        Ok(booked)
+        Ok(())
     }
+}
+
+/// Books those of the rows that are `new`, and returns them: nothing changes for a
+/// request that is settled already.
+fn settle<'a>(
+    books: &mut Books,
+    rows: &'a [Cow<'_, Usage>],
+    mut new: HashSet<String>,
+    written: &mut Written,
+    owed: &mut BTreeMap<i64, Owed>,
+) -> Result<Vec<&'a Usage>, Error> {
+    let mut booked = Vec::with_capacity(rows.len());
+    for row in rows {
+        if !new.remove(&row.request_id) {
+            written.settled.push(Ok(()));
+            continue;
+        }
+        // only what another server took over is not as it was handed in
+        written.settled.push(match row {
+            Cow::Borrowed(_) => Ok(()),
+            Cow::Owned(_) => Err(Error::TakenOver),
+        });
+        booked.push(&**row);
+        let settled = books.settle(row)?;
+        let near = settled.near.into_iter();
+        written.near.extend(near.map(|near| (near, row.created_at)));
+        if settled.owed.0 > 0 {
+            let entry = owed.entry(row.customer_id).or_insert(Owed {
+                customer_id: row.customer_id,
+                amount: 0,
+                created_at: millis(row.created_at),
+            });
+            entry.amount += settled.owed.0;
+        }
+    }
+    Ok(booked)
 }
 
 fn ended(usage: &Usage) -> Ended<'_> {
     Ended {
         request_id: &usage.request_id,
-        owner: Owner::of_request(usage.customer_id, usage.api_key_id),
+        owner: budgets::Owner::of_request(usage.customer_id, usage.api_key_id),
         created_at: usage.created_at,
     }
 }

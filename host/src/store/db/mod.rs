@@ -4,9 +4,9 @@
 //!
 //! SQLite has one writer at a time, and a transaction that begins to write waits
 //! for that. PostgreSQL has many, also of other servers: there, whoever changes
-//! the money of customers first [locks](Transaction::lock_customers) their
-//! accounts, all it needs at once and in order, so that nobody waits in a ring.
-//! What is read after that is as the last one left it.
+//! the money of customers first locks their accounts, all it needs at once and in
+//! order, so that nobody waits in a ring. What is read after that is as the last one
+//! left it.
 //!
 //! sqlx's `Any` would do less: no booleans from SQLite, no options of a pool, no
 //! notifications.
@@ -155,32 +155,17 @@ async fn server(url: &SecretString, connections: u32) -> Result<Pool, Error> {
 }
 
 impl Pool {
-    /// Begins a transaction that may write, and is on the disk when it is committed.
+    /// Begins a transaction that may write, and is on the disk when it is committed. Of
+    /// a file the lock comes first: what is read in it is still so when it is written.
     ///
     /// # Errors
     /// When the database cannot be reached, or is written by another for long.
     pub async fn begin(&self) -> Result<Transaction<'static>, sqlx::Error> {
-        self.begin_with("PRAGMA synchronous = FULL; BEGIN IMMEDIATE")
-            .await
-    }
-
-    /// Begins one that a power failure may undo after it was committed. It is as any
-    /// other on PostgreSQL: its power may fail while this server goes on with what it
-    /// was told.
-    ///
-    /// # Errors
-    /// As [`Pool::begin`].
-    pub async fn begin_unflushed(&self) -> Result<Transaction<'static>, sqlx::Error> {
-        self.begin_with("PRAGMA synchronous = NORMAL; BEGIN IMMEDIATE")
-            .await
-    }
-
-    /// For a file the lock comes first: what is read in it is still so when it is
-    /// written. How commits are flushed is said each time, so that it never depends on
-    /// who came before.
-    async fn begin_with(&self, sqlite: &'static str) -> Result<Transaction<'static>, sqlx::Error> {
         match self {
-            Self::Sqlite(pool) => Ok(Transaction::Sqlite(pool.begin_with(sqlite).await?)),
+            Self::Sqlite(pool) => {
+                let transaction = pool.begin_with("BEGIN IMMEDIATE").await?;
+                Ok(Transaction::Sqlite(transaction))
+            }
             Self::Postgres(pool) => Ok(Transaction::Postgres(pool.begin().await?)),
         }
     }
@@ -238,27 +223,19 @@ impl Transaction<'_> {
         Ok(())
     }
 
-    /// Has the money of these customers to itself until the end: balances,
-    /// holds, budgets and open messages. To be called before anything of it is
-    /// read, and once in a transaction.
+    /// Has the account of a customer to itself until the end. To be called before
+    /// anything of its money is read, and once in a transaction.
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn lock_customers(
-        &mut self,
-        customers: impl IntoIterator<Item = i64>,
-    ) -> Result<(), sqlx::Error> {
-        let Self::Postgres(transaction) = self else {
-            return Ok(());
-        };
-        let customers: Vec<i64> = customers.into_iter().collect();
-        // not FOR UPDATE, which would also keep off new rows that refer to the account
-        sqlx::query(
-            "SELECT FROM accounts WHERE customer_id = ANY($1) ORDER BY id FOR NO KEY UPDATE",
-        )
-        .bind(customers)
-        .execute(&mut **transaction)
-        .await?;
+    pub async fn lock_customer(&mut self, id: i64) -> Result<(), sqlx::Error> {
+        if let Self::Postgres(transaction) = self {
+            // not FOR UPDATE, which would also keep off new rows that refer to the account
+            sqlx::query("SELECT FROM accounts WHERE customer_id = $1 FOR NO KEY UPDATE")
+                .bind(id)
+                .execute(&mut **transaction)
+                .await?;
+        }
         Ok(())
     }
 

@@ -157,8 +157,7 @@ impl Store {
         by: &Actor,
         now: OffsetDateTime,
     ) -> Result<Key, Error> {
-        let mut transaction = self.write.begin().await?;
-        transaction.lock_customers([new.customer_id]).await?;
+        let mut transaction = self.begin_with_money_of(new.customer_id).await?;
         let row = query(concat!(
             "INSERT INTO api_keys (customer_id, name, public_id, hash, rate_limit, \
              allowed_models, scopes, allowed_networks, expires_at, created_at, token_limit, \

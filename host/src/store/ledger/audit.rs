@@ -137,7 +137,8 @@ impl Store {
         let mut audit = Audit {
             accounts: row.try_get("accounts")?,
             transfers: row.try_get("transfers")?,
-            holds: row.try_get("holds")?,
+            holds: row.try_get::<i64>("holds")?
+                + i64::try_from(self.books.lock().open()).unwrap_or(i64::MAX),
             problems: Vec::new(),
         };
         let sum: i64 = row.try_get("posted")?;

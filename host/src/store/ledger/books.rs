@@ -1,20 +1,33 @@
-//! What a batch of requests changes of their customers' money: read by one script,
-//! changed in memory, and written by another with a statement for each table, however
-//! many requests they are.
+//! What requests change of their customers' money: read by one script, changed in
+//! memory, and written by another with a statement for each table, however many
+//! requests they are.
+//!
+//! Where a database has several servers, books are read for each commit, and what is
+//! held is written, for all to see. A file is one process's alone: its books stay
+//! open from commit to commit, and what is held is in them and nowhere else, since it
+//! ends with the process. So nothing is written to reserve, and for a customer that
+//! is known nothing is read.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::mem::take;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use serde::Serialize;
 use time::OffsetDateTime;
 
-use super::budgets::{self, Owner};
+use super::accounts::{self, Account};
+use super::budgets::{self, Counted, Owner, Spending};
+use super::charges::{self, Charge};
 use super::credit::Nearly;
-use super::hold::{self, Closed, Ended};
-use super::{Cap, Near, REVENUE, Reservation, Reserved, Settled};
+use super::hold::{self, Ended, Hold, Holds};
+use super::{Cap, Near, Reservation, Reserved, Settled};
 use crate::money::NanoDollars;
-use crate::store::db::{PlaceInScript as Place, Query, Ran, Row, Script, Transaction, query};
+use crate::store::db::{PlaceInScript as Place, Ran, Script, Transaction};
 use crate::store::usage::Usage;
 use crate::store::{Error, millis};
+
+/// For how many customers, and their keys, books stay open. More are read again; in
+/// tests that happens all the time.
+const MOST: usize = if cfg!(test) { 4 } else { 100_000 };
 
 /// Whose books to open, and for what.
 #[derive(Debug, Default)]
@@ -22,9 +35,8 @@ pub(in crate::store) struct Scope<'a> {
     customers: BTreeSet<i64>,
     /// Requests that are over: what is held for them is freed.
     ended: Vec<Ended<'a>>,
-    /// Who asks, and the time at which they were admitted, of requests that budgets
-    /// may count.
-    counted: Vec<(Owner, OffsetDateTime)>,
+    /// Requests that budgets may count.
+    counted: HashSet<Counted>,
 }
 
 impl<'a> Scope<'a> {
@@ -36,7 +48,7 @@ impl<'a> Scope<'a> {
     /// Adds a request, admitted at this time, of which budgets are to know.
     pub fn count(&mut self, request: Owner, at: OffsetDateTime) {
         self.change(request.customer_id);
-        self.counted.push((request, at));
+        self.counted.insert(Counted::new(request, at));
     }
 
     /// Adds a request for which nothing is to be held any more.
@@ -46,95 +58,179 @@ impl<'a> Scope<'a> {
     }
 }
 
-/// Books that a script will read.
-pub(in crate::store) struct Asked {
-    accounts: Place,
-    ended: Option<Place>,
+/// What a script will read for books.
+pub(in crate::store) struct Asked<'a> {
+    accounts: Option<Place>,
+    closed: Option<Place>,
     budgets: Option<Place>,
+    scope: Scope<'a>,
 }
 
 /// The accounts and budgets of some customers, and what is to be written of them.
-/// Nobody else changes them before the end of the transaction.
+/// Nobody else changes them until they are written, or forgotten.
 #[derive(Debug)]
 pub(in crate::store) struct Books {
     accounts: HashMap<i64, Account>,
     budgets: HashMap<i64, Vec<budgets::Row>>,
-    freed: usize,
-    transfers: Vec<Transfer>,
-    holds: Vec<Hold>,
+    /// What `budgets` has all budgets of.
+    counted: HashSet<Counted>,
+    /// The last day that they know, in milliseconds since 1970.
+    day: i64,
+    holds: Holds,
+    charges: Vec<Charge>,
+    /// Customers of whom something is to be written.
+    changed: BTreeSet<i64>,
 }
 
-#[derive(Debug)]
-struct Account {
-    posted: i64,
-    held: i64,
-    credit_limit: Option<i64>,
-    near_at: Option<i64>,
-    change: Change,
-}
+/// Books that stay open; clones are the same.
+#[derive(Clone, Debug)]
+pub(in crate::store) struct OpenBooks(Arc<Mutex<Books>>);
 
-/// A row of the change of accounts.
-#[derive(Debug, Serialize)]
-struct Change {
-    account: i64,
-    cost: i64,
-    holding: i64,
-    is_reserved: bool,
-}
+impl OpenBooks {
+    /// With nothing in them.
+    pub fn new(books: Books) -> Self {
+        Self(Arc::new(Mutex::new(books)))
+    }
 
-const CHANGE: &str = "account BIGINT, cost BIGINT, holding BIGINT, is_reserved BOOLEAN";
-
-#[derive(Debug, Serialize)]
-struct Transfer {
-    debit: i64,
-    credit: i64,
-    amount: i64,
-    reason: &'static str,
-    reference: String,
-    created_at: i64,
-}
-
-const TRANSFER: &str =
-    "debit BIGINT, credit BIGINT, amount BIGINT, reason TEXT, reference TEXT, created_at BIGINT";
-
-#[derive(Debug, Serialize)]
-struct Hold {
-    request_id: String,
-    customer_id: i64,
-    api_key_id: i64,
-    amount: i64,
-    created_at: i64,
-    expires_at: i64,
-    process: String,
-}
-
-const HOLD: &str = "request_id TEXT, customer_id BIGINT, api_key_id BIGINT, amount BIGINT, \
-    created_at BIGINT, expires_at BIGINT, process TEXT";
-
-#[derive(Serialize)]
-struct Customer {
-    customer_id: i64,
+    /// For a moment.
+    pub fn lock(&self) -> MutexGuard<'_, Books> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Books {
-    /// Has a script read them, and free what is held for requests that are over.
-    pub fn ask(transaction: &Transaction<'_>, script: &mut Script<'_>, scope: &Scope<'_>) -> Asked {
-        // first of all, since what is read after it nobody else changes
-        let accounts = script.add(lock(transaction, &scope.customers));
-        let ended =
-            (!scope.ended.is_empty()).then(|| script.add(hold::close(transaction, &scope.ended)));
-        let budgets = (!scope.counted.is_empty())
-            .then(|| script.add(budgets::of_requests(transaction, &scope.counted)));
-        Asked {
-            accounts,
-            ended,
-            budgets,
+    /// Of a database that several servers have; `process` names this run of one of them
+    /// in what it holds.
+    pub fn shared(process: Arc<str>) -> Self {
+        let new = Vec::new();
+        Self::new(Holds::Shared { process, new })
+    }
+
+    /// Of a database that is this process's own.
+    pub fn own() -> Self {
+        Self::new(Holds::Own(HashMap::new()))
+    }
+
+    fn new(holds: Holds) -> Self {
+        Self {
+            accounts: HashMap::new(),
+            budgets: HashMap::new(),
+            counted: HashSet::new(),
+            day: 0,
+            holds,
+            charges: Vec::new(),
+            changed: BTreeSet::new(),
         }
     }
 
-    /// How many requests something was freed of.
-    pub fn freed(&self) -> usize {
-        self.freed
+    /// Forgets all but what is held here and nowhere else: it is read again.
+    pub fn forget(&mut self) {
+        let none = Holds::Own(HashMap::new());
+        let holds = match std::mem::replace(&mut self.holds, none) {
+            Holds::Shared { process, .. } => return *self = Self::shared(process),
+            holds @ Holds::Own(_) => holds,
+        };
+        *self = Self::new(holds);
+    }
+
+    /// Has a script read what is not in them.
+    pub fn ask<'a>(
+        &mut self,
+        transaction: &Transaction<'_>,
+        script: &mut Script<'_>,
+        scope: Scope<'a>,
+    ) -> Asked<'a> {
+        let day = scope.counted.iter().map(Counted::day).max();
+        let day = day.unwrap_or_default().max(self.day);
+        // of a new day, so that those of past ones do not pile up
+        if day > self.day || self.accounts.len() + self.counted.len() > MOST {
+            self.forget();
+            self.day = day;
+        }
+        let is_new = |id: &&i64| !self.accounts.contains_key(*id);
+        let customers: BTreeSet<_> = scope.customers.iter().filter(is_new).copied().collect();
+        let counted: Vec<_> = scope.counted.difference(&self.counted).collect();
+        // first of all, since what is read after it nobody else changes
+        let accounts =
+            (!customers.is_empty()).then(|| script.add(accounts::lock(transaction, &customers)));
+        let closed = (self.holds.are_shared() && !scope.ended.is_empty())
+            .then(|| script.add(hold::close(transaction, &scope.ended)));
+        let budgets =
+            (!counted.is_empty()).then(|| script.add(budgets::of_requests(transaction, &counted)));
+        Asked {
+            accounts,
+            closed,
+            budgets,
+            scope,
+        }
+    }
+
+    /// Takes in what the script has read, and frees what was held for requests that
+    /// are over. Returns of how many of them something was.
+    ///
+    /// # Errors
+    /// When it read what cannot be.
+    pub fn read(&mut self, asked: Asked<'_>, ran: &Ran) -> Result<usize, Error> {
+        let Asked { scope, .. } = asked;
+        for (customer_id, mut account) in accounts::by_customer(ran.rows(asked.accounts))? {
+            account.held += self.held_of(customer_id).0;
+            self.accounts.insert(customer_id, account);
+        }
+        for mut row in budgets::found(ran.rows(asked.budgets))? {
+            row.hold(self.held_in(&row.spending).0, false);
+            let rows = self
+                .budgets
+                .entry(row.spending.owner.customer_id)
+                .or_default();
+            if !rows.iter().any(|known| known.is_same(&row)) {
+                rows.push(row);
+            }
+        }
+        self.counted.extend(scope.counted);
+        let closed = match &mut self.holds {
+            Holds::Shared { .. } => hold::closed(ran.rows(asked.closed))?,
+            Holds::Own(holds) => {
+                let held = scope.ended.iter();
+                held.filter_map(|ended| holds.remove(ended.request_id))
+                    .collect()
+            }
+        };
+        for hold in &closed {
+            self.add_to_held(hold, -hold.amount.0)?;
+        }
+        Ok(closed.len())
+    }
+
+    /// Frees what is held for a request that could not be settled, if that takes no
+    /// commit; returns whether it did. To be followed by [`Books::forget`].
+    pub fn give_up(&mut self, request_id: &str) -> bool {
+        match &mut self.holds {
+            Holds::Shared { .. } => false,
+            Holds::Own(holds) => {
+                holds.remove(request_id);
+                true
+            }
+        }
+    }
+
+    /// What is held for requests of a customer, beside what the database tells.
+    pub fn held_of(&self, customer_id: i64) -> NanoDollars {
+        let is_its = |hold: &Hold| hold.owner.customer_id == customer_id;
+        NanoDollars(self.holds.sum(is_its))
+    }
+
+    /// The same of those that count in a budget.
+    pub fn held_in(&self, spending: &Spending) -> NanoDollars {
+        let counts = |hold: &Hold| spending.counts(hold.owner, hold.created_at);
+        NanoDollars(self.holds.sum(counts))
+    }
+
+    /// For how many requests something is held, beside those that the database knows.
+    pub fn open(&self) -> usize {
+        match &self.holds {
+            Holds::Shared { .. } => 0,
+            Holds::Own(holds) => holds.len(),
+        }
     }
 
     fn account(&mut self, customer_id: i64) -> Result<&mut Account, Error> {
@@ -151,13 +247,18 @@ impl Books {
         budgets
             .into_iter()
             .flatten()
-            .filter(move |row| row.counts(request, at))
+            .filter(move |row| row.spending.counts(request, at))
     }
 
-    fn free(&mut self, hold: &Closed) -> Result<(), Error> {
-        self.account(hold.owner.customer_id)?.hold(-hold.amount.0);
+    fn add_to_held(&mut self, hold: &Hold, amount: i64) -> Result<(), Error> {
+        let is_shared = self.holds.are_shared();
+        self.account(hold.owner.customer_id)?
+            .hold(amount, is_shared);
+        if is_shared {
+            self.changed.insert(hold.owner.customer_id);
+        }
         for row in self.budgets(hold.owner, hold.created_at) {
-            row.hold(NanoDollars(-hold.amount.0));
+            row.hold(amount, is_shared);
         }
         Ok(())
     }
@@ -169,8 +270,7 @@ impl Books {
             return Ok(Settled::default());
         }
         let account = self.account(usage.customer_id)?;
-        account.posted -= cost.0;
-        account.change.cost += cost.0;
+        account.post(cost.0);
         let paid = (account.posted + cost.0).clamp(0, cost.0);
         let mut near = Vec::new();
         if let (Some(limit), Some(near_at)) = (account.credit_limit, account.near_at)
@@ -184,15 +284,10 @@ impl Books {
                 limit: NanoDollars(limit),
             }));
         }
-        let debit = account.change.account;
-        self.transfers.push(Transfer {
-            debit,
-            credit: REVENUE,
-            amount: cost.0,
-            reason: "usage",
-            reference: usage.request_id.clone(),
-            created_at: millis(usage.created_at),
-        });
+        let (account, at) = (account.id, millis(usage.created_at));
+        self.changed.insert(usage.customer_id);
+        self.charges
+            .push(Charge::new(account, cost.0, &usage.request_id, at));
         let owner = Owner::of_request(usage.customer_id, usage.api_key_id);
         let rows = self.budgets(owner, usage.created_at);
         near.extend(rows.filter_map(|row| row.spend(cost)).map(Near::Budget));
@@ -202,21 +297,38 @@ impl Books {
         })
     }
 
+    /// The budgets that a reservation counts in whose periods have not begun.
+    pub fn unopened(&mut self, wanted: &Reservation) -> Vec<budgets::Row> {
+        let rows = self.budgets(wanted.owner(), wanted.created_at);
+        rows.filter(|row| !row.is_open()).map(|row| *row).collect()
+    }
+
+    /// Takes in one of them, opened.
+    pub fn opened(&mut self, opened: budgets::Row) {
+        let rows = self
+            .budgets
+            .entry(opened.spending.owner.customer_id)
+            .or_default();
+        rows.retain(|row| !row.is_same(&opened));
+        rows.push(opened);
+    }
+
+    /// Reserves by what is in them, if all that is needed is.
+    pub fn reserve_at_once(&mut self, wanted: &Reservation) -> Option<Result<Reserved, Error>> {
+        let counted = Counted::new(wanted.owner(), wanted.created_at);
+        let is_known = self.accounts.contains_key(&wanted.customer_id)
+            && self.counted.contains(&counted)
+            && self.unopened(wanted).is_empty();
+        is_known.then(|| self.reserve(wanted))
+    }
+
     /// Holds what a request may come to cost, as far as all of its caps leave it.
     /// To be called after all that this transaction settles.
-    pub async fn reserve(
-        &mut self,
-        transaction: &mut Transaction<'_>,
-        process: &str,
-        wanted: &Reservation,
-    ) -> Result<Reserved, Error> {
-        let owner = Owner::of_request(wanted.customer_id, wanted.api_key_id);
-        let mut tightest = self
-            .account(wanted.customer_id)?
-            .left()
-            .map(|left| (left, Cap::Credit));
-        for row in self.budgets(owner, wanted.created_at) {
-            let (left, cap) = row.left(transaction).await?;
+    pub fn reserve(&mut self, wanted: &Reservation) -> Result<Reserved, Error> {
+        let credit = self.account(wanted.customer_id)?.left();
+        let mut tightest = credit.map(|left| (NanoDollars(left), Cap::Credit));
+        for row in self.budgets(wanted.owner(), wanted.created_at) {
+            let (left, cap) = row.left();
             if tightest.is_none_or(|(least, _)| left < least) {
                 tightest = Some((left, cap));
             }
@@ -228,128 +340,29 @@ impl Books {
             return Ok(Reserved::Refused { by, left });
         }
         let amount = left.min(wanted.most);
-        let account = self.account(wanted.customer_id)?;
-        account.hold(amount.0);
-        account.change.is_reserved = true;
-        for row in self.budgets(owner, wanted.created_at) {
-            row.hold(amount);
-        }
-        self.holds.push(Hold {
-            request_id: wanted.request_id.clone(),
-            customer_id: wanted.customer_id,
-            api_key_id: wanted.api_key_id,
-            amount: amount.0,
-            created_at: millis(wanted.created_at),
-            expires_at: millis(wanted.expires_at),
-            process: process.to_owned(),
-        });
+        let hold = Hold {
+            amount,
+            owner: wanted.owner(),
+            created_at: wanted.created_at,
+        };
+        self.add_to_held(&hold, amount.0)?;
+        self.holds.add(wanted, hold);
         let capped_by = (amount < wanted.most).then_some(by);
         Ok(Reserved::Held { amount, capped_by })
     }
 
     /// Has a script write what has changed. The house's account comes last: all servers
     /// of a database have it in common, and wait for each other from then on.
-    pub fn write(self, transaction: &Transaction<'_>, script: &mut Script<'_>) {
-        budgets::write(transaction, script, self.budgets.into_values().flatten());
-        if !self.holds.is_empty() {
-            script.add(transaction.insert_rows("holds", HOLD, &self.holds, ""));
+    pub fn write(&mut self, transaction: &Transaction<'_>, script: &mut Script<'_>) {
+        let (mut budgets, mut accounts) = (Vec::new(), Vec::new());
+        for id in take(&mut self.changed) {
+            let rows = self.budgets.get_mut(&id).into_iter().flatten();
+            budgets.extend(rows.filter_map(budgets::Row::written));
+            accounts.extend(self.accounts.get_mut(&id).and_then(Account::written));
         }
-        let changes = self.accounts.into_values().map(|account| account.change);
-        let changes: Vec<_> = changes.filter(Change::is_any).collect();
-        if !changes.is_empty() {
-            // guarded, so that no mistake above can reserve what there is not
-            let update = transaction.of_rows(CHANGE, &changes, |new| {
-                format!(
-                    "UPDATE accounts SET posted = posted - cost, held = held + holding \
-                     FROM {new} AS new WHERE id = account AND (NOT is_reserved \
-                     OR credit_limit IS NULL OR posted - cost - held - holding + credit_limit >= 0)"
-                )
-            });
-            script.add_change_of(changes.len(), update);
-        }
-        if !self.transfers.is_empty() {
-            script.add(transaction.insert_rows("transfers", TRANSFER, &self.transfers, ""));
-            let earned: i64 = self.transfers.iter().map(|transfer| transfer.amount).sum();
-            let earn = query("UPDATE accounts SET posted = posted + $1 WHERE id = $2");
-            script.add_change_of(1, earn.bind(earned).bind(REVENUE));
-        }
+        budgets::write(transaction, script, &budgets);
+        self.holds.write(transaction, script);
+        accounts::write(transaction, script, &accounts);
+        charges::write(transaction, script, &take(&mut self.charges));
     }
-}
-
-impl Asked {
-    /// The books, once the script was run.
-    ///
-    /// # Errors
-    /// When it read what cannot be.
-    pub fn books(self, ran: &Ran) -> Result<Books, Error> {
-        let ended = hold::closed(ran.rows(self.ended))?;
-        let mut books = Books {
-            accounts: accounts(ran.rows(Some(self.accounts)))?,
-            budgets: budgets::by_customer(ran.rows(self.budgets))?,
-            freed: ended.len(),
-            transfers: Vec::new(),
-            holds: Vec::new(),
-        };
-        for hold in &ended {
-            books.free(hold)?;
-        }
-        Ok(books)
-    }
-}
-
-impl Account {
-    /// What the balance and the credit limit leave; nothing without a limit.
-    fn left(&self) -> Option<NanoDollars> {
-        let limit = self.credit_limit?;
-        Some(NanoDollars(self.posted - self.held + limit))
-    }
-
-    fn hold(&mut self, amount: i64) {
-        self.held += amount;
-        self.change.holding += amount;
-    }
-}
-
-impl Change {
-    fn is_any(&self) -> bool {
-        self.cost != 0 || self.holding != 0
-    }
-}
-
-/// Has the money of these customers for this transaction alone, and reads their
-/// accounts.
-fn lock(transaction: &Transaction<'_>, customers: &BTreeSet<i64>) -> Query<'static> {
-    let customers: Vec<_> = customers
-        .iter()
-        .map(|&customer_id| Customer { customer_id })
-        .collect();
-    let lock = transaction.lock("accounts");
-    transaction.of_rows("customer_id BIGINT", &customers, |wanted| {
-        format!(
-            "SELECT id, customer_id, posted, held, credit_limit, near_at FROM accounts \
-             WHERE customer_id IN (SELECT customer_id FROM {wanted} AS wanted) \
-             ORDER BY id {lock}"
-        )
-    })
-}
-
-/// What [`lock`] read, by customer.
-fn accounts(rows: &[Row]) -> Result<HashMap<i64, Account>, Error> {
-    rows.iter()
-        .map(|row| {
-            let account = Account {
-                posted: row.try_get("posted")?,
-                held: row.try_get("held")?,
-                credit_limit: row.try_get("credit_limit")?,
-                near_at: row.try_get("near_at")?,
-                change: Change {
-                    account: row.try_get("id")?,
-                    cost: 0,
-                    holding: 0,
-                    is_reserved: false,
-                },
-            };
-            Ok((row.try_get("customer_id")?, account))
-        })
-        .collect()
 }

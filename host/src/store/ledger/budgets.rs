@@ -3,7 +3,7 @@
 //! What is spent and held is kept for each period by itself; a request counts in
 //! the period in which it was admitted, however late it is settled.
 
-use std::collections::{HashMap, HashSet};
+use std::mem::take;
 
 use serde::Serialize;
 use serde_json::json;
@@ -75,6 +75,17 @@ impl Spending {
         NanoDollars(self.budget.amount.0 - self.spent.0 - self.held.0)
     }
 
+    /// Whether a request of this owner counts in it, admitted at this time.
+    pub(super) fn counts(&self, request: Owner, at: OffsetDateTime) -> bool {
+        let Owner {
+            customer_id,
+            api_key_id,
+        } = self.owner;
+        customer_id == request.customer_id
+            && (api_key_id.is_none() || api_key_id == request.api_key_id)
+            && self.budget.period.start(at) == self.start
+    }
+
     /// Whether its near part is spent.
     pub fn is_near(&self) -> bool {
         let Budget {
@@ -125,23 +136,40 @@ const SPENDING: &str = "\
     SELECT counted.*, spent, held FROM counted \
     LEFT JOIN spending ON budget_id = id AND start = since ORDER BY api_key_id NULLS FIRST, id";
 
-/// A request for the same of many.
-#[derive(PartialEq, Eq, Hash, Serialize)]
-struct Request {
+/// All requests that the same budgets count, in the same periods.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+pub(super) struct Counted {
     customer_id: i64,
     api_key_id: Option<i64>,
     day: i64,
     month: i64,
 }
 
-const REQUEST: &str = "customer_id BIGINT, api_key_id BIGINT, day BIGINT, month BIGINT";
+impl Counted {
+    /// Those of this owner that are admitted on the day of this time.
+    pub fn new(request: Owner, at: OffsetDateTime) -> Self {
+        Self {
+            customer_id: request.customer_id,
+            api_key_id: request.api_key_id,
+            day: millis(Period::Day.start(at)),
+            month: millis(Period::Month.start(at)),
+        }
+    }
+
+    /// When that day began, in milliseconds since 1970.
+    pub fn day(&self) -> i64 {
+        self.day
+    }
+}
+
+const COUNTED: &str = "customer_id BIGINT, api_key_id BIGINT, day BIGINT, month BIGINT";
 
 /// A budget in one of its periods; nothing was used if that is not open yet.
-#[derive(Debug)]
-pub(super) struct Row {
+#[derive(Clone, Copy, Debug)]
+pub(in crate::store) struct Row {
     id: i64,
     is_open: bool,
-    spending: Spending,
+    pub spending: Spending,
     /// What is to be added to what is kept.
     spent: i64,
     held: i64,
@@ -149,7 +177,7 @@ pub(super) struct Row {
 
 /// The same of a row of `spending`.
 #[derive(Serialize)]
-struct Used {
+pub(super) struct Used {
     id: i64,
     since: i64,
     more_spent: i64,
@@ -185,40 +213,50 @@ impl Row {
         })
     }
 
-    /// Whether a request of this owner counts in it, admitted at this time.
-    pub fn counts(&self, request: Owner, at: OffsetDateTime) -> bool {
-        let Spending {
-            owner,
-            budget,
-            start,
-            ..
-        } = self.spending;
-        let is_its = owner.api_key_id.is_none() || owner.api_key_id == request.api_key_id;
-        is_its && budget.period.start(at) == start
+    /// Whether it is the same budget in the same period.
+    pub fn is_same(&self, other: &Self) -> bool {
+        (self.id, self.spending.start) == (other.id, other.spending.start)
     }
 
-    /// What it leaves to a request that counts in it; opens its period.
-    pub async fn left(
-        &mut self,
-        transaction: &mut Transaction<'_>,
-    ) -> Result<(NanoDollars, Cap), Error> {
-        if !self.is_open {
-            open(transaction, self).await?;
-        }
+    /// Whether its period has begun.
+    pub fn is_open(&self) -> bool {
+        self.is_open
+    }
+
+    /// What it leaves to a request that counts in it.
+    pub fn left(&self) -> (NanoDollars, Cap) {
         let cap = Cap::Budget {
             is_of_key: self.spending.owner.api_key_id.is_some(),
             period: self.spending.budget.period,
         };
-        Ok((self.spending.left(), cap))
+        (self.spending.left(), cap)
     }
 
-    /// Adds to what is held in it. A period that is not open counts it when it is
-    /// opened: it is written by then.
-    pub fn hold(&mut self, more: NanoDollars) {
-        if self.is_open {
-            self.spending.held.0 += more.0;
-            self.held += more.0;
+    /// Adds to what is held in it, or takes from it; to be written if others are to see
+    /// it. Of a period that is not open the database counts that when it is opened.
+    pub fn hold(&mut self, amount: i64, is_shared: bool) {
+        if self.is_open || !is_shared {
+            self.spending.held.0 += amount;
         }
+        if self.is_open && is_shared {
+            self.held += amount;
+        }
+    }
+
+    /// What is to be added to what is kept, once. Of a period that is not open nothing
+    /// is: its requests are added up when it is opened.
+    pub(super) fn written(&mut self) -> Option<Used> {
+        let (more_spent, more_held) = (take(&mut self.spent), take(&mut self.held));
+        if !self.is_open {
+            self.spending.spent = NanoDollars(0);
+        }
+        let is_any = self.is_open && (more_spent != 0 || more_held != 0);
+        is_any.then_some(Used {
+            id: self.id,
+            since: millis(self.spending.start),
+            more_spent,
+            more_held,
+        })
     }
 
     /// Adds what a request cost, which is not written yet; returns whether it brings
@@ -235,22 +273,9 @@ impl Row {
     }
 }
 
-/// The budgets that requests count in; given who asks, and when they were admitted.
-pub(super) fn of_requests(
-    transaction: &Transaction<'_>,
-    requests: &[(Owner, OffsetDateTime)],
-) -> Query<'static> {
-    let requests: HashSet<_> = requests
-        .iter()
-        .map(|&(owner, at)| Request {
-            customer_id: owner.customer_id,
-            api_key_id: owner.api_key_id,
-            day: millis(Period::Day.start(at)),
-            month: millis(Period::Month.start(at)),
-        })
-        .collect();
-    let requests: Vec<_> = requests.into_iter().collect();
-    transaction.of_rows(REQUEST, &requests, |requests| {
+/// The budgets that requests count in.
+pub(super) fn of_requests(transaction: &Transaction<'_>, requests: &[&Counted]) -> Query<'static> {
+    transaction.of_rows(COUNTED, requests, |requests| {
         format!(
             "WITH counted AS (SELECT DISTINCT budgets.*, \
                 CASE period WHEN 'day' THEN day WHEN 'month' THEN month ELSE 0 END AS since \
@@ -264,34 +289,15 @@ pub(super) fn of_requests(
     })
 }
 
-/// What [`of_requests`] found, by customer.
-pub(super) fn by_customer(rows: &[db::Row]) -> Result<HashMap<i64, Vec<Row>>, Error> {
-    let mut budgets: HashMap<_, Vec<_>> = HashMap::new();
-    for row in rows {
-        let row = Row::read(row)?;
-        let customer_id = row.spending.owner.customer_id;
-        budgets.entry(customer_id).or_default().push(row);
-    }
-    Ok(budgets)
+/// What [`of_requests`] found.
+pub(super) fn found(rows: &[db::Row]) -> Result<Vec<Row>, Error> {
+    rows.iter().map(Row::read).collect()
 }
 
-/// Adds what was spent and is held more, or less, to what is kept.
-pub(super) fn write(
-    transaction: &Transaction<'_>,
-    script: &mut Script<'_>,
-    rows: impl Iterator<Item = Row>,
-) {
-    let used: Vec<_> = rows
-        .filter(|row| row.is_open && (row.spent != 0 || row.held != 0))
-        .map(|row| Used {
-            id: row.id,
-            since: millis(row.spending.start),
-            more_spent: row.spent,
-            more_held: row.held,
-        })
-        .collect();
+/// Has a script add what was spent and is held more, or less, to what is kept.
+pub(super) fn write(transaction: &Transaction<'_>, script: &mut Script<'_>, used: &[Used]) {
     if !used.is_empty() {
-        let update = transaction.of_rows(USED, &used, |used| {
+        let update = transaction.of_rows(USED, used, |used| {
             format!(
                 "UPDATE spending SET spent = spent + more_spent, held = held + more_held \
                  FROM {used} AS used WHERE budget_id = id AND start = since"
@@ -322,7 +328,10 @@ async fn rows<'a, 'c: 'a>(
 
 /// Begins a period of a budget with what was used in it so far, which is nothing
 /// unless the budget is newer than the period.
-async fn open(transaction: &mut Transaction<'_>, row: &mut Row) -> Result<(), Error> {
+pub(in crate::store) async fn open(
+    transaction: &mut Transaction<'_>,
+    row: &mut Row,
+) -> Result<(), Error> {
     let Spending {
         owner,
         start,
@@ -350,7 +359,7 @@ async fn open(transaction: &mut Transaction<'_>, row: &mut Row) -> Result<(), Er
     .fetch_one(transaction)
     .await?;
     row.spending.spent.0 += begun.try_get::<i64>("spent")?;
-    row.spending.held = NanoDollars(begun.try_get("held")?);
+    row.spending.held.0 += begun.try_get::<i64>("held")?;
     row.is_open = true;
     Ok(())
 }
@@ -362,11 +371,9 @@ impl Store {
     /// # Errors
     /// When the database fails.
     pub async fn budgets(&self, owner: Owner, now: OffsetDateTime) -> Result<Vec<Spending>, Error> {
-        let rows = rows(&self.read, owner, false, now).await?;
-        let spending = rows.into_iter().map(|row| row.spending);
-        Ok(spending
-            .filter(|spending| spending.owner == owner)
-            .collect())
+        let mut spending = self.spending(owner, false, now).await?;
+        spending.retain(|spending| spending.owner == owner);
+        Ok(spending)
     }
 
     /// All budgets of a customer and its keys.
@@ -378,8 +385,22 @@ impl Store {
         customer_id: i64,
         now: OffsetDateTime,
     ) -> Result<Vec<Spending>, Error> {
-        let rows = rows(&self.read, Owner::customer(customer_id), true, now).await?;
-        Ok(rows.into_iter().map(|row| row.spending).collect())
+        self.spending(Owner::customer(customer_id), true, now).await
+    }
+
+    async fn spending(
+        &self,
+        owner: Owner,
+        are_all: bool,
+        now: OffsetDateTime,
+    ) -> Result<Vec<Spending>, Error> {
+        let rows = rows(&self.read, owner, are_all, now).await?;
+        let books = self.books.lock();
+        let spending = rows.into_iter().map(|Row { mut spending, .. }| {
+            spending.held.0 += books.held_in(&spending).0;
+            spending
+        });
+        Ok(spending.collect())
     }
 
     /// Replaces the budgets of an owner, at most one for each period. What was
@@ -395,8 +416,7 @@ impl Store {
         now: OffsetDateTime,
     ) -> Result<(), Error> {
         let limited = self.limited.change(owner.customer_id).await;
-        let mut transaction = self.write.begin().await?;
-        transaction.lock_customers([owner.customer_id]).await?;
+        let mut transaction = self.begin_with_money_of(owner.customer_id).await?;
         for period in [Period::Day, Period::Month, Period::Total] {
             match budgets.iter().find(|budget| budget.period == period) {
                 Some(budget) => set(&mut transaction, owner, budget).await?,

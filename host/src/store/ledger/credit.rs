@@ -128,8 +128,7 @@ impl Store {
         by: &Actor,
         now: OffsetDateTime,
     ) -> Result<Transfer, Error> {
-        let mut transaction = self.write.begin().await?;
-        transaction.lock_customers([customer_id]).await?;
+        let mut transaction = self.begin_with_money_of(customer_id).await?;
         let account: i64 = query(
             "SELECT accounts.id FROM accounts JOIN customers ON customers.id = customer_id \
              WHERE customer_id = $1 AND deleted_at IS NULL",

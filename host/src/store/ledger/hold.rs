@@ -1,6 +1,8 @@
 //! Holds: what requests at work may come to cost.
 
+use std::collections::HashMap;
 use std::fmt;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use sqlx::AssertSqlSafe;
@@ -10,7 +12,7 @@ use super::budgets::Owner;
 use super::{Books, Period, Scope};
 use crate::money::NanoDollars;
 use crate::store::db::{Query, Row, Script, Transaction, query};
-use crate::store::{Error, Store, from_millis};
+use crate::store::{Error, Store, from_millis, millis};
 
 /// What caps the spending of a customer or a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
@@ -83,12 +85,92 @@ pub enum Reserved {
     },
 }
 
-/// A hold that was taken off.
+impl Reservation {
+    /// Who asks.
+    pub(super) fn owner(&self) -> Owner {
+        Owner::of_request(self.customer_id, self.api_key_id)
+    }
+}
+
+/// What is held for a request.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Closed {
+pub(super) struct Hold {
     pub amount: NanoDollars,
     pub owner: Owner,
     pub created_at: OffsetDateTime,
+}
+
+/// Where it is on record what is held.
+#[derive(Debug)]
+pub(super) enum Holds {
+    /// In the database, for all its servers to see, as of this run of one of them; with
+    /// what is yet to be written.
+    Shared {
+        process: Arc<str>,
+        new: Vec<NewHold>,
+    },
+    /// Here, by request: they end with this process.
+    Own(HashMap<String, Hold>),
+}
+
+/// A row of `holds`.
+#[derive(Debug, Serialize)]
+pub(super) struct NewHold {
+    request_id: String,
+    customer_id: i64,
+    api_key_id: i64,
+    amount: i64,
+    created_at: i64,
+    expires_at: i64,
+    process: String,
+}
+
+const HOLD: &str = "request_id TEXT, customer_id BIGINT, api_key_id BIGINT, amount BIGINT, \
+    created_at BIGINT, expires_at BIGINT, process TEXT";
+
+impl Holds {
+    pub fn are_shared(&self) -> bool {
+        matches!(self, Self::Shared { .. })
+    }
+
+    pub fn add(&mut self, wanted: &Reservation, hold: Hold) {
+        let request_id = wanted.request_id.clone();
+        match self {
+            Self::Shared { process, new } => new.push(NewHold {
+                request_id,
+                customer_id: wanted.customer_id,
+                api_key_id: wanted.api_key_id,
+                amount: hold.amount.0,
+                created_at: millis(wanted.created_at),
+                expires_at: millis(wanted.expires_at),
+                process: process.to_string(),
+            }),
+            Self::Own(holds) => {
+                holds.insert(request_id, hold);
+            }
+        }
+    }
+
+    /// The sum of those here of which this is true.
+    pub fn sum(&self, is_of_it: impl Fn(&Hold) -> bool) -> i64 {
+        match self {
+            Self::Shared { .. } => 0,
+            Self::Own(holds) => {
+                let amounts = holds.values().filter(|hold| is_of_it(hold));
+                amounts.map(|hold| hold.amount.0).sum()
+            }
+        }
+    }
+
+    /// Has a script write those that are yet to be.
+    pub fn write(&mut self, transaction: &Transaction<'_>, script: &mut Script<'_>) {
+        if let Self::Shared { new, .. } = self
+            && !new.is_empty()
+        {
+            script.add(transaction.insert_rows("holds", HOLD, new, ""));
+            new.clear();
+        }
+    }
 }
 
 /// A request that is over.
@@ -116,10 +198,10 @@ pub(super) fn close(transaction: &Transaction<'_>, requests: &[Ended<'_>]) -> Qu
 }
 
 /// What [`close`] took off.
-pub(super) fn closed(rows: &[Row]) -> Result<Vec<Closed>, Error> {
+pub(super) fn closed(rows: &[Row]) -> Result<Vec<Hold>, Error> {
     rows.iter()
         .map(|row| {
-            Ok(Closed {
+            Ok(Hold {
                 amount: NanoDollars(row.try_get("amount")?),
                 owner: Owner::of_request(row.try_get("customer_id")?, row.try_get("api_key_id")?),
                 created_at: from_millis(row.try_get("created_at")?),
@@ -145,10 +227,11 @@ pub(in crate::store) async fn void(
             created_at: from_millis(row.try_get("created_at")?),
         });
     }
+    // it reserves nothing, so nothing is held as of a process
+    let mut books = Books::shared("".into());
     let mut script = Script::default();
-    let asked = Books::ask(transaction, &mut script, &scope);
-    let books = asked.books(&script.run(transaction).await?)?;
-    let voided = books.freed();
+    let asked = books.ask(transaction, &mut script, scope);
+    let voided = books.read(asked, &script.run(transaction).await?)?;
     let mut script = Script::default();
     books.write(transaction, &mut script);
     script.run(transaction).await?;
@@ -163,6 +246,9 @@ impl Store {
     /// When the database fails.
     pub async fn void_holds_of_others(&self, process: &str) -> Result<usize, Error> {
         let mut transaction = self.write.begin().await?;
+        if !self.write.is_shared() {
+            self.books.lock().forget();
+        }
         let sql = format!("SELECT {HELD} FROM holds WHERE process <> $1");
         let rows = query(AssertSqlSafe(sql))
             .bind(process)

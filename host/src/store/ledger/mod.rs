@@ -7,13 +7,16 @@
 //! transaction of its usage row. What is stored beside transfers, usage and
 //! holds (`posted`, `held`, `spending`) is a sum of them, kept so that no sum
 //! must be made for a request; [`Store::audit`](super::Store::audit) makes them again.
+//! What is held of a file is not stored: see [`books`].
 //!
-//! Whatever is held or settled is written by the one task of
+//! Whatever is settled, and held on a server, is written by the one task of
 //! [`Settler`](super::Settler).
 
+mod accounts;
 mod audit;
 mod books;
 pub mod budgets;
+mod charges;
 mod credit;
 mod hold;
 mod limited;
@@ -23,7 +26,7 @@ mod tests;
 
 use crate::money::NanoDollars;
 
-pub(super) use books::{Books, Scope};
+pub(super) use books::{Books, OpenBooks, Scope};
 pub(super) use credit::renew_near;
 pub use credit::{NEAR_PERCENT, Nearly, Transfer};
 pub use hold::{Cap, Reservation, Reserved};

@@ -311,7 +311,13 @@ async fn what_could_not_be_settled_is_freed_by_what_can_be_written_next() {
     };
     let settled = ledger.settler.settle(settlement(&open, 60)).await;
     settled.expect_err("the disk is full");
-    assert_eq!(ledger.check().await, Some(40));
+    // other servers cannot be told of it yet
+    let left = if ledger.store.write.is_shared() {
+        40
+    } else {
+        100
+    };
+    assert_eq!(ledger.check().await, Some(left));
     change(&ledger, clear).await;
     let reserved = ledger.reserve(owner(0), 1, 100, NOW).await;
     let all = NanoDollars(100);
@@ -323,20 +329,6 @@ async fn what_could_not_be_settled_is_freed_by_what_can_be_written_next() {
         }
     );
     assert_eq!(ledger.check().await, Some(0));
-}
-
-#[tokio::test]
-async fn commits_are_flushed_again_after_one_that_need_not_be() {
-    let mut ledger = Ledger::on(Scratch::file(), Some(100)).await;
-    ledger.reserve(owner(0), 1, 60, NOW).await;
-    let mut transaction = ledger.store.write.begin().await.expect("a transaction");
-    let row = query("PRAGMA synchronous")
-        .fetch_one(&mut transaction)
-        .await;
-    let level: i64 = row
-        .and_then(|row| row.try_get("synchronous"))
-        .expect("a level");
-    assert_eq!(level, 2, "FULL");
 }
 
 #[tokio::test]
