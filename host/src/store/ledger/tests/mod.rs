@@ -9,7 +9,7 @@ use std::sync::Arc;
 use time::macros::datetime;
 use time::{Duration, OffsetDateTime};
 
-use super::budgets::{Budget, Owner};
+use super::budgets::{Budget, Owner, Spending};
 use super::{Cap, Period, Reservation, Reserved};
 use crate::money::{NanoDollars, Price};
 use crate::store::audit::Actor;
@@ -253,6 +253,36 @@ async fn a_budget_begins_anew_with_its_period() {
         (spending[0].spent, spending[0].held),
         (NanoDollars(0), NanoDollars(100))
     );
+    ledger.check().await;
+}
+
+#[tokio::test]
+async fn a_period_counts_a_request_that_is_settled_as_it_begins() {
+    let mut ledger = Ledger::new(None).await;
+    let (key, tomorrow) = (owner(0), NOW + Duration::DAY);
+    ledger.budgets(key, &[(Period::Day, 100)]).await;
+    let settled = Open {
+        id: "one".into(),
+        owner: key,
+        held: None,
+        at: tomorrow,
+    };
+    let wanted = ledger.reservation(key, 1, 200, tomorrow);
+    // in one commit: both wait before the writer has its turn
+    let (settled, reserved) = tokio::join!(
+        ledger.settler.settle(settlement(&settled, 30)),
+        ledger.settler.reserve(wanted),
+    );
+    settled.expect("settled");
+    let Ok(Reserved::Held { amount, .. }) = reserved else {
+        panic!("{reserved:?}")
+    };
+    assert_eq!(amount, NanoDollars(70));
+    let spending = ledger.store.budgets(key, tomorrow).await.expect("budgets");
+    let [Spending { spent, held, .. }] = spending[..] else {
+        panic!("{spending:?}")
+    };
+    assert_eq!((spent, held), (NanoDollars(30), NanoDollars(70)));
     ledger.check().await;
 }
 
