@@ -8,7 +8,6 @@ use std::arch::x86_64::{
     _mm256_setzero_si256, _mm256_sign_epi8, _mm256_slli_epi16, _mm256_srai_epi16,
     _mm256_srli_epi16, _mm256_storeu_ps,
 };
-
 use std::hint::black_box;
 
 use super::element::{Element, LANES, Lanes};
@@ -134,6 +133,7 @@ fn wide_block<const T: usize, const R: usize>(
                 let mut even = [_mm256_setzero_si256(); 2];
                 let mut odd = [_mm256_setzero_si256(); 2];
                 for half in 0..2 {
+                    // each two of four bytes in 16 bits, as inputs are in pairs
                     even[half] = _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(tile[half]));
                     odd[half] = _mm256_srai_epi16::<8>(tile[half]);
                 }
