@@ -165,8 +165,8 @@ impl Books {
         }
     }
 
-    /// Takes in what the script has read, and frees what was held for requests that
-    /// are over. Returns of how many of them something was.
+    /// Takes in what the script has read, and that it freed what the database held for
+    /// requests that are over. Returns of how many of them that was.
     ///
     /// # Errors
     /// When it read what cannot be.
@@ -187,14 +187,7 @@ impl Books {
             }
         }
         self.counted.extend(scope.counted);
-        let closed = match &mut self.holds {
-            Holds::Shared { .. } => hold::closed(ran.rows(asked.closed))?,
-            Holds::Own(holds) => {
-                let held = scope.ended.iter();
-                held.filter_map(|ended| holds.remove(ended.request_id))
-                    .collect()
-            }
-        };
+        let closed = hold::closed(ran.rows(asked.closed))?;
         for hold in &closed {
             self.add_to_held(hold, -hold.amount.0)?;
         }
@@ -263,8 +256,14 @@ impl Books {
         Ok(())
     }
 
-    /// Books a request that has just got its usage row: posts its cost.
+    /// Books a request that has just got its usage row: frees what is held for it here and
+    /// posts its cost, at one moment, since others may reserve at any.
     pub fn settle(&mut self, usage: &Usage) -> Result<Settled, Error> {
+        if let Holds::Own(holds) = &mut self.holds
+            && let Some(hold) = holds.remove(&usage.request_id)
+        {
+            self.add_to_held(&hold, -hold.amount.0)?;
+        }
         let cost = usage.cost;
         if cost.0 == 0 {
             return Ok(Settled::default());

@@ -5,6 +5,7 @@ mod at_once;
 mod audit;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use time::macros::datetime;
 use time::{Duration, OffsetDateTime};
@@ -315,6 +316,53 @@ async fn a_budget_that_comes_late_counts_what_was_used_in_its_period() {
     ];
     assert_eq!(spent, expected);
     ledger.check().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_a_request_cost_is_nobodys_while_it_is_settled() {
+    let mut ledger = Ledger::on(Scratch::file(), Some(0)).await;
+    ledger.budgets(owner(0), &[(Period::Day, 1000)]).await;
+    for turn in 1..20 {
+        let (all, reference) = (NanoDollars(100), format!("payment-{turn}"));
+        let paid = ledger
+            .store
+            .add_credit(1, all, &reference, &Actor::Server, NOW);
+        paid.await.expect("booked");
+        let wanted = ledger.reservation(owner(0), 100, 100, NOW);
+        let request = Open {
+            id: wanted.request_id.clone(),
+            owner: owner(0),
+            held: Some(all),
+            at: NOW,
+        };
+        let held = ledger.settler.reserve(wanted).await.expect("an answer");
+        assert!(matches!(held, Reserved::Held { .. }), "{held:?}");
+
+        let is_over = Arc::new(AtomicBool::new(false));
+        let others: Vec<_> = (0..3)
+            .map(|_| {
+                let (settler, is_over) = (ledger.settler.clone(), Arc::clone(&is_over));
+                let wanted = ledger.reservation(owner(1), 1, 100, NOW);
+                tokio::spawn(async move {
+                    while !is_over.load(Ordering::Relaxed) {
+                        let reserved = settler.reserve(wanted.clone()).await;
+                        let reserved = reserved.expect("an answer");
+                        assert!(matches!(reserved, Reserved::Refused { .. }), "{reserved:?}");
+                        tokio::task::yield_now().await;
+                    }
+                })
+            })
+            .collect();
+        // a period that begins in the same commit takes it a while
+        let past = ledger.reservation(owner(0), 1, 1, NOW - Duration::days(turn));
+        let (_, past) = tokio::join!(ledger.settle(&request, 100), ledger.settler.reserve(past));
+        assert!(matches!(past, Ok(Reserved::Refused { .. })), "{past:?}");
+        is_over.store(true, Ordering::Relaxed);
+        for other in others {
+            other.await.expect("refused each time");
+        }
+    }
+    assert_eq!(ledger.check().await, Some(0));
 }
 
 #[tokio::test]
