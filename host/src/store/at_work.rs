@@ -89,7 +89,7 @@ pub(super) async fn end(
     transaction: &mut Transaction<'_>,
     request_id: &str,
 ) -> Result<bool, Error> {
-    if let Transaction::Sqlite(_) = transaction {
+    if !transaction.is_shared() {
         return Ok(true);
     }
     let freed = query("DELETE FROM at_work WHERE request_id = $1")

@@ -79,7 +79,7 @@ pub async fn run(pool: &Pool) -> Result<(), Error> {
     apply(
         pool,
         match pool {
-            Pool::Sqlite(_) => &SQLITE,
+            Pool::Sqlite(_) | Pool::Writer(_) => &SQLITE,
             Pool::Postgres(_) => &POSTGRES,
         },
     )
@@ -105,6 +105,7 @@ async fn apply(pool: &Pool, scripts: &[Script]) -> Result<(), Error> {
     };
     let done = match pool {
         Pool::Sqlite(pool) => migrator.run(pool).await,
+        Pool::Writer(writer) => migrator.run(writer.turn().await?.connection()?).await,
         Pool::Postgres(pool) => {
             // of its own: one over millions of rows, or the wait for another server's,
             // takes longer than any query may

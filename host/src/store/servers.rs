@@ -63,7 +63,7 @@ impl Hearing {
 
 /// Tells the other servers, once the transaction is committed.
 pub(super) async fn tell(transaction: &mut Transaction<'_>, change: Change) -> Result<(), Error> {
-    if let Transaction::Postgres(_) = transaction {
+    if transaction.is_shared() {
         let text = match change {
             Change::Keys => "keys".to_owned(),
             Change::Limits(customer_id) => format!("limits {customer_id}"),
@@ -81,9 +81,9 @@ pub(super) async fn tell(transaction: &mut Transaction<'_>, change: Change) -> R
 /// usage, until it ends: their numbers are given before they can be seen, and
 /// transactions end in any order. To be called before the first of them.
 pub(super) fn show_rows(transaction: &Transaction<'_>) -> Option<Query<'static>> {
-    let Transaction::Postgres(_) = transaction else {
+    if !transaction.is_shared() {
         return None;
-    };
+    }
     // a lock that nobody waits for is a note that is gone with the transaction
     let sql = format!("SELECT pg_advisory_xact_lock_shared($1 + {NEXT_ROW}) FROM usage_id_seq");
     Some(query(AssertSqlSafe(sql)).bind(ROWS))
@@ -113,10 +113,7 @@ pub(super) async fn whole_before(pool: &Pool) -> Result<i64, Error> {
 /// Renews the lease of whoever holds something in this transaction, so that no
 /// hold is ever seen without a lease.
 pub(super) fn renew<'q>(transaction: &Transaction<'_>, process: &'q str) -> Option<Query<'q>> {
-    match transaction {
-        Transaction::Sqlite(_) => None,
-        Transaction::Postgres(_) => Some(query(RENEW).bind(process)),
-    }
+    (transaction.is_shared()).then(|| query(RENEW).bind(process))
 }
 
 /// The right to do something that one server does at a time, until it is dropped.

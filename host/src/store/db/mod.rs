@@ -15,6 +15,7 @@ mod query;
 mod row;
 mod rows;
 mod script;
+mod writer;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -32,6 +33,7 @@ use super::Error;
 pub use query::{On, Query, query};
 pub use row::Row;
 pub use script::{Place as PlaceInScript, Ran, Script};
+pub use writer::{Turn, Writer};
 
 /// Connections to PostgreSQL that write: for settling, for the server's lease, for
 /// its ear, for Stripe, for the webhook, for what is rare, and four for the names of
@@ -64,16 +66,20 @@ impl fmt::Display for Place {
 /// Connections to a database.
 #[derive(Clone, Debug)]
 pub enum Pool {
-    /// To a file.
+    /// To a file, to read by.
     Sqlite(SqlitePool),
+    /// To a file, to write by.
+    Writer(Writer),
     /// To a server.
     Postgres(PgPool),
 }
 
 /// A transaction; undone if it is dropped before it is committed.
 pub enum Transaction<'c> {
-    /// On a file, with the lock for writing.
+    /// On a file, that reads.
     Sqlite(sqlx::Transaction<'c, Sqlite>),
+    /// On a file, with the lock for writing from its first query on.
+    Writer(Turn),
     /// On a server.
     Postgres(sqlx::Transaction<'c, Postgres>),
 }
@@ -86,9 +92,8 @@ pub enum Transaction<'c> {
 pub async fn writers(place: &Place) -> Result<Pool, Error> {
     match place {
         Place::File(file) => {
-            let options = file_pool(1);
-            let pool = options.connect_with(file_options(file)).await?;
-            Ok(Pool::Sqlite(pool))
+            let writer = Writer::open(&file_options(file)).await?;
+            Ok(Pool::Writer(writer))
         }
         Place::Server(url) => server(url, WRITERS).await,
     }
@@ -101,19 +106,15 @@ pub async fn writers(place: &Place) -> Result<Pool, Error> {
 pub async fn readers(place: &Place) -> Result<Pool, Error> {
     match place {
         Place::File(file) => {
-            let options = file_pool(4);
+            let options = SqlitePoolOptions::new()
+                .max_connections(4)
+                // a file does not go away: no trip to its thread to ask
+                .test_before_acquire(false);
             let file = file_options(file).read_only(true).create_if_missing(false);
             Ok(Pool::Sqlite(options.connect_with(file).await?))
         }
         Place::Server(url) => server(url, READERS).await,
     }
-}
-
-fn file_pool(connections: u32) -> SqlitePoolOptions {
-    SqlitePoolOptions::new()
-        .max_connections(connections)
-        // a file does not go away: no trip to its thread to ask
-        .test_before_acquire(false)
 }
 
 fn file_options(file: &Path) -> SqliteConnectOptions {
@@ -162,10 +163,9 @@ impl Pool {
     /// When the database cannot be reached, or is written by another for long.
     pub async fn begin(&self) -> Result<Transaction<'static>, sqlx::Error> {
         match self {
-            Self::Sqlite(pool) => {
-                let transaction = pool.begin_with("BEGIN IMMEDIATE").await?;
-                Ok(Transaction::Sqlite(transaction))
-            }
+            Self::Writer(writer) => Ok(Transaction::Writer(writer.turn().await?)),
+            // of which no transaction can write
+            Self::Sqlite(pool) => Ok(Transaction::Sqlite(pool.begin().await?)),
             Self::Postgres(pool) => Ok(Transaction::Postgres(pool.begin().await?)),
         }
     }
@@ -177,6 +177,7 @@ impl Pool {
     pub async fn moment(&self) -> Result<Transaction<'static>, sqlx::Error> {
         match self {
             Self::Sqlite(pool) => Ok(Transaction::Sqlite(pool.begin().await?)),
+            Self::Writer(writer) => Ok(Transaction::Writer(writer.turn().await?)),
             Self::Postgres(pool) => {
                 let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
                 Ok(Transaction::Postgres(pool.begin_with(begin).await?))
@@ -193,12 +194,18 @@ impl Pool {
     pub async fn close(&self) {
         match self {
             Self::Sqlite(pool) => pool.close().await,
+            Self::Writer(writer) => writer.close().await,
             Self::Postgres(pool) => pool.close().await,
         }
     }
 }
 
 impl Transaction<'_> {
+    /// Whether others may write at the same time.
+    pub fn is_shared(&self) -> bool {
+        matches!(self, Self::Postgres(_))
+    }
+
     /// Makes what was written last.
     ///
     /// # Errors
@@ -206,6 +213,7 @@ impl Transaction<'_> {
     pub async fn commit(self) -> Result<(), sqlx::Error> {
         match self {
             Self::Sqlite(transaction) => transaction.commit().await,
+            Self::Writer(turn) => turn.commit().await,
             Self::Postgres(transaction) => transaction.commit().await,
         }
     }

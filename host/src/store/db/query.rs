@@ -48,11 +48,20 @@ macro_rules! run {
     ($query:expr, $on:expr, $method:ident) => {
         match $on.into() {
             On::Pool(Pool::Sqlite(pool)) => $query.sqlite()?.$method(pool).await.map(From::from),
+            On::Pool(Pool::Writer(writer)) => {
+                let mut turn = writer.turn().await?;
+                let query = $query.sqlite()?;
+                query.$method(turn.connection()?).await.map(From::from)
+            }
             On::Pool(Pool::Postgres(pool)) => {
                 $query.postgres()?.$method(pool).await.map(From::from)
             }
             On::Transaction(Transaction::Sqlite(on)) => {
                 $query.sqlite()?.$method(&mut **on).await.map(From::from)
+            }
+            On::Transaction(Transaction::Writer(turn)) => {
+                let query = $query.sqlite()?;
+                query.$method(turn.begun().await?).await.map(From::from)
             }
             On::Transaction(Transaction::Postgres(on)) => {
                 $query.postgres()?.$method(&mut **on).await.map(From::from)
@@ -73,14 +82,6 @@ impl<'q> Query<'q> {
     /// # Errors
     /// When the database fails.
     pub async fn execute<'a, 'c: 'a>(self, on: impl Into<On<'a, 'c>>) -> Result<u64, sqlx::Error> {
-        let on = on.into();
-        if let On::Pool(pool @ Pool::Sqlite(_)) = on {
-            // which sees to it that it is flushed
-            let mut transaction = pool.begin().await?;
-            let done: Done = run!(self, &mut transaction, execute)?;
-            transaction.commit().await?;
-            return Ok(done.0);
-        }
         let done: Done = run!(self, on, execute)?;
         Ok(done.0)
     }

@@ -17,7 +17,7 @@ impl Transaction<'_> {
         sql: impl FnOnce(&str) -> String,
     ) -> Query<'q> {
         let table = match self {
-            Self::Sqlite(_) => {
+            Self::Sqlite(_) | Self::Writer(_) => {
                 // of `json_each` each value would be a text, to be taken apart once more
                 let values: Vec<_> = names(columns)
                     .map(|name| format!("value ->> '{name}' AS {name}"))
@@ -54,7 +54,7 @@ impl Transaction<'_> {
     /// where others may write too.
     pub fn lock(&self, table: &str) -> String {
         match self {
-            Self::Sqlite(_) => String::new(),
+            Self::Sqlite(_) | Self::Writer(_) => String::new(),
             // not FOR UPDATE, which would also keep off new rows that refer to them
             Self::Postgres(_) => format!("FOR NO KEY UPDATE OF {table}"),
         }

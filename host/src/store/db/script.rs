@@ -1,7 +1,7 @@
 //! Several queries in one go.
 
 use futures_util::TryStreamExt;
-use sqlx::{AssertSqlSafe, Either, Executor};
+use sqlx::{AssertSqlSafe, Either, Executor, SqliteConnection};
 
 use super::query::{Done, query};
 use super::{Query, Row, Transaction};
@@ -38,7 +38,8 @@ impl<'q> Script<'q> {
         self.push(query, None)
     }
 
-    /// Adds a query that changes so many rows, or else the script fails.
+    /// Adds a query that changes so many rows, or else the script fails, before anything
+    /// of it is committed.
     pub fn add_change_of(&mut self, rows: usize, query: Query<'q>) {
         self.push(query, Some(rows as u64));
     }
@@ -54,29 +55,76 @@ impl<'q> Script<'q> {
     /// When the database fails or a query has not changed what it must. Then the
     /// transaction is to be undone.
     pub async fn run(self, transaction: &mut Transaction<'_>) -> Result<Ran, Error> {
-        let changes: Vec<_> = self.steps.iter().map(|step| step.changes).collect();
-        let queries = self.steps.into_iter().map(|step| step.query);
-        let mut outcomes = Vec::with_capacity(changes.len());
         match transaction {
-            Transaction::Sqlite(on) => {
-                if !changes.is_empty() {
-                    let query = joined(queries).sqlite()?;
-                    collect(on.fetch_many(query), &mut outcomes).await?;
+            Transaction::Sqlite(on) => self.run_on_file(None, &mut *on, None).await,
+            Transaction::Writer(turn) => {
+                if self.steps.is_empty() {
+                    return Ok(Ran(Vec::new()));
                 }
+                let begin = turn.begin();
+                self.run_on_file(begin, turn.connection()?, None).await
             }
             Transaction::Postgres(on) => {
-                for query in queries {
+                let mut outcomes = Vec::with_capacity(self.steps.len());
+                for Step { query, changes } in self.steps {
                     collect(on.fetch_many(query.postgres()?), &mut outcomes).await?;
+                    let changed = outcomes.last().map(|outcome| outcome.changed);
+                    if changes.is_some() && changes != changed {
+                        let why = format!("{changed:?} rows were changed, not {changes:?}");
+                        return Err(Error::Database(why));
+                    }
                 }
+                Ok(Ran(outcomes))
             }
         }
-        for (outcome, changes) in outcomes.iter().zip(changes) {
-            if changes.is_some_and(|changes| changes != outcome.changed) {
-                let why = format!("{} rows were changed, not {changes:?}", outcome.changed);
-                return Err(Error::Database(why));
+    }
+
+    /// Runs them all and commits the transaction.
+    ///
+    /// # Errors
+    /// Those of [`Self::run`]; whether it was committed is unknown where the database fails.
+    pub async fn run_last(self, mut transaction: Transaction<'_>) -> Result<(), Error> {
+        if let Transaction::Writer(mut turn) = transaction {
+            let begin = turn.begin();
+            self.run_on_file(begin, turn.connection()?, Some("COMMIT"))
+                .await?;
+            turn.end();
+            return Ok(());
+        }
+        self.run(&mut transaction).await?;
+        Ok(transaction.commit().await?)
+    }
+
+    /// Runs them as one, with something before and after them.
+    async fn run_on_file(
+        self,
+        before: Option<&'static str>,
+        on: &mut SqliteConnection,
+        after: Option<&'static str>,
+    ) -> Result<Ran, Error> {
+        let mut queries = Vec::with_capacity(self.steps.len() + 2);
+        queries.extend(before.map(|sql| (query(sql), false)));
+        for Step {
+            query: step,
+            changes,
+        } in self.steps
+        {
+            queries.push((step, true));
+            if let Some(changes) = changes {
+                // within the script, since it may be committed at its end
+                let check = "INSERT INTO temp.changed SELECT changes() WHERE changes() <> $1";
+                let changes = i64::try_from(changes).unwrap_or(i64::MAX);
+                queries.push((query(check).bind(changes), false));
             }
         }
-        Ok(Ran(outcomes))
+        queries.extend(after.map(|sql| (query(sql), false)));
+        let is_step: Vec<_> = queries.iter().map(|(_, is_step)| *is_step).collect();
+        let query = joined(queries.into_iter().map(|(query, _)| query)).sqlite()?;
+        let mut outcomes = Vec::with_capacity(is_step.len());
+        collect(on.fetch_many(query), &mut outcomes).await?;
+        let steps = outcomes.into_iter().zip(is_step);
+        let steps = steps.filter(|(_, is_step)| *is_step);
+        Ok(Ran(steps.map(|(outcome, _)| outcome).collect()))
     }
 }
 
