@@ -264,8 +264,7 @@ impl Writer {
             books.write(&transaction, &mut script);
         }
         self.tell(&mut transaction, &mut written, owed).await?;
-        script.run(&mut transaction).await?;
-        transaction.commit().await?;
+        script.run_last(transaction).await?;
         Ok(written)
     }
 
