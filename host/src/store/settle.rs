@@ -149,6 +149,13 @@ impl Writer {
     async fn run(mut self, mut queue: mpsc::Receiver<Job>) {
         let mut jobs = Vec::with_capacity(BATCH);
         while queue.recv_many(&mut jobs, BATCH).await > 0 {
+            // who is about to settle on this thread does so first, and shares the flush
+            tokio::task::yield_now().await;
+            while jobs.len() < BATCH
+                && let Ok(job) = queue.try_recv()
+            {
+                jobs.push(job);
+            }
             let mut batch = Batch::default();
             for job in jobs.drain(..) {
                 match job {
