@@ -135,6 +135,11 @@ pub fn time(param: &str, text: &str) -> Result<OffsetDateTime, ApiError> {
 }
 
 fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
+    // where a value is takes time to know, and only that of one that does not fit is told
+    serde_json::from_slice(body).or_else(|_| parse_by_path(body))
+}
+
+fn parse_by_path<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
     let mut json = serde_json::Deserializer::from_slice(body);
     let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
         let path = error.path().to_string();
