@@ -5,12 +5,12 @@ use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::Arc;
 
-use axum::Json;
-use axum::http::{HeaderValue, header::HeaderName};
+use axum::http::HeaderValue;
+use axum::http::header::{self, HeaderName};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
-use serde_json::Value;
+use serde::Serialize;
 use tracing::Span;
 
 use super::error::ApiError;
@@ -19,22 +19,36 @@ use crate::generate::{Answer, Ask, Content, Generation, Generator, Piece};
 
 /// The last event of a stream that did not fail, as in OpenAI's API.
 const DONE: &str = "[DONE]";
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
 /// Keeps nginx from collecting the events.
 const NO_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
 /// Marks an answer that was given before, as at Stripe.
 const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 
+/// JSON of a body or an event, written from a type at once: of values, each would be a
+/// tree to build first.
+#[derive(Debug)]
+pub struct Written(String);
+
+impl Written {
+    /// The JSON of a body.
+    pub fn of(body: &impl Serialize) -> Self {
+        // texts and numbers in objects with names: none of it fails
+        Self(serde_json::to_string(body).unwrap_or_default())
+    }
+}
+
 /// How an endpoint words what a generation gives.
 pub trait Shape: Send + 'static {
     /// The body of a whole answer.
-    fn whole(&self, content: Content, answer: &Answer) -> Value;
+    fn whole(&self, content: Content, answer: &Answer) -> Written;
 
     /// The events that a piece becomes.
-    fn piece(&mut self, piece: Piece) -> Vec<Value>;
+    fn piece(&mut self, piece: Piece) -> Vec<Written>;
 
     /// The events at the end of an answer.
-    fn end(&mut self, answer: &Answer) -> Vec<Value>;
+    fn end(&mut self, answer: &Answer) -> Vec<Written>;
 
     /// The error with the names of the endpoint's own fields.
     fn error(&self, error: ApiError) -> ApiError {
@@ -79,7 +93,8 @@ pub async fn respond(
             .whole()
             .await
             .map_err(|error| failed(&shape, error))?;
-        Json(shape.whole(content, &answer)).into_response()
+        let Written(json) = shape.whole(content, &answer);
+        ([(header::CONTENT_TYPE, JSON)], json).into_response()
     };
     let headers = response.headers_mut();
     limits::write(headers, &standings);
@@ -107,11 +122,11 @@ impl<S: Shape> Stream<S> {
         };
         if let Some(piece) = generation.next().await {
             let events = self.shape.piece(piece);
-            self.ready.extend(events.iter().map(event));
+            self.ready.extend(events.into_iter().map(event));
         } else if let Some(generation) = self.generation.take() {
             let answer = generation.answer().await?;
             let events = self.shape.end(&answer);
-            self.ready.extend(events.iter().map(event));
+            self.ready.extend(events.into_iter().map(event));
             self.ready.push_back(Event::default().data(DONE));
         }
         Ok(())
@@ -126,7 +141,7 @@ impl<S: Shape> Stream<S> {
             if let Err(error) = self.advance().await {
                 let error = self.shape.error(error.into());
                 let body = self.span.in_scope(|| error.body(&self.request_id));
-                self.ready.push_back(event(&body));
+                self.ready.push_back(event(Written::of(&body)));
             }
         }
     }
@@ -142,6 +157,6 @@ impl<S: Shape> Stream<S> {
     }
 }
 
-fn event(body: &Value) -> Event {
-    Event::default().data(body.to_string())
+fn event(Written(json): Written) -> Event {
+    Event::default().data(json)
 }

@@ -4,8 +4,7 @@ use axum::Extension;
 use axum::extract::State;
 use axum::response::Response;
 use plugin_sdk::Params;
-use serde::Deserialize;
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
 
 use crate::generate::{Answer, Ask, Content, ModelRef, Piece};
 use crate::http::AppState;
@@ -14,7 +13,8 @@ use crate::http::envelope::RequestId;
 use crate::http::error::ApiError;
 use crate::http::json::RepeatableJson;
 use crate::http::params::{Stop, finish_reason, limited_by, params, prompt};
-use crate::http::respond::{Shape, respond};
+use crate::http::respond::{Shape, Written, respond};
+use crate::money::NanoDollars;
 
 /// New tokens where the request says nothing of length.
 const DEFAULT_NEW_TOKENS: u32 = 100;
@@ -81,46 +81,73 @@ struct Generated {
     request_id: String,
 }
 
+/// What is told of an answer.
+#[derive(Serialize)]
+struct Summary<'a> {
+    tokens_used: u64,
+    cost: NanoDollars,
+    prompt_tokens: u32,
+    completion_tokens: u32,
+    finish_reason: &'static str,
+    model_id: i64,
+    model: &'a str,
+    request_id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    limited_by: Option<&'static str>,
+}
+
+#[derive(Serialize)]
+struct Whole<'a> {
+    response: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    reasoning: String,
+    #[serde(flatten)]
+    summary: Summary<'a>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Part {
+    Text(String),
+    Reasoning(String),
+}
+
 impl Generated {
-    fn summary(&self, answer: &Answer) -> Value {
-        let mut body = json!({
-            "tokens_used": total(answer),
-            "cost": answer.cost,
-            "prompt_tokens": answer.usage.prompt_tokens,
-            "completion_tokens": answer.usage.completion_tokens,
-            "finish_reason": finish_reason(answer.finish_reason),
-            "model_id": answer.model_id,
-            "model": answer.model_name,
-            "request_id": self.request_id,
-        });
-        if let Some(cap) = answer.limited_by {
-            body["limited_by"] = json!(limited_by(cap));
+    fn summary<'a>(&'a self, answer: &'a Answer) -> Summary<'a> {
+        Summary {
+            tokens_used: total(answer),
+            cost: answer.cost,
+            prompt_tokens: answer.usage.prompt_tokens,
+            completion_tokens: answer.usage.completion_tokens,
+            finish_reason: finish_reason(answer.finish_reason),
+            model_id: answer.model_id,
+            model: &answer.model_name,
+            request_id: &self.request_id,
+            limited_by: answer.limited_by.map(limited_by),
         }
-        body
     }
 }
 
 impl Shape for Generated {
-    fn whole(&self, content: Content, answer: &Answer) -> Value {
-        let mut body = self.summary(answer);
-        body["response"] = json!(content.text);
-        if !content.reasoning.is_empty() {
-            body["reasoning"] = json!(content.reasoning);
-        }
-        body
+    fn whole(&self, content: Content, answer: &Answer) -> Written {
+        Written::of(&Whole {
+            response: content.text,
+            reasoning: content.reasoning,
+            summary: self.summary(answer),
+        })
     }
 
-    fn piece(&mut self, piece: Piece) -> Vec<Value> {
+    fn piece(&mut self, piece: Piece) -> Vec<Written> {
         match piece {
-            Piece::Text(text) => vec![json!({ "text": text })],
-            Piece::Reasoning(text) => vec![json!({ "reasoning": text })],
+            Piece::Text(text) => vec![Written::of(&Part::Text(text))],
+            Piece::Reasoning(text) => vec![Written::of(&Part::Reasoning(text))],
             // there is no way to offer tools here
             Piece::ToolCall(_) => Vec::new(),
         }
     }
 
-    fn end(&mut self, answer: &Answer) -> Vec<Value> {
-        vec![self.summary(answer)]
+    fn end(&mut self, answer: &Answer) -> Vec<Written> {
+        vec![Written::of(&self.summary(answer))]
     }
 
     fn error(&self, error: ApiError) -> ApiError {

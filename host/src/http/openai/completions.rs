@@ -4,10 +4,10 @@ use axum::Extension;
 use axum::extract::State;
 use axum::response::Response;
 use plugin_sdk::Params;
-use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
-use super::shape::{Heading, Options, usage, with_limit};
+use super::shape::{Heading, Options};
 use crate::generate::{Answer, Ask, Content, ModelRef, Piece};
 use crate::http::AppState;
 use crate::http::auth::Customer;
@@ -15,7 +15,7 @@ use crate::http::envelope::RequestId;
 use crate::http::error::ApiError;
 use crate::http::json::RepeatableJson;
 use crate::http::params::{Stop, finish_reason, params, prompt};
-use crate::http::respond::{Shape, respond};
+use crate::http::respond::{Shape, Written, respond};
 
 /// New tokens where the request does not say: OpenAI's default.
 const DEFAULT_MAX_TOKENS: u32 = 16;
@@ -137,36 +137,43 @@ struct Completion {
     has_usage: bool,
 }
 
-impl Completion {
-    fn body(&self, text: &str, finish_reason: Option<&str>) -> Value {
-        self.heading.with_choice(json!({
-            "text": text,
-            "index": 0,
-            "logprobs": null,
-            "finish_reason": finish_reason,
-        }))
+#[derive(Serialize)]
+struct Choice {
+    text: String,
+    index: u32,
+    logprobs: (),
+    finish_reason: Option<&'static str>,
+}
+
+impl Choice {
+    fn new(text: String, ended: Option<&Answer>) -> Self {
+        Self {
+            text,
+            index: 0,
+            logprobs: (),
+            finish_reason: ended.map(|answer| finish_reason(answer.finish_reason)),
+        }
     }
 }
 
 impl Shape for Completion {
-    fn whole(&self, content: Content, answer: &Answer) -> Value {
-        let mut body = self.body(&content.text, Some(finish_reason(answer.finish_reason)));
-        body["usage"] = usage(answer);
-        with_limit(body, answer)
+    fn whole(&self, content: Content, answer: &Answer) -> Written {
+        let choice = Choice::new(content.text, Some(answer));
+        self.heading.answer(choice, answer)
     }
 
-    fn piece(&mut self, piece: Piece) -> Vec<Value> {
+    fn piece(&mut self, piece: Piece) -> Vec<Written> {
         match piece {
-            Piece::Text(text) => vec![self.body(&text, None)],
+            Piece::Text(text) => vec![self.heading.chunk(Choice::new(text, None))],
             // the format has no place for them
             Piece::Reasoning(_) | Piece::ToolCall(_) => Vec::new(),
         }
     }
 
-    fn end(&mut self, answer: &Answer) -> Vec<Value> {
-        let last = self.body("", Some(finish_reason(answer.finish_reason)));
-        let usage = self.has_usage.then(|| self.heading.with_usage(answer));
-        let last = with_limit(last, answer);
+    fn end(&mut self, answer: &Answer) -> Vec<Written> {
+        let choice = Choice::new(String::new(), Some(answer));
+        let last = self.heading.last_chunk(choice, answer);
+        let usage = self.has_usage.then(|| self.heading.usage_chunk(answer));
         [last].into_iter().chain(usage).collect()
     }
 }

@@ -1,11 +1,11 @@
 //! What the bodies of OpenAI's generating endpoints have in common.
 
-use serde::Deserialize;
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
 
 use crate::generate::Answer;
 use crate::http::error::ApiError;
 use crate::http::params::limited_by;
+use crate::http::respond::Written;
 
 /// `stream_options` of a request.
 #[derive(Debug, Deserialize)]
@@ -42,46 +42,90 @@ pub struct Heading {
 }
 
 impl Heading {
-    /// A body with this one choice.
-    pub fn with_choice(&self, choice: Value) -> Value {
-        self.body(json!([choice]))
+    /// A whole answer, with this one choice and what it took.
+    pub fn answer(&self, choice: impl Serialize, answer: &Answer) -> Written {
+        self.body([choice], Some(usage(answer)), Some(answer))
+    }
+
+    /// A chunk with this one choice.
+    pub fn chunk(&self, choice: impl Serialize) -> Written {
+        self.body([choice], None, None)
+    }
+
+    /// The chunk that ends the choice.
+    pub fn last_chunk(&self, choice: impl Serialize, answer: &Answer) -> Written {
+        self.body([choice], None, Some(answer))
     }
 
     /// The chunk after the last, which has the usage and no choice.
-    pub fn with_usage(&self, answer: &Answer) -> Value {
-        let mut body = self.body(json!([]));
-        body["usage"] = usage(answer);
-        body
+    pub fn usage_chunk(&self, answer: &Answer) -> Written {
+        self.body([(); 0], Some(usage(answer)), None)
     }
 
-    fn body(&self, choices: Value) -> Value {
-        json!({
-            "id": self.id,
-            "object": self.object,
-            "created": self.created,
-            "model": self.model,
-            "choices": choices,
+    /// What made the answer end sooner than was asked for goes with its end: OpenAI has
+    /// no word for it.
+    fn body(
+        &self,
+        choices: impl Serialize,
+        usage: Option<Usage>,
+        ended: Option<&Answer>,
+    ) -> Written {
+        Written::of(&Body {
+            id: &self.id,
+            object: self.object,
+            created: self.created,
+            model: &self.model,
+            choices,
+            usage,
+            limited_by: ended.and_then(|answer| answer.limited_by).map(limited_by),
         })
     }
 }
 
-/// Adds what made the answer end sooner than was asked for, for which OpenAI has
-/// no word.
-pub fn with_limit(mut body: Value, answer: &Answer) -> Value {
-    if let Some(cap) = answer.limited_by {
-        body["limited_by"] = json!(limited_by(cap));
-    }
-    body
+#[derive(Serialize)]
+struct Body<'a, C> {
+    id: &'a str,
+    object: &'static str,
+    created: i64,
+    model: &'a str,
+    choices: C,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    usage: Option<Usage>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    limited_by: Option<&'static str>,
 }
 
 /// OpenAI's `usage` object.
-pub fn usage(answer: &Answer) -> Value {
+#[derive(Serialize)]
+struct Usage {
+    prompt_tokens: u32,
+    completion_tokens: u32,
+    total_tokens: u64,
+    prompt_tokens_details: PromptTokens,
+    completion_tokens_details: CompletionTokens,
+}
+
+#[derive(Serialize)]
+struct PromptTokens {
+    cached_tokens: u32,
+}
+
+#[derive(Serialize)]
+struct CompletionTokens {
+    reasoning_tokens: u32,
+}
+
+fn usage(answer: &Answer) -> Usage {
     let usage = answer.usage;
-    json!({
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "total_tokens": u64::from(usage.prompt_tokens) + u64::from(usage.completion_tokens),
-        "prompt_tokens_details": { "cached_tokens": usage.cached_prompt_tokens },
-        "completion_tokens_details": { "reasoning_tokens": usage.reasoning_tokens },
-    })
+    Usage {
+        prompt_tokens: usage.prompt_tokens,
+        completion_tokens: usage.completion_tokens,
+        total_tokens: u64::from(usage.prompt_tokens) + u64::from(usage.completion_tokens),
+        prompt_tokens_details: PromptTokens {
+            cached_tokens: usage.cached_prompt_tokens,
+        },
+        completion_tokens_details: CompletionTokens {
+            reasoning_tokens: usage.reasoning_tokens,
+        },
+    }
 }
