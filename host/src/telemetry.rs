@@ -10,8 +10,10 @@ use opentelemetry::trace::TracerProvider;
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::metrics::SdkMeterProvider;
 use opentelemetry_sdk::trace::SdkTracerProvider;
+use tracing::Subscriber;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
@@ -55,32 +57,43 @@ pub fn start() -> anyhow::Result<Telemetry> {
         None => !std::io::stderr().is_terminal(),
         Some(other) => anyhow::bail!("MODEL_HOST_LOG_FORMAT: expected json or text, not {other:?}"),
     };
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
-    let lines = if is_json {
-        lines
-            .json()
-            .flatten_event(true)
-            .with_span_list(false)
-            .boxed()
-    } else {
-        lines.with_target(false).boxed()
-    };
     let telemetry = if is_configured() {
         export()?
     } else {
         Telemetry::default()
     };
-    let traces = telemetry
-        .traces
-        .as_ref()
-        .map(|provider| tracing_opentelemetry::layer().with_tracer(provider.tracer("model-host")))
-        // whatever is logged, and nothing of the exporter's own requests
-        .with_filter(Targets::new().with_target("model_host", LevelFilter::INFO));
-    tracing_subscriber::registry()
-        .with(traces)
-        .with(lines.with_filter(filter))
-        .init();
+    let registry = tracing_subscriber::registry();
+    match &telemetry.traces {
+        // without filters of their own, which cost each request some microseconds
+        None => registry.with(filter).with(lines(is_json)).init(),
+        Some(provider) => {
+            let traces = tracing_opentelemetry::layer()
+                .with_tracer(provider.tracer("model-host"))
+                // whatever is logged, and nothing of the exporter's own requests
+                .with_filter(Targets::new().with_target("model_host", LevelFilter::INFO));
+            registry
+                .with(traces)
+                .with(lines(is_json).with_filter(filter))
+                .init();
+        }
+    }
     Ok(telemetry)
+}
+
+/// What is logged, to stderr.
+fn lines<S>(is_json: bool) -> Box<dyn Layer<S> + Send + Sync>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+{
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    match is_json {
+        true => lines
+            .json()
+            .flatten_event(true)
+            .with_span_list(false)
+            .boxed(),
+        false => lines.with_target(false).boxed(),
+    }
 }
 
 fn is_configured() -> bool {

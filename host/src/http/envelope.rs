@@ -7,6 +7,7 @@ use axum::middleware::Next;
 use axum::response::Response;
 use tokio::time::Instant;
 use tracing::Instrument;
+use tracing_opentelemetry::OpenTelemetrySpanExt;
 use uuid::Uuid;
 
 use super::error::ApiError;
@@ -32,7 +33,6 @@ pub async fn wrap(mut request: Request, next: Next) -> Response {
         request_id = id,
         http.request.method = %request.method(),
         http.route = route,
-        http.response.status_code = tracing::field::Empty,
     );
     request.extensions_mut().insert(RequestId(id.clone()));
     let started = Instant::now();
@@ -44,7 +44,11 @@ pub async fn wrap(mut request: Request, next: Next) -> Response {
         if let Ok(value) = HeaderValue::from_str(&id) {
             response.headers_mut().insert(REQUEST_ID, value);
         }
-        tracing::Span::current().record("http.response.status_code", response.status().as_u16());
+        // for the trace alone: a field that comes later has the log write all of them again
+        tracing::Span::current().set_attribute(
+            "http.response.status_code",
+            i64::from(response.status().as_u16()),
+        );
         tracing::debug!(
             status = response.status().as_u16(),
             latency_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
