@@ -167,6 +167,8 @@ impl Generator {
         let leaves = left.clone().drop_guard();
         let (sender, pieces) = mpsc::channel(AHEAD);
         let work = Arc::clone(self).execute(admitted, sender, left);
+        // it is large, and moved several times until it is a task
+        let work = Box::pin(work);
         let task = self.tasks.spawn(
             async move {
                 let answer = work.await;
