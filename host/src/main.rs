@@ -41,7 +41,7 @@ fn main() -> ExitCode {
     )]
     // SAFETY: it sets a number, and no other thread runs yet
     unsafe {
-        mi_option_set(PURGE_DELAY, 10);
+        mi_option_set(PURGE_DELAY, 100);
     }
     cli::main()
 }

@@ -180,7 +180,7 @@ mod tests {
     async fn a_transaction_of_several_scripts_is_one() {
         let (pool, _folder) = file().await;
         let mut transaction = pool.begin().await.expect("a turn");
-        for added in 1..=2 {
+        for added in 1..=2_i64 {
             let mut script = Script::default();
             script.add(query("INSERT INTO t VALUES ($1)").bind(added));
             let all = script.add(query("SELECT x FROM t WHERE x <= $1").bind(added));
