@@ -1,7 +1,7 @@
 //! Products with AVX-512 and its dot product of bytes (VNNI).
 
 use std::arch::x86_64::{
-    __m512, __m512i, _MM_HINT_T0, _mm_prefetch, _mm512_add_epi32, _mm512_add_ps, _mm512_and_si512,
+    __m512, __m512i, _MM_HINT_T1, _mm_prefetch, _mm512_add_epi32, _mm512_add_ps, _mm512_and_si512,
     _mm512_cvtepi32_ps, _mm512_cvtps_epi32, _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_loadu_ps,
     _mm512_loadu_si512, _mm512_mul_ps, _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_ps,
     _mm512_setzero_ps, _mm512_setzero_si512, _mm512_slli_epi32, _mm512_srli_epi16,
@@ -76,9 +76,7 @@ fn quantized_block<const T: usize, const R: usize>(
     let sign = _mm512_set1_epi8(-128);
     let mut sums = [[_mm512_setzero_ps(); R]; T];
     for g in 0..depth {
-        if R == 1 {
-            fetch(weights, g);
-        }
+        fetch(weights, g);
         let mut whole = [[_mm512_setzero_si512(); R]; T];
         for r in 0..R {
             let correction = correction(&marks[r][g]);
@@ -124,9 +122,7 @@ fn wide_block<const T: usize, const R: usize>(
     let sign = _mm512_set1_epi8(-128);
     let mut sums = [[_mm512_setzero_ps(); R]; T];
     for g in 0..depth {
-        if R == 1 {
-            fetch(weights, g);
-        }
+        fetch(weights, g);
         let mut high = [[_mm512_setzero_si512(); R]; T];
         let mut low = [[_mm512_setzero_si512(); R]; T];
         for r in 0..R {
@@ -175,9 +171,7 @@ fn nibbles_block<const T: usize, const R: usize>(
     let mask = _mm512_set1_epi8(15);
     let mut sums = [[_mm512_setzero_ps(); R]; T];
     for g in 0..depth {
-        if R == 1 {
-            fetch(weights, g);
-        }
+        fetch(weights, g);
         let mut whole = [[_mm512_setzero_si512(); R]; T];
         for quad in 0..HIGH / 4 {
             let mut low = [mask; T];
@@ -306,7 +300,8 @@ fn add_values_block<E: Element, const Q: usize, const C: usize>(
 }
 
 /// Brings near what the tiles hold some groups after `g`, or the next ones: the
-/// processor by itself does not look beyond a page.
+/// processor by itself does not look beyond a page. Only as far as the second cache,
+/// which can wait for more lines at once than the first.
 #[inline(always)]
 fn fetch<W, const T: usize>(weights: [&[W]; T], g: usize) {
     const AHEAD: usize = 3;
@@ -320,7 +315,7 @@ fn fetch<W, const T: usize>(weights: [&[W]; T], g: usize) {
         let at = weights.as_ptr().wrapping_add(next + g + AHEAD).cast::<i8>();
         for line in (0..size_of::<W>()).step_by(64) {
             // SAFETY: it is a hint, and no access
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(line)) };
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(at.wrapping_add(line)) };
         }
     }
 }
