@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::{
     __m512, __m512i, _MM_HINT_T1, _mm_prefetch, _mm512_add_epi32, _mm512_add_ps, _mm512_and_si512,
-    _mm512_cvtepi32_ps, _mm512_cvtps_epi32, _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_loadu_ps,
+    _mm512_cvtepi32_ps, _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_loadu_ps,
     _mm512_loadu_si512, _mm512_mul_ps, _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_ps,
     _mm512_setzero_ps, _mm512_setzero_si512, _mm512_slli_epi32, _mm512_srli_epi16,
     _mm512_storeu_ps, _mm512_xor_si512,
@@ -79,9 +79,9 @@ fn quantized_block<const T: usize, const R: usize>(
         fetch(weights, g);
         let mut whole = [[_mm512_setzero_si512(); R]; T];
         for r in 0..R {
-            let correction = correction(&marks[r][g]);
+            let offset = _mm512_set1_epi32(marks[r][g].offset);
             for t in 0..T {
-                whole[t][r] = correction;
+                whole[t][r] = offset;
             }
         }
         for quad in 0..GROUP / 4 {
@@ -126,9 +126,9 @@ fn wide_block<const T: usize, const R: usize>(
         let mut high = [[_mm512_setzero_si512(); R]; T];
         let mut low = [[_mm512_setzero_si512(); R]; T];
         for r in 0..R {
-            let correction = correction(&marks[r][g]);
+            let offset = _mm512_set1_epi32(marks[r][g].offset);
             for t in 0..T {
-                low[t][r] = correction;
+                low[t][r] = offset;
             }
         }
         for quad in 0..GROUP / 4 {
@@ -318,14 +318,6 @@ fn fetch<W, const T: usize>(weights: [&[W]; T], g: usize) {
             unsafe { _mm_prefetch::<_MM_HINT_T1>(at.wrapping_add(line)) };
         }
     }
-}
-
-/// What weights without a sign add to a sum, with the sign changed.
-#[target_feature(enable = "avx512f")]
-#[inline]
-fn correction(mark: &Mark) -> __m512i {
-    let sum = _mm512_set1_ps(mark.sum);
-    _mm512_cvtps_epi32(_mm512_mul_ps(sum, _mm512_set1_ps(-128.0)))
 }
 
 #[target_feature(enable = "avx512f")]
