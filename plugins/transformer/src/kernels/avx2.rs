@@ -12,7 +12,7 @@ use std::hint::black_box;
 
 use super::element::{Element, LANES, Lanes};
 use super::nibbles::{HIGH, Nibbles};
-use super::product::{Product, in_blocks};
+use super::product::{Product, alike, in_blocks};
 use super::quantized::{GROUP, Group, Mark, Tile, Wide};
 
 /// Sixteen numbers: the lower eight and the upper.
@@ -250,16 +250,6 @@ fn fetch<W, const R: usize>(tile: &[W], g: usize) {
             // SAFETY: it is a hint, and no access
             unsafe { _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(line)) };
         }
-    }
-}
-
-/// Cuts all to a length, which the compiler then sees they have. No closures: those
-/// would have vector instructions, and what calls them has not, so nothing would be
-/// inlined.
-#[inline(always)]
-fn alike<T, const N: usize>(slices: &mut [&[T]; N], len: usize) {
-    for n in 0..N {
-        slices[n] = &slices[n][..len];
     }
 }
 

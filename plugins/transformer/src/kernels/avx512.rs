@@ -11,7 +11,7 @@ use std::arch::x86_64::{
 use super::attention::{Keys, Values, in_shapes};
 use super::element::{Element, LANES, Lanes};
 use super::nibbles::{HIGH, Nibbles};
-use super::product::{Product, in_blocks};
+use super::product::{Product, alike, in_blocks};
 use super::quantized::{GROUP, Group, Mark, Tile, Wide};
 
 /// See [`Product::add_to`].
@@ -41,12 +41,13 @@ pub(super) fn nibbles(product: Product<'_, Nibbles, Group>, out: &mut [Lanes]) {
 #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 #[inline]
 fn dense_block<E: Element, const T: usize, const R: usize>(
-    weights: [&[[E; 16]]; T],
-    inputs: [&[f32]; R],
+    mut weights: [&[[E; 16]]; T],
+    mut inputs: [&[f32]; R],
     _: [&[Mark]; R],
 ) -> [[__m512; R]; T] {
     let depth = inputs[0].len();
-    let (weights, inputs) = (weights.map(|w| &w[..depth]), inputs.map(|x| &x[..depth]));
+    alike(&mut weights, depth);
+    alike(&mut inputs, depth);
     let mut sums = [[_mm512_setzero_ps(); R]; T];
     for k in 0..depth {
         let mut tiles = [_mm512_setzero_ps(); T];
@@ -66,13 +67,14 @@ fn dense_block<E: Element, const T: usize, const R: usize>(
 #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 #[inline]
 fn quantized_block<const T: usize, const R: usize>(
-    weights: [&[Tile]; T],
-    inputs: [&[Group]; R],
-    marks: [&[Mark]; R],
+    mut weights: [&[Tile]; T],
+    mut inputs: [&[Group]; R],
+    mut marks: [&[Mark]; R],
 ) -> [[__m512; R]; T] {
     let depth = inputs[0].len();
-    let (weights, inputs) = (weights.map(|w| &w[..depth]), inputs.map(|x| &x[..depth]));
-    let marks = marks.map(|marks| &marks[..depth]);
+    alike(&mut weights, depth);
+    alike(&mut inputs, depth);
+    alike(&mut marks, depth);
     let sign = _mm512_set1_epi8(-128);
     let mut sums = [[_mm512_setzero_ps(); R]; T];
     for g in 0..depth {
@@ -112,13 +114,14 @@ fn quantized_block<const T: usize, const R: usize>(
 #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 #[inline]
 fn wide_block<const T: usize, const R: usize>(
-    weights: [&[Tile]; T],
-    inputs: [&[Wide]; R],
-    marks: [&[Mark]; R],
+    mut weights: [&[Tile]; T],
+    mut inputs: [&[Wide]; R],
+    mut marks: [&[Mark]; R],
 ) -> [[__m512; R]; T] {
     let depth = inputs[0].len();
-    let (weights, inputs) = (weights.map(|w| &w[..depth]), inputs.map(|x| &x[..depth]));
-    let marks = marks.map(|marks| &marks[..depth]);
+    alike(&mut weights, depth);
+    alike(&mut inputs, depth);
+    alike(&mut marks, depth);
     let sign = _mm512_set1_epi8(-128);
     let mut sums = [[_mm512_setzero_ps(); R]; T];
     for g in 0..depth {
@@ -161,13 +164,14 @@ fn wide_block<const T: usize, const R: usize>(
 #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 #[inline]
 fn nibbles_block<const T: usize, const R: usize>(
-    weights: [&[Nibbles]; T],
-    inputs: [&[Group]; R],
-    marks: [&[Mark]; R],
+    mut weights: [&[Nibbles]; T],
+    mut inputs: [&[Group]; R],
+    mut marks: [&[Mark]; R],
 ) -> [[__m512; R]; T] {
     let depth = inputs[0].len();
-    let (weights, inputs) = (weights.map(|w| &w[..depth]), inputs.map(|x| &x[..depth]));
-    let marks = marks.map(|marks| &marks[..depth]);
+    alike(&mut weights, depth);
+    alike(&mut inputs, depth);
+    alike(&mut marks, depth);
     let mask = _mm512_set1_epi8(15);
     let mut sums = [[_mm512_setzero_ps(); R]; T];
     for g in 0..depth {
@@ -240,8 +244,14 @@ fn find_block<E: Element, const Q: usize, const P: usize>(
     page: usize,
 ) {
     let width = keys.width;
-    let queries: [_; Q] = std::array::from_fn(|q| &keys.queries[(query + q) * width..][..width]);
-    let pages: [_; P] = std::array::from_fn(|p| &keys.pages[page + p][..width]);
+    let mut queries = [&keys.queries[query * width..][..width]; Q];
+    for q in 1..Q {
+        queries[q] = &keys.queries[(query + q) * width..][..width];
+    }
+    let mut pages = [&keys.pages[page][..width]; P];
+    for p in 1..P {
+        pages[p] = &keys.pages[page + p][..width];
+    }
     let mut sums = [[_mm512_setzero_ps(); P]; Q];
     for k in 0..width {
         let mut numbers = [_mm512_setzero_ps(); P];
@@ -279,8 +289,10 @@ fn add_values_block<E: Element, const Q: usize, const C: usize>(
         }
     }
     for (page, numbers) in values.pages.iter().enumerate() {
-        let scores: [_; Q] =
-            std::array::from_fn(|q| &values.scores[(query + q) * values.stride + page]);
+        let mut scores = [&values.scores[query * values.stride + page]; Q];
+        for q in 1..Q {
+            scores[q] = &values.scores[(query + q) * values.stride + page];
+        }
         let positions = LANES.min(values.positions - page * LANES);
         for (position, numbers) in numbers.chunks_exact(columns).take(positions).enumerate() {
             let numbers = &numbers[column..][..C];

@@ -212,6 +212,16 @@ impl Product<'_, Nibbles, Group> {
     }
 }
 
+/// Cuts all to a length, which the compiler then sees they have. No closures: those
+/// would have vector instructions, and what calls them has not, so nothing would be
+/// inlined.
+#[inline(always)]
+pub(super) fn alike<T, const N: usize>(slices: &mut [&[T]; N], len: usize) {
+    for n in 0..N {
+        slices[n] = &slices[n][..len];
+    }
+}
+
 #[inline(always)]
 fn add(out: &mut Lanes, sums: Lanes) {
     for (out, sum) in out.iter_mut().zip(sums) {
