@@ -252,10 +252,21 @@ fn find_block<E: Element, const Q: usize, const P: usize>(
     for p in 1..P {
         pages[p] = &keys.pages[page + p][..width];
     }
+    let mut next = pages;
+    if page + 2 * P <= keys.pages.len() {
+        for p in 0..P {
+            next[p] = keys.pages[page + P + p];
+        }
+    }
     let mut sums = [[_mm512_setzero_ps(); P]; Q];
     for k in 0..width {
         let mut numbers = [_mm512_setzero_ps(); P];
         for p in 0..P {
+            if Q == 1 {
+                // values lie behind their keys
+                fetch_line(&next[p][k], 0);
+                fetch_line(&pages[p][k], width);
+            }
             numbers[p] = widen(&pages[p][k]);
         }
         for q in 0..Q {
@@ -309,6 +320,14 @@ fn add_values_block<E: Element, const Q: usize, const C: usize>(
             store(&mut sums[(query + q) * columns + column + c], held[q][c]);
         }
     }
+}
+
+/// Brings near what is soon looked up: it lies in another place for each page.
+#[inline(always)]
+fn fetch_line<T>(at: &T, further: usize) {
+    let at = std::ptr::from_ref(at).wrapping_add(further).cast();
+    // SAFETY: it is a hint, and no access
+    unsafe { _mm_prefetch::<_MM_HINT_T1>(at) };
 }
 
 /// Brings near what the tiles hold some groups after `g`, or the next ones: the
