@@ -2,16 +2,16 @@
 
 use std::arch::x86_64::{
     __m512, __m512i, _MM_HINT_T1, _mm_prefetch, _mm512_add_epi32, _mm512_add_ps, _mm512_and_si512,
-    _mm512_cvtepi32_ps, _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_loadu_ps,
-    _mm512_loadu_si512, _mm512_mul_ps, _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_ps,
-    _mm512_setzero_ps, _mm512_setzero_si512, _mm512_slli_epi32, _mm512_srli_epi16,
-    _mm512_storeu_ps, _mm512_xor_si512,
+    _mm512_cvtepi32_ps, _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512,
+    _mm512_mul_ps, _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps,
+    _mm512_setzero_si512, _mm512_slli_epi32, _mm512_srli_epi16, _mm512_storeu_ps, _mm512_xor_si512,
 };
+use std::ops::Range;
 
 use super::attention::{Keys, Values, in_shapes};
 use super::element::{Element, LANES, Lanes};
 use super::nibbles::{HIGH, Nibbles};
-use super::product::{Product, alike, in_blocks};
+use super::product::{Product, Share, alike, in_blocks};
 use super::quantized::{GROUP, Group, Mark, Tile, Wide};
 
 /// See [`Product::add_to`].
@@ -44,6 +44,7 @@ fn dense_block<E: Element, const T: usize, const R: usize>(
     mut weights: [&[[E; 16]]; T],
     mut inputs: [&[f32]; R],
     _: [&[Mark]; R],
+    _: Share,
 ) -> [[__m512; R]; T] {
     let depth = inputs[0].len();
     alike(&mut weights, depth);
@@ -70,6 +71,7 @@ fn quantized_block<const T: usize, const R: usize>(
     mut weights: [&[Tile]; T],
     mut inputs: [&[Group]; R],
     mut marks: [&[Mark]; R],
+    share: Share,
 ) -> [[__m512; R]; T] {
     let depth = inputs[0].len();
     alike(&mut weights, depth);
@@ -78,7 +80,7 @@ fn quantized_block<const T: usize, const R: usize>(
     let sign = _mm512_set1_epi8(-128);
     let mut sums = [[_mm512_setzero_ps(); R]; T];
     for g in 0..depth {
-        fetch(weights, g);
+        fetch(weights, g, share);
         let mut whole = [[_mm512_setzero_si512(); R]; T];
         for r in 0..R {
             let offset = _mm512_set1_epi32(marks[r][g].offset);
@@ -117,6 +119,7 @@ fn wide_block<const T: usize, const R: usize>(
     mut weights: [&[Tile]; T],
     mut inputs: [&[Wide]; R],
     mut marks: [&[Mark]; R],
+    share: Share,
 ) -> [[__m512; R]; T] {
     let depth = inputs[0].len();
     alike(&mut weights, depth);
@@ -125,7 +128,7 @@ fn wide_block<const T: usize, const R: usize>(
     let sign = _mm512_set1_epi8(-128);
     let mut sums = [[_mm512_setzero_ps(); R]; T];
     for g in 0..depth {
-        fetch(weights, g);
+        fetch(weights, g, share);
         let mut high = [[_mm512_setzero_si512(); R]; T];
         let mut low = [[_mm512_setzero_si512(); R]; T];
         for r in 0..R {
@@ -167,6 +170,7 @@ fn nibbles_block<const T: usize, const R: usize>(
     mut weights: [&[Nibbles]; T],
     mut inputs: [&[Group]; R],
     mut marks: [&[Mark]; R],
+    share: Share,
 ) -> [[__m512; R]; T] {
     let depth = inputs[0].len();
     alike(&mut weights, depth);
@@ -175,7 +179,7 @@ fn nibbles_block<const T: usize, const R: usize>(
     let mask = _mm512_set1_epi8(15);
     let mut sums = [[_mm512_setzero_ps(); R]; T];
     for g in 0..depth {
-        fetch(weights, g);
+        fetch(weights, g, share);
         let mut whole = [[_mm512_setzero_si512(); R]; T];
         for quad in 0..HIGH / 4 {
             let mut low = [mask; T];
@@ -330,24 +334,35 @@ fn fetch_line<T>(at: &T, further: usize) {
     unsafe { _mm_prefetch::<_MM_HINT_T1>(at) };
 }
 
-/// Brings near what the tiles hold some groups after `g`, or the next ones: the
-/// processor by itself does not look beyond a page. Only as far as the second cache,
-/// which can wait for more lines at once than the first.
+/// Brings near what is multiplied soon: the processor by itself does not look beyond a
+/// page. Of a block that has all rows, what its tiles hold some groups after `g`, or the
+/// next ones; otherwise its share of the next tiles, for memory to be at work while rows
+/// are multiplied with what is there already. Only as far as the second cache, which can
+/// wait for more lines at once than the first.
 #[inline(always)]
-fn fetch<W, const T: usize>(weights: [&[W]; T], g: usize) {
+fn fetch<W, const T: usize>(weights: [&[W]; T], g: usize, Share { from, to, of }: Share) {
     const AHEAD: usize = 3;
     let depth = weights[0].len();
-    let next = if g + AHEAD < depth {
-        0
-    } else {
-        (T - 1) * depth
-    };
-    for weights in weights {
-        let at = weights.as_ptr().wrapping_add(next + g + AHEAD).cast::<i8>();
-        for line in (0..size_of::<W>()).step_by(64) {
+    let fetch = |at: *const W, lines: Range<usize>| {
+        for line in lines {
+            let at = at.cast::<i8>().wrapping_add(line * 64);
             // SAFETY: it is a hint, and no access
-            unsafe { _mm_prefetch::<_MM_HINT_T1>(at.wrapping_add(line)) };
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(at) };
         }
+    };
+    let lines = size_of::<W>() / 64;
+    if to - from == of {
+        let next = if g + AHEAD < depth {
+            0
+        } else {
+            (T - 1) * depth
+        };
+        for weights in weights {
+            fetch(weights.as_ptr().wrapping_add(next + g + AHEAD), 0..lines);
+        }
+    } else {
+        let next = weights[0].as_ptr().wrapping_add(T * (depth + g));
+        fetch(next, T * lines * from / of..T * lines * to / of);
     }
 }
 

@@ -201,7 +201,11 @@ fn in_pairs(values: &[f32; GROUP], group: &mut Wide, mark: &mut Mark) {
 #[inline(always)]
 fn in_8_bits(values: &[f32; GROUP], group: &mut Group, mark: &mut Mark) {
     let largest = largest_of(values);
-    let step = if largest > 0.0 { LARGEST / largest } else { 0.0 };
+    let step = if largest > 0.0 {
+        LARGEST / largest
+    } else {
+        0.0
+    };
     let mut bytes = [0_u8; GROUP];
     let mut sum = 0;
     for k in 0..GROUP {
