@@ -8,7 +8,6 @@ use std::arch::x86_64::{
 };
 use std::ops::Range;
 
-use super::attention::{Keys, Values, in_shapes};
 use super::element::{Element, LANES, Lanes};
 use super::nibbles::{HIGH, Nibbles};
 use super::product::{Product, Share, alike, in_blocks};
@@ -211,124 +210,9 @@ fn nibbles_block<const T: usize, const R: usize>(
     sums
 }
 
-/// See `attention`.
-#[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-pub(super) fn find<E: Element>(keys: Keys<'_, E>, scores: &mut [Lanes]) {
-    in_shapes!(
-        keys.grid(),
-        [(8, 2), (8, 1), (1, 8), (1, 4), (1, 2), (1, 1)],
-        find_block,
-        keys,
-        scores
-    );
-}
-
-/// See `attention`.
-#[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-pub(super) fn add_values<E: Element>(
-    grid: (usize, usize),
-    values: Values<'_, E>,
-    sums: &mut [Lanes],
-) {
-    in_shapes!(
-        grid,
-        [(8, 2), (8, 1), (1, 4), (1, 1)],
-        add_values_block,
-        values,
-        sums
-    );
-}
-
-#[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-#[inline]
-fn find_block<E: Element, const Q: usize, const P: usize>(
-    keys: Keys<'_, E>,
-    scores: &mut [Lanes],
-    query: usize,
-    page: usize,
-) {
-    let width = keys.width;
-    let mut queries = [&keys.queries[query * width..][..width]; Q];
-    for q in 1..Q {
-        queries[q] = &keys.queries[(query + q) * width..][..width];
-    }
-    let mut pages = [&keys.pages[page][..width]; P];
-    for p in 1..P {
-        pages[p] = &keys.pages[page + p][..width];
-    }
-    let mut next = pages;
-    if page + 2 * P <= keys.pages.len() {
-        for p in 0..P {
-            next[p] = keys.pages[page + P + p];
-        }
-    }
-    let mut sums = [[_mm512_setzero_ps(); P]; Q];
-    for k in 0..width {
-        let mut numbers = [_mm512_setzero_ps(); P];
-        for p in 0..P {
-            if Q == 1 {
-                // values lie behind their keys
-                fetch_line(&next[p][k], 0);
-                fetch_line(&pages[p][k], width);
-            }
-            numbers[p] = widen(&pages[p][k]);
-        }
-        for q in 0..Q {
-            let query = _mm512_set1_ps(queries[q][k]);
-            for p in 0..P {
-                sums[q][p] = _mm512_fmadd_ps(query, numbers[p], sums[q][p]);
-            }
-        }
-    }
-    for q in 0..Q {
-        for p in 0..P {
-            let at = (query + q) * keys.pages.len() + page + p;
-            store(&mut scores[at], sums[q][p]);
-        }
-    }
-}
-
-#[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-#[inline]
-fn add_values_block<E: Element, const Q: usize, const C: usize>(
-    values: Values<'_, E>,
-    sums: &mut [Lanes],
-    query: usize,
-    column: usize,
-) {
-    let columns = values.columns;
-    let mut held = [[_mm512_setzero_ps(); C]; Q];
-    for q in 0..Q {
-        for c in 0..C {
-            held[q][c] = load(&sums[(query + q) * columns + column + c]);
-        }
-    }
-    for (page, numbers) in values.pages.iter().enumerate() {
-        let mut scores = [&values.scores[query * values.stride + page]; Q];
-        for q in 1..Q {
-            scores[q] = &values.scores[(query + q) * values.stride + page];
-        }
-        let positions = LANES.min(values.positions - page * LANES);
-        for (position, numbers) in numbers.chunks_exact(columns).take(positions).enumerate() {
-            let numbers = &numbers[column..][..C];
-            for q in 0..Q {
-                let score = _mm512_set1_ps(scores[q][position]);
-                for c in 0..C {
-                    held[q][c] = _mm512_fmadd_ps(score, widen(&numbers[c]), held[q][c]);
-                }
-            }
-        }
-    }
-    for q in 0..Q {
-        for c in 0..C {
-            store(&mut sums[(query + q) * columns + column + c], held[q][c]);
-        }
-    }
-}
-
-/// Brings near what is soon looked up: it lies in another place for each page.
+/// Brings near what is so much further on.
 #[inline(always)]
-fn fetch_line<T>(at: &T, further: usize) {
+pub(super) fn fetch_line<T>(at: &T, further: usize) {
     let at = std::ptr::from_ref(at).wrapping_add(further).cast();
     // SAFETY: it is a hint, and no access
     unsafe { _mm_prefetch::<_MM_HINT_T1>(at) };
@@ -374,7 +258,7 @@ pub(super) fn add(out: &mut Lanes, sums: __m512) {
 
 #[target_feature(enable = "avx512f")]
 #[inline]
-fn store(out: &mut Lanes, numbers: __m512) {
+pub(super) fn store(out: &mut Lanes, numbers: __m512) {
     // SAFETY: there are 16 numbers at `out`
     unsafe { _mm512_storeu_ps(out.as_mut_ptr(), numbers) };
 }
