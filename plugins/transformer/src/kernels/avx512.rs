@@ -45,13 +45,25 @@ fn dense_block<E: Element, const T: usize, const R: usize>(
     _: [&[Mark]; R],
     _: Share,
 ) -> [[__m512; R]; T] {
+    /// Inputs of which the weights are brought near ahead.
+    const AHEAD: usize = 96;
     let depth = inputs[0].len();
     alike(&mut weights, depth);
     alike(&mut inputs, depth);
     let mut sums = [[_mm512_setzero_ps(); R]; T];
     for k in 0..depth {
+        // as `fetch` does, a few lines ahead and into the next tiles in the end
+        let next = if k + AHEAD < depth {
+            AHEAD
+        } else {
+            AHEAD + (T - 1) * depth
+        };
         let mut tiles = [_mm512_setzero_ps(); T];
         for t in 0..T {
+            // for many rows it counts little
+            if R < 6 {
+                fetch_line(&weights[t][k], next);
+            }
             tiles[t] = widen(&weights[t][k]);
         }
         for r in 0..R {
