@@ -9,7 +9,7 @@ use super::level::{Tier, for_each_level};
 use super::page::{Numbers, PAGE, Page};
 use super::vector::{exp, in_halves, sum};
 #[cfg(target_arch = "x86_64")]
-use super::{avx2_attention, avx512};
+use super::{avx2_attention, avx512_attention};
 
 /// The keys and values that some queries look up: those of one head.
 #[derive(Clone, Copy, Debug)]
@@ -254,7 +254,7 @@ fn find<E: Element>(level: Level, keys: Keys<'_, E>, scores: &mut [Lanes]) {
         Tier::Avx2 => unsafe { avx2_attention::find(keys, scores) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above
-        Tier::Avx512 | Tier::Amx => unsafe { avx512::find(keys, scores) },
+        Tier::Avx512 | Tier::Amx => unsafe { avx512_attention::find(keys, scores) },
     }
 }
 
@@ -268,7 +268,7 @@ fn add_values<E: Element>(level: Level, values: Values<'_, E>, sums: &mut [Lanes
         Tier::Avx2 => unsafe { avx2_attention::add_values(grid, values, sums) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above
-        Tier::Avx512 | Tier::Amx => unsafe { avx512::add_values(grid, values, sums) },
+        Tier::Avx512 | Tier::Amx => unsafe { avx512_attention::add_values(grid, values, sums) },
     }
 }
 

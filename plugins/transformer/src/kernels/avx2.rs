@@ -12,7 +12,7 @@ use std::hint::black_box;
 
 use super::element::{Element, LANES, Lanes};
 use super::nibbles::{HIGH, Nibbles};
-use super::product::{Product, in_blocks};
+use super::product::{Product, Share, alike, in_blocks};
 use super::quantized::{GROUP, Group, Mark, Tile, Wide};
 
 /// Sixteen numbers: the lower eight and the upper.
@@ -48,6 +48,7 @@ fn dense_block<E: Element, const T: usize, const R: usize>(
     mut weights: [&[[E; 16]]; T],
     mut inputs: [&[f32]; R],
     _: [&[Mark]; R],
+    _: Share,
 ) -> [[Pair; R]; T] {
     let depth = inputs[0].len();
     alike(&mut weights, depth);
@@ -76,6 +77,7 @@ fn quantized_block<const T: usize, const R: usize>(
     mut weights: [&[Tile]; T],
     mut inputs: [&[Group]; R],
     mut marks: [&[Mark]; R],
+    _: Share,
 ) -> [[Pair; R]; T] {
     let depth = inputs[0].len();
     alike(&mut weights, depth);
@@ -118,6 +120,7 @@ fn wide_block<const T: usize, const R: usize>(
     mut weights: [&[Tile]; T],
     mut inputs: [&[Wide]; R],
     mut marks: [&[Mark]; R],
+    _: Share,
 ) -> [[Pair; R]; T] {
     let depth = inputs[0].len();
     alike(&mut weights, depth);
@@ -176,6 +179,7 @@ fn nibbles_block<const T: usize, const R: usize>(
     mut weights: [&[Nibbles]; T],
     mut inputs: [&[Group]; R],
     mut marks: [&[Mark]; R],
+    _: Share,
 ) -> [[Pair; R]; T] {
     /// So many times four products of 15 and 127 at most fit 16 bits.
     const FIT: usize = 4;
@@ -250,16 +254,6 @@ fn fetch<W, const R: usize>(tile: &[W], g: usize) {
             // SAFETY: it is a hint, and no access
             unsafe { _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(line)) };
         }
-    }
-}
-
-/// Cuts all to a length, which the compiler then sees they have. No closures: those
-/// would have vector instructions, and what calls them has not, so nothing would be
-/// inlined.
-#[inline(always)]
-fn alike<T, const N: usize>(slices: &mut [&[T]; N], len: usize) {
-    for n in 0..N {
-        slices[n] = &slices[n][..len];
     }
 }
 

@@ -1,17 +1,16 @@
 //! Products with AVX-512 and its dot product of bytes (VNNI).
 
 use std::arch::x86_64::{
-    __m512, __m512i, _MM_HINT_T0, _mm_prefetch, _mm512_add_epi32, _mm512_add_ps, _mm512_and_si512,
-    _mm512_cvtepi32_ps, _mm512_cvtps_epi32, _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_loadu_ps,
-    _mm512_loadu_si512, _mm512_mul_ps, _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_ps,
-    _mm512_setzero_ps, _mm512_setzero_si512, _mm512_slli_epi32, _mm512_srli_epi16,
-    _mm512_storeu_ps, _mm512_xor_si512,
+    __m512, __m512i, _MM_HINT_T1, _mm_prefetch, _mm512_add_epi32, _mm512_add_ps, _mm512_and_si512,
+    _mm512_cvtepi32_ps, _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512,
+    _mm512_mul_ps, _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps,
+    _mm512_setzero_si512, _mm512_slli_epi32, _mm512_srli_epi16, _mm512_storeu_ps, _mm512_xor_si512,
 };
+use std::ops::Range;
 
-use super::attention::{Keys, Values, in_shapes};
 use super::element::{Element, LANES, Lanes};
 use super::nibbles::{HIGH, Nibbles};
-use super::product::{Product, in_blocks};
+use super::product::{Product, Share, alike, in_blocks};
 use super::quantized::{GROUP, Group, Mark, Tile, Wide};
 
 /// See [`Product::add_to`].
@@ -41,16 +40,30 @@ pub(super) fn nibbles(product: Product<'_, Nibbles, Group>, out: &mut [Lanes]) {
 #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 #[inline]
 fn dense_block<E: Element, const T: usize, const R: usize>(
-    weights: [&[[E; 16]]; T],
-    inputs: [&[f32]; R],
+    mut weights: [&[[E; 16]]; T],
+    mut inputs: [&[f32]; R],
     _: [&[Mark]; R],
+    _: Share,
 ) -> [[__m512; R]; T] {
+    /// Inputs of which the weights are brought near ahead.
+    const AHEAD: usize = 96;
     let depth = inputs[0].len();
-    let (weights, inputs) = (weights.map(|w| &w[..depth]), inputs.map(|x| &x[..depth]));
+    alike(&mut weights, depth);
+    alike(&mut inputs, depth);
     let mut sums = [[_mm512_setzero_ps(); R]; T];
     for k in 0..depth {
+        // as `fetch` does, a few lines ahead and into the next tiles in the end
+        let next = if k + AHEAD < depth {
+            AHEAD
+        } else {
+            AHEAD + (T - 1) * depth
+        };
         let mut tiles = [_mm512_setzero_ps(); T];
         for t in 0..T {
+            // for many rows it counts little
+            if R < 6 {
+                fetch_line(&weights[t][k], next);
+            }
             tiles[t] = widen(&weights[t][k]);
         }
         for r in 0..R {
@@ -66,24 +79,24 @@ fn dense_block<E: Element, const T: usize, const R: usize>(
 #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 #[inline]
 fn quantized_block<const T: usize, const R: usize>(
-    weights: [&[Tile]; T],
-    inputs: [&[Group]; R],
-    marks: [&[Mark]; R],
+    mut weights: [&[Tile]; T],
+    mut inputs: [&[Group]; R],
+    mut marks: [&[Mark]; R],
+    share: Share,
 ) -> [[__m512; R]; T] {
     let depth = inputs[0].len();
-    let (weights, inputs) = (weights.map(|w| &w[..depth]), inputs.map(|x| &x[..depth]));
-    let marks = marks.map(|marks| &marks[..depth]);
+    alike(&mut weights, depth);
+    alike(&mut inputs, depth);
+    alike(&mut marks, depth);
     let sign = _mm512_set1_epi8(-128);
     let mut sums = [[_mm512_setzero_ps(); R]; T];
     for g in 0..depth {
-        if R == 1 {
-            fetch(weights, g);
-        }
+        fetch(weights, g, share);
         let mut whole = [[_mm512_setzero_si512(); R]; T];
         for r in 0..R {
-            let correction = correction(&marks[r][g]);
+            let offset = _mm512_set1_epi32(marks[r][g].offset);
             for t in 0..T {
-                whole[t][r] = correction;
+                whole[t][r] = offset;
             }
         }
         for quad in 0..GROUP / 4 {
@@ -114,25 +127,25 @@ fn quantized_block<const T: usize, const R: usize>(
 #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 #[inline]
 fn wide_block<const T: usize, const R: usize>(
-    weights: [&[Tile]; T],
-    inputs: [&[Wide]; R],
-    marks: [&[Mark]; R],
+    mut weights: [&[Tile]; T],
+    mut inputs: [&[Wide]; R],
+    mut marks: [&[Mark]; R],
+    share: Share,
 ) -> [[__m512; R]; T] {
     let depth = inputs[0].len();
-    let (weights, inputs) = (weights.map(|w| &w[..depth]), inputs.map(|x| &x[..depth]));
-    let marks = marks.map(|marks| &marks[..depth]);
+    alike(&mut weights, depth);
+    alike(&mut inputs, depth);
+    alike(&mut marks, depth);
     let sign = _mm512_set1_epi8(-128);
     let mut sums = [[_mm512_setzero_ps(); R]; T];
     for g in 0..depth {
-        if R == 1 {
-            fetch(weights, g);
-        }
+        fetch(weights, g, share);
         let mut high = [[_mm512_setzero_si512(); R]; T];
         let mut low = [[_mm512_setzero_si512(); R]; T];
         for r in 0..R {
-            let correction = correction(&marks[r][g]);
+            let offset = _mm512_set1_epi32(marks[r][g].offset);
             for t in 0..T {
-                low[t][r] = correction;
+                low[t][r] = offset;
             }
         }
         for quad in 0..GROUP / 4 {
@@ -165,19 +178,19 @@ fn wide_block<const T: usize, const R: usize>(
 #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 #[inline]
 fn nibbles_block<const T: usize, const R: usize>(
-    weights: [&[Nibbles]; T],
-    inputs: [&[Group]; R],
-    marks: [&[Mark]; R],
+    mut weights: [&[Nibbles]; T],
+    mut inputs: [&[Group]; R],
+    mut marks: [&[Mark]; R],
+    share: Share,
 ) -> [[__m512; R]; T] {
     let depth = inputs[0].len();
-    let (weights, inputs) = (weights.map(|w| &w[..depth]), inputs.map(|x| &x[..depth]));
-    let marks = marks.map(|marks| &marks[..depth]);
+    alike(&mut weights, depth);
+    alike(&mut inputs, depth);
+    alike(&mut marks, depth);
     let mask = _mm512_set1_epi8(15);
     let mut sums = [[_mm512_setzero_ps(); R]; T];
     for g in 0..depth {
-        if R == 1 {
-            fetch(weights, g);
-        }
+        fetch(weights, g, share);
         let mut whole = [[_mm512_setzero_si512(); R]; T];
         for quad in 0..HIGH / 4 {
             let mut low = [mask; T];
@@ -209,128 +222,44 @@ fn nibbles_block<const T: usize, const R: usize>(
     sums
 }
 
-/// See `attention`.
-#[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-pub(super) fn find<E: Element>(keys: Keys<'_, E>, scores: &mut [Lanes]) {
-    in_shapes!(
-        keys.grid(),
-        [(8, 2), (8, 1), (1, 8), (1, 4), (1, 2), (1, 1)],
-        find_block,
-        keys,
-        scores
-    );
-}
-
-/// See `attention`.
-#[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-pub(super) fn add_values<E: Element>(
-    grid: (usize, usize),
-    values: Values<'_, E>,
-    sums: &mut [Lanes],
-) {
-    in_shapes!(
-        grid,
-        [(8, 2), (8, 1), (1, 4), (1, 1)],
-        add_values_block,
-        values,
-        sums
-    );
-}
-
-#[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-#[inline]
-fn find_block<E: Element, const Q: usize, const P: usize>(
-    keys: Keys<'_, E>,
-    scores: &mut [Lanes],
-    query: usize,
-    page: usize,
-) {
-    let width = keys.width;
-    let queries: [_; Q] = std::array::from_fn(|q| &keys.queries[(query + q) * width..][..width]);
-    let pages: [_; P] = std::array::from_fn(|p| &keys.pages[page + p][..width]);
-    let mut sums = [[_mm512_setzero_ps(); P]; Q];
-    for k in 0..width {
-        let mut numbers = [_mm512_setzero_ps(); P];
-        for p in 0..P {
-            numbers[p] = widen(&pages[p][k]);
-        }
-        for q in 0..Q {
-            let query = _mm512_set1_ps(queries[q][k]);
-            for p in 0..P {
-                sums[q][p] = _mm512_fmadd_ps(query, numbers[p], sums[q][p]);
-            }
-        }
-    }
-    for q in 0..Q {
-        for p in 0..P {
-            let at = (query + q) * keys.pages.len() + page + p;
-            store(&mut scores[at], sums[q][p]);
-        }
-    }
-}
-
-#[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-#[inline]
-fn add_values_block<E: Element, const Q: usize, const C: usize>(
-    values: Values<'_, E>,
-    sums: &mut [Lanes],
-    query: usize,
-    column: usize,
-) {
-    let columns = values.columns;
-    let mut held = [[_mm512_setzero_ps(); C]; Q];
-    for q in 0..Q {
-        for c in 0..C {
-            held[q][c] = load(&sums[(query + q) * columns + column + c]);
-        }
-    }
-    for (page, numbers) in values.pages.iter().enumerate() {
-        let scores: [_; Q] =
-            std::array::from_fn(|q| &values.scores[(query + q) * values.stride + page]);
-        let positions = LANES.min(values.positions - page * LANES);
-        for (position, numbers) in numbers.chunks_exact(columns).take(positions).enumerate() {
-            let numbers = &numbers[column..][..C];
-            for q in 0..Q {
-                let score = _mm512_set1_ps(scores[q][position]);
-                for c in 0..C {
-                    held[q][c] = _mm512_fmadd_ps(score, widen(&numbers[c]), held[q][c]);
-                }
-            }
-        }
-    }
-    for q in 0..Q {
-        for c in 0..C {
-            store(&mut sums[(query + q) * columns + column + c], held[q][c]);
-        }
-    }
-}
-
-/// Brings near what the tiles hold some groups after `g`, or the next ones: the
-/// processor by itself does not look beyond a page.
+/// Brings near what is so much further on.
 #[inline(always)]
-fn fetch<W, const T: usize>(weights: [&[W]; T], g: usize) {
+pub(super) fn fetch_line<T>(at: &T, further: usize) {
+    let at = std::ptr::from_ref(at).wrapping_add(further).cast();
+    // SAFETY: it is a hint, and no access
+    unsafe { _mm_prefetch::<_MM_HINT_T1>(at) };
+}
+
+/// Brings near what is multiplied soon: the processor by itself does not look beyond a
+/// page. Of a block that has all rows, what its tiles hold some groups after `g`, or the
+/// next ones; otherwise its share of the next tiles, for memory to be at work while rows
+/// are multiplied with what is there already. Only as far as the second cache, which can
+/// wait for more lines at once than the first.
+#[inline(always)]
+fn fetch<W, const T: usize>(weights: [&[W]; T], g: usize, Share { from, to, of }: Share) {
     const AHEAD: usize = 3;
     let depth = weights[0].len();
-    let next = if g + AHEAD < depth {
-        0
-    } else {
-        (T - 1) * depth
-    };
-    for weights in weights {
-        let at = weights.as_ptr().wrapping_add(next + g + AHEAD).cast::<i8>();
-        for line in (0..size_of::<W>()).step_by(64) {
+    let fetch = |at: *const W, lines: Range<usize>| {
+        for line in lines {
+            let at = at.cast::<i8>().wrapping_add(line * 64);
             // SAFETY: it is a hint, and no access
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(line)) };
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(at) };
         }
+    };
+    let lines = size_of::<W>() / 64;
+    if to - from == of {
+        let next = if g + AHEAD < depth {
+            0
+        } else {
+            (T - 1) * depth
+        };
+        for weights in weights {
+            fetch(weights.as_ptr().wrapping_add(next + g + AHEAD), 0..lines);
+        }
+    } else {
+        let next = weights[0].as_ptr().wrapping_add(T * (depth + g));
+        fetch(next, T * lines * from / of..T * lines * to / of);
     }
-}
-
-/// What weights without a sign add to a sum, with the sign changed.
-#[target_feature(enable = "avx512f")]
-#[inline]
-fn correction(mark: &Mark) -> __m512i {
-    let sum = _mm512_set1_ps(mark.sum);
-    _mm512_cvtps_epi32(_mm512_mul_ps(sum, _mm512_set1_ps(-128.0)))
 }
 
 #[target_feature(enable = "avx512f")]
@@ -341,7 +270,7 @@ pub(super) fn add(out: &mut Lanes, sums: __m512) {
 
 #[target_feature(enable = "avx512f")]
 #[inline]
-fn store(out: &mut Lanes, numbers: __m512) {
+pub(super) fn store(out: &mut Lanes, numbers: __m512) {
     // SAFETY: there are 16 numbers at `out`
     unsafe { _mm512_storeu_ps(out.as_mut_ptr(), numbers) };
 }

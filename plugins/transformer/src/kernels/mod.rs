@@ -6,8 +6,8 @@
 //! - `page`: keys and values, and `attention`: looking them up
 //! - `vector`: the rest, and `rows`: what Llama adds to it; `panel`: rows as
 //!   products leave them
-//! - `level`: which instructions; `avx2` and `avx2_attention`, `avx512` and `amx`
-//!   have those that the compiler does not find by itself
+//! - `level`: which instructions; `avx2`, `avx512` and `amx`, and `avx2_attention` and
+//!   `avx512_attention`, have those that the compiler does not find by itself
 //!
 //! Every sum has one order, whatever else is computed beside it: a row of a
 //! batch gives the same bits as the row alone.
@@ -30,6 +30,8 @@ mod avx2;
 mod avx2_attention;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod avx512_attention;
 mod element;
 mod level;
 mod matrix;

@@ -9,6 +9,7 @@ use half::f16;
 use super::Level;
 use super::element::{Element, LANES, Lanes};
 use super::level::for_each_level;
+use super::product::Share;
 use super::quantized::{GROUP, Group, Mark};
 
 /// Bytes for each output of a tile hold two nibbles: an input's and that of the
@@ -158,6 +159,7 @@ pub(super) fn block<const T: usize, const R: usize>(
     weights: [&[Nibbles]; T],
     inputs: [&[Group]; R],
     marks: [&[Mark]; R],
+    _: Share,
 ) -> [[Lanes; R]; T] {
     let mut sums = [[Lanes::default(); R]; T];
     for g in 0..inputs[0].len() {

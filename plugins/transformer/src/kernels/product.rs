@@ -32,6 +32,15 @@ pub(super) struct Product<'a, W, X> {
 pub(super) type Block<'a, W, X, const T: usize, const R: usize> =
     ([&'a [W]; T], [&'a [X]; R], [&'a [Mark]; R]);
 
+/// The rows that a block has, and how many there are: while those are multiplied, it
+/// fetches as much of what comes next.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Share {
+    pub(super) from: usize,
+    pub(super) to: usize,
+    pub(super) of: usize,
+}
+
 /// A block of a product: its first tile and how many, its first row and how many.
 pub(super) type Shape = ((usize, usize), (usize, usize));
 
@@ -117,7 +126,12 @@ macro_rules! in_blocks {
             macro_rules! block {
                 ($t:literal, $r:literal) => {{
                     let (weights, inputs, marks) = product.block::<$t, $r>(tile, row);
-                    let sums: [[_; $r]; $t] = $block(weights, inputs, marks);
+                    let share = $crate::kernels::product::Share {
+                        from: row,
+                        to: row + len,
+                        of: rows,
+                    };
+                    let sums: [[_; $r]; $t] = $block(weights, inputs, marks, share);
                     for (t, sums) in sums.iter().enumerate() {
                         for (r, &sums) in sums.iter().enumerate() {
                             add(&mut out[(tile + t) * rows + row + r], sums);
@@ -212,6 +226,16 @@ impl Product<'_, Nibbles, Group> {
     }
 }
 
+/// Cuts all to a length, which the compiler then sees they have. No closures: those
+/// would have vector instructions, and what calls them has not, so nothing would be
+/// inlined.
+#[inline(always)]
+pub(super) fn alike<T, const N: usize>(slices: &mut [&[T]; N], len: usize) {
+    for n in 0..N {
+        slices[n] = &slices[n][..len];
+    }
+}
+
 #[inline(always)]
 fn add(out: &mut Lanes, sums: Lanes) {
     for (out, sum) in out.iter_mut().zip(sums) {
@@ -224,6 +248,7 @@ fn dense<E: Element, const T: usize, const R: usize>(
     weights: [&[[E; 16]]; T],
     inputs: [&[f32]; R],
     _: [&[Mark]; R],
+    _: Share,
 ) -> [[Lanes; R]; T] {
     let mut sums = [[Lanes::default(); R]; T];
     for k in 0..inputs[0].len() {
@@ -254,6 +279,7 @@ fn quantized<const T: usize, const R: usize>(
     weights: [&[Tile]; T],
     inputs: [&[Group]; R],
     marks: [&[Mark]; R],
+    _: Share,
 ) -> [[Lanes; R]; T] {
     let mut sums = [[Lanes::default(); R]; T];
     for g in 0..inputs[0].len() {
@@ -278,6 +304,7 @@ fn wide<const T: usize, const R: usize>(
     weights: [&[Tile]; T],
     inputs: [&[Wide]; R],
     marks: [&[Mark]; R],
+    _: Share,
 ) -> [[Lanes; R]; T] {
     let mut sums = [[Lanes::default(); R]; T];
     for g in 0..inputs[0].len() {

@@ -48,7 +48,20 @@ pub(crate) struct Wide {
 pub(crate) struct Mark {
     /// The sum of the inputs, a whole number.
     pub(super) sum: f32,
+    /// What takes away again what weights with their zero at 128 add.
+    pub(super) offset: i32,
     pub(super) scale: f32,
+}
+
+impl Mark {
+    #[inline(always)]
+    fn new(sum: i32, scale: f32) -> Self {
+        Self {
+            sum: sum as f32,
+            offset: -128 * sum,
+            scale,
+        }
+    }
 }
 
 impl Tile {
@@ -109,18 +122,20 @@ fn largest_of(values: &[f32; GROUP]) -> f32 {
     f32::from_bits(largest)
 }
 
-/// A group of a row, filled up with zeros where the row ends.
-#[inline(always)]
-fn group_of(row: &[f32], group: usize) -> [f32; GROUP] {
-    let mut values = [0.0; GROUP];
-    match row[group * GROUP..].first_chunk() {
-        Some(whole) => values = *whole,
-        None => {
-            let rest = &row[group * GROUP..];
-            values[..rest.len()].copy_from_slice(rest);
+/// Calls `$quantize` with each group of a row, where it lies, and what it is to fill; what
+/// the row ends with is filled up with zeros.
+macro_rules! each_group {
+    ($quantize:ident, $row:expr, $groups:expr, $marks:expr) => {{
+        let (whole, rest) = $row.as_chunks::<GROUP>();
+        for g in 0..whole.len() {
+            $quantize(&whole[g], &mut $groups[g], &mut $marks[g]);
         }
-    }
-    values
+        if !rest.is_empty() {
+            let (mut last, g) = ([0.0; GROUP], whole.len());
+            last[..rest.len()].copy_from_slice(rest);
+            $quantize(&last, &mut $groups[g], &mut $marks[g]);
+        }
+    }};
 }
 
 /// Bytes in fours, the first one lowest.
@@ -156,58 +171,69 @@ fn wide_of(values: &[f32; GROUP], mark: &mut Mark) -> [i32; GROUP] {
         wide[k] = nearest(values[k] * step);
         sum += wide[k];
     }
-    mark.sum = sum as f32;
-    mark.scale = largest / LARGEST_WIDE;
+    *mark = Mark::new(sum, largest / LARGEST_WIDE);
     wide
+}
+
+#[inline(always)]
+fn in_bytes(values: &[f32; GROUP], group: &mut Wide, mark: &mut Mark) {
+    let wide = wide_of(values, mark);
+    let (mut high, mut low) = ([0_u8; GROUP], [0_u8; GROUP]);
+    for k in 0..GROUP {
+        high[k] = ((wide[k] + 128) >> 8) as u8;
+        low[k] = wide[k] as u8;
+    }
+    quads(&high, &mut group.high);
+    quads(&low, &mut group.low);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn in_pairs(values: &[f32; GROUP], group: &mut Wide, mark: &mut Mark) {
+    let wide = wide_of(values, mark);
+    for quad in 0..GROUP / 4 {
+        let k = quad * 4;
+        group.high[quad] = wide[k] & 0xFFFF | wide[k + 2] << 16;
+        group.low[quad] = wide[k + 1] & 0xFFFF | wide[k + 3] << 16;
+    }
+}
+
+#[inline(always)]
+fn in_8_bits(values: &[f32; GROUP], group: &mut Group, mark: &mut Mark) {
+    let largest = largest_of(values);
+    let step = if largest > 0.0 {
+        LARGEST / largest
+    } else {
+        0.0
+    };
+    let mut bytes = [0_u8; GROUP];
+    let mut sum = 0;
+    for k in 0..GROUP {
+        let whole = nearest(values[k] * step);
+        sum += whole;
+        bytes[k] = whole as u8;
+    }
+    *mark = Mark::new(sum, largest / LARGEST);
+    quads(&bytes, &mut group.0);
 }
 
 for_each_level! {
     fn quantize_bytes(row: &[f32], groups: &mut [Wide], marks: &mut [Mark]) {
-        for g in 0..groups.len() {
-            let wide = wide_of(&group_of(row, g), &mut marks[g]);
-            let (mut high, mut low) = ([0_u8; GROUP], [0_u8; GROUP]);
-            for k in 0..GROUP {
-                high[k] = ((wide[k] + 128) >> 8) as u8;
-                low[k] = wide[k] as u8;
-            }
-            quads(&high, &mut groups[g].high);
-            quads(&low, &mut groups[g].low);
-        }
+        each_group!(in_bytes, row, groups, marks);
     }
 }
 
 #[cfg(target_arch = "x86_64")]
 for_each_level! {
     fn quantize_pairs(row: &[f32], groups: &mut [Wide], marks: &mut [Mark]) {
-        for g in 0..groups.len() {
-            let wide = wide_of(&group_of(row, g), &mut marks[g]);
-            for quad in 0..GROUP / 4 {
-                let k = quad * 4;
-                groups[g].high[quad] = wide[k] & 0xFFFF | wide[k + 2] << 16;
-                groups[g].low[quad] = wide[k + 1] & 0xFFFF | wide[k + 3] << 16;
-            }
-        }
+        each_group!(in_pairs, row, groups, marks);
     }
 }
 
 for_each_level! {
     /// Quantizes a row; the last group is filled up with zeros.
     pub(crate) fn quantize(row: &[f32], groups: &mut [Group], marks: &mut [Mark]) {
-        for g in 0..groups.len() {
-            let values = group_of(row, g);
-            let largest = largest_of(&values);
-            let step = if largest > 0.0 { LARGEST / largest } else { 0.0 };
-            let mut bytes = [0_u8; GROUP];
-            let mut sum = 0;
-            for k in 0..GROUP {
-                let whole = nearest(values[k] * step);
-                sum += whole;
-                bytes[k] = whole as u8;
-            }
-            marks[g].sum = sum as f32;
-            marks[g].scale = largest / LARGEST;
-            quads(&bytes, &mut groups[g].0);
-        }
+        each_group!(in_8_bits, row, groups, marks);
     }
 }
 

@@ -16,8 +16,9 @@ use std::thread::{self, JoinHandle};
 
 /// Turns of waiting before a thread of the team sleeps: about 50 µs.
 const SPINS: u32 = 2_000;
-/// Parts of a job for each thread, so that one that is late is helped out.
-const PARTS: usize = 3;
+/// Parts of a job for each thread, so that one that is late is helped out. Not more: at
+/// its beginning a part waits for memory.
+const PARTS: usize = 2;
 
 /// Does part `n` of a job.
 type Job<'a> = dyn Fn(usize) + Sync + 'a;
