@@ -321,7 +321,7 @@ async fn a_budget_that_comes_late_counts_what_was_used_in_its_period() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn what_a_request_cost_is_nobodys_while_it_is_settled() {
     let mut ledger = Ledger::on(Scratch::file(), Some(0)).await;
-    ledger.budgets(owner(0), &[(Period::Day, 1000)]).await;
+    ledger.budgets(owner(0), &[(Period::Day, 10_000)]).await;
     for turn in 1..20 {
         let (all, reference) = (NanoDollars(100), format!("payment-{turn}"));
         let paid = ledger
