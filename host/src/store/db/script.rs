@@ -68,9 +68,9 @@ impl<'q> Script<'q> {
                 let mut outcomes = Vec::with_capacity(self.steps.len());
                 for Step { query, changes } in self.steps {
                     collect(on.fetch_many(query.postgres()?), &mut outcomes).await?;
-                    let changed = outcomes.last().map(|outcome| outcome.changed);
-                    if changes.is_some() && changes != changed {
-                        let why = format!("{changed:?} rows were changed, not {changes:?}");
+                    let changed = outcomes.last().map_or(0, |outcome| outcome.changed);
+                    if let Some(changes) = changes.filter(|&changes| changes != changed) {
+                        let why = format!("{changed} rows were changed, not {changes}");
                         return Err(Error::Database(why));
                     }
                 }
