@@ -84,8 +84,8 @@ pub enum Transaction<'c> {
     Postgres(sqlx::Transaction<'c, Postgres>),
 }
 
-/// Connects to a database: one pool to write by, then one to read by, which is
-/// to be opened once the schema is there.
+/// Connects to a database, to write. What it is read by is to be opened once the schema
+/// is there.
 ///
 /// # Errors
 /// When it cannot be reached.
