@@ -34,7 +34,8 @@ const PURGE_DELAY: mi_option_t = 15;
 
 fn main() -> ExitCode {
     // kept for its second, what loading a model left over and what answers do for a while
-    // is 20 to 40 MiB of a server with GPT-2
+    // is 20 to 40 MiB of a server with GPT-2; after less than this, having it again costs
+    // requests more than it saves
     #[expect(
         unsafe_code,
         reason = "an option of the allocator, which is written in C"

@@ -85,6 +85,7 @@ async fn each_request_is_traced_and_measured() {
         "POST /api/keys",
         "model-host",
         "/generate",
+        "http.response.status_code",
         id.trim_matches('"'),
     ];
     eventually("the spans came", async || {

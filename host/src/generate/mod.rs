@@ -166,9 +166,8 @@ impl Generator {
         let left = self.stopping.child_token();
         let leaves = left.clone().drop_guard();
         let (sender, pieces) = mpsc::channel(AHEAD);
-        let work = Arc::clone(self).execute(admitted, sender, left);
         // it is large, and moved several times until it is a task
-        let work = Box::pin(work);
+        let work = Box::pin(Arc::clone(self).execute(admitted, sender, left));
         let task = self.tasks.spawn(
             async move {
                 let answer = work.await;

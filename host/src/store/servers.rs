@@ -113,7 +113,7 @@ pub(super) async fn whole_before(pool: &Pool) -> Result<i64, Error> {
 /// Renews the lease of whoever holds something in this transaction, so that no
 /// hold is ever seen without a lease.
 pub(super) fn renew<'q>(transaction: &Transaction<'_>, process: &'q str) -> Option<Query<'q>> {
-    (transaction.is_shared()).then(|| query(RENEW).bind(process))
+    transaction.is_shared().then(|| query(RENEW).bind(process))
 }
 
 /// The right to do something that one server does at a time, until it is dropped.

@@ -29,11 +29,11 @@ use sqlx::sqlite::{
 use sqlx::{ConnectOptions as _, Postgres, Sqlite};
 
 use super::Error;
+use writer::{Turn, Writer};
 
 pub use query::{On, Query, query};
 pub use row::Row;
 pub use script::{Place as PlaceInScript, Ran, Script};
-pub use writer::{Turn, Writer};
 
 /// Connections to PostgreSQL that write: for settling, for the server's lease, for
 /// its ear, for Stripe, for the webhook, for what is rare, and four for the names of

@@ -55,12 +55,12 @@ impl<'q> Script<'q> {
     /// When the database fails or a query has not changed what it must. Then the
     /// transaction is to be undone.
     pub async fn run(self, transaction: &mut Transaction<'_>) -> Result<Ran, Error> {
+        if self.steps.is_empty() {
+            return Ok(Ran(Vec::new()));
+        }
         match transaction {
             Transaction::Sqlite(on) => self.run_on_file(None, &mut *on, None).await,
             Transaction::Writer(turn) => {
-                if self.steps.is_empty() {
-                    return Ok(Ran(Vec::new()));
-                }
                 let begin = turn.begin();
                 self.run_on_file(begin, turn.connection()?, None).await
             }
