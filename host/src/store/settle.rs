@@ -4,10 +4,12 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use time::OffsetDateTime;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use super::answers::{self, KeptAnswer};
 use super::at_work::{self, NamedRequest};
@@ -22,6 +24,8 @@ use crate::money::NanoDollars;
 const QUEUE: usize = 1024;
 /// Most jobs of one commit.
 const BATCH: usize = 256;
+/// How long a commit waits for those who are about to settle.
+const PATIENCE: Duration = Duration::from_millis(1);
 
 type Reply<T> = oneshot::Sender<Result<T, Error>>;
 
@@ -149,13 +153,7 @@ impl Writer {
     async fn run(mut self, mut queue: mpsc::Receiver<Job>) {
         let mut jobs = Vec::with_capacity(BATCH);
         while queue.recv_many(&mut jobs, BATCH).await > 0 {
-            // who is about to settle on this thread does so first, and shares the flush
-            tokio::task::yield_now().await;
-            while jobs.len() < BATCH
-                && let Ok(job) = queue.try_recv()
-            {
-                jobs.push(job);
-            }
+            gather(&mut queue, &mut jobs).await;
             let mut batch = Batch::default();
             for job in jobs.drain(..) {
                 match job {
@@ -337,6 +335,22 @@ impl Writer {
             written.can_report = outbox::announce_usage(transaction, &owed).await?;
         }
         Ok(())
+    }
+}
+
+/// Adds the jobs of those who are about to have one: who runs on this thread goes first,
+/// again and again for as long as that brings more, and all share the flush.
+async fn gather(queue: &mut mpsc::Receiver<Job>, jobs: &mut Vec<Job>) {
+    let since = Instant::now();
+    let mut before = 0;
+    while jobs.len() > before && jobs.len() < BATCH && since.elapsed() < PATIENCE {
+        before = jobs.len();
+        tokio::task::yield_now().await;
+        while jobs.len() < BATCH
+            && let Ok(job) = queue.try_recv()
+        {
+            jobs.push(job);
+        }
     }
 }
 
