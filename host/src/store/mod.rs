@@ -23,6 +23,7 @@ mod servers;
 mod settle;
 pub mod usage;
 
+use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
@@ -72,9 +73,13 @@ impl From<sqlx::Error> for Error {
     }
 }
 
-/// A handle to the database; clones share its connections.
+/// A handle to the database; clones are the same.
 #[derive(Clone, Debug)]
-pub struct Store {
+pub struct Store(Arc<Inner>);
+
+/// What a [`Store`] is a handle to.
+#[derive(Clone, Debug)]
+pub struct Inner {
     write: Pool,
     read: Pool,
     outbox: Outbox,
@@ -88,6 +93,14 @@ pub struct Store {
     turns: Arc<Turns>,
 }
 
+impl Deref for Store {
+    type Target = Inner;
+
+    fn deref(&self) -> &Inner {
+        &self.0
+    }
+}
+
 impl Store {
     /// Opens the database, making and migrating it as needed.
     ///
@@ -96,7 +109,7 @@ impl Store {
     pub async fn open(place: &Place, outbox: Outbox) -> Result<Self, Error> {
         let write = db::writers(place).await?;
         migrations::run(&write).await?;
-        Ok(Self {
+        Ok(Self(Arc::new(Inner {
             limited: Limited::load(&write).await?,
             books: OpenBooks::new(Books::own()),
             hearing: Hearing::new(&write),
@@ -106,16 +119,17 @@ impl Store {
             notices: None,
             key_changes: Arc::default(),
             turns: Arc::default(),
-        })
+        })))
     }
 
     /// The same, which also writes notices for the operator's webhook.
     #[must_use]
     pub fn with_notices(self) -> Self {
-        Self {
-            notices: Some(Arc::default()),
-            ..self
-        }
+        let notices = Some(Arc::default());
+        Self(Arc::new(Inner {
+            notices,
+            ..Inner::clone(&self)
+        }))
     }
 
     /// Begins a transaction that has the money of a customer to itself until its end:
