@@ -1,7 +1,11 @@
 //! The network belongs to the host: what a component may reach, with which headers,
 //! how long and how much.
 
+use std::collections::HashSet;
+
+use axum::http::Version;
 use serde_json::{Value, json};
+use tokio::task::JoinSet;
 
 use crate::component::{SECRET, ask, misbehave, with_misbehave};
 use crate::harness::{Act, Client, Host, Upstream, eventually};
@@ -121,6 +125,58 @@ async fn another_port_scheme_or_host_is_not_granted() {
         customer.post("/generate", ask(&url)).await.expect(200);
     }
     assert_eq!(api.seen().len(), 4);
+}
+
+#[tokio::test]
+async fn the_connections_of_a_burst_serve_the_next() {
+    const BURST: usize = 64;
+    let upstream = Upstream::start(Act::Hold("yes")).await;
+    let config = misbehave(upstream.url(), "");
+    let host = Host::builder().config(config).start().await.ready().await;
+    let customer = host.customer_with(json!({ "rate_limit": 1000 })).await;
+    for _ in 0..2 {
+        let mut asking = JoinSet::new();
+        for _ in 0..BURST {
+            let customer = customer.clone();
+            asking.spawn(async move { customer.post("/generate", ask("fetch")).await });
+        }
+        eventually("all are asked", async || upstream.open() == BURST).await;
+        upstream.release(BURST);
+        while let Some(reply) = asking.join_next().await {
+            reply.expect("a reply").expect(200);
+        }
+    }
+    let seen = upstream.seen();
+    let connections: HashSet<_> = seen.iter().map(|seen| seen.peer).collect();
+    assert_eq!(seen.len(), 2 * BURST);
+    // one may be free again only after its answer has reached the client
+    assert!(connections.len() < BURST + BURST / 4, "{connections:?}");
+}
+
+#[tokio::test]
+async fn an_api_with_tls_is_reached_where_its_certificate_is_trusted() {
+    let api = Upstream::start_with_tls(Act::Answer("yes")).await;
+    for is_trusted in [true, false] {
+        let mut builder = Host::builder().config(misbehave(api.url(), ""));
+        if is_trusted {
+            builder = builder
+                .file("trusted.pem", Upstream::CERTIFICATE)
+                .env("SSL_CERT_FILE", "trusted.pem");
+        }
+        let host = builder.start().await.ready().await;
+        let customer = host.customer().await;
+        if is_trusted {
+            customer.post("/generate", ask("fetch")).await.expect(200);
+        } else {
+            assert_eq!(refusal(&customer, "fetch").await, "upstream_unreachable");
+            assert!(host.log().contains("certificate"), "{}", host.log());
+        }
+    }
+    let seen = api.seen();
+    assert_eq!(seen.len(), 1, "{seen:?}");
+    assert_eq!(seen[0].version, Version::HTTP_2);
+    let key = format!("Bearer {SECRET}");
+    assert_eq!(seen[0].headers["authorization"], key);
 }
 
 #[tokio::test]

@@ -5,14 +5,22 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::{ConnectInfo, State};
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, StatusCode, Version};
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Router};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use hyper_util::service::TowerToHyperService;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 /// What the upstream does with a request.
 #[derive(Clone, Debug)]
@@ -43,6 +51,7 @@ pub enum Act {
 pub struct Seen {
     /// The other end of the connection that it came on.
     pub peer: SocketAddr,
+    pub version: Version,
     pub headers: HeaderMap,
     pub body: Value,
 }
@@ -84,18 +93,63 @@ impl Upstream {
     pub async fn start_at(ip: IpAddr, act: Act) -> Self {
         let listener = TcpListener::bind((ip, 0)).await.expect("a port");
         let address = listener.local_addr().expect("an address");
-        let this = Self {
-            act: Arc::new(Mutex::new(act)),
-            seen: Arc::default(),
-            open: Arc::default(),
-            released: Arc::new(Semaphore::new(0)),
-            base: format!("http://{address}/v1"),
-            url: format!("http://{address}/v1/completions"),
-        };
+        let this = Self::new(&format!("http://{address}"), act);
         let router = Router::new().fallback(answer).with_state(this.clone());
         let service = router.into_make_service_with_connect_info::<SocketAddr>();
         tokio::spawn(async move { axum::serve(listener, service).await });
         this
+    }
+
+    /// The certificate of those that speak TLS, which it is signed with itself: `openssl
+    /// req -x509` made it, for a hundred years.
+    pub const CERTIFICATE: &str = include_str!("../../fixtures/tls/localhost.pem");
+
+    /// Starts one that speaks TLS, as `localhost`.
+    pub async fn start_with_tls(act: Act) -> Self {
+        let certificate = CertificateDer::from_pem_slice(Self::CERTIFICATE.as_bytes());
+        let key = include_bytes!("../../fixtures/tls/localhost.key");
+        let key = PrivateKeyDer::from_pem_slice(key).expect("a key");
+        let mut config = ServerConfig::builder_with_provider(ring::default_provider().into())
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate.expect("a certificate")], key)
+            .expect("a configuration");
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await;
+        let listener = listener.expect("a port");
+        let port = listener.local_addr().expect("an address").port();
+        let this = Self::new(&format!("https://localhost:{port}"), act);
+        let router = Router::new().fallback(answer).with_state(this.clone());
+        let tls = TlsAcceptor::from(Arc::new(config));
+        tokio::spawn(async move {
+            while let Ok((stream, peer)) = listener.accept().await {
+                let (tls, router) = (tls.clone(), router.clone());
+                tokio::spawn(async move {
+                    // who does not trust the certificate says so and goes
+                    let Ok(stream) = tls.accept(stream).await else {
+                        return;
+                    };
+                    let service = router.layer(Extension(ConnectInfo(peer)));
+                    let service = TowerToHyperService::new(service);
+                    let served = auto::Builder::new(TokioExecutor::new());
+                    let _ = served.serve_connection(TokioIo::new(stream), service).await;
+                });
+            }
+        });
+        this
+    }
+
+    fn new(origin: &str, act: Act) -> Self {
+        Self {
+            act: Arc::new(Mutex::new(act)),
+            seen: Arc::default(),
+            open: Arc::default(),
+            released: Arc::new(Semaphore::new(0)),
+            base: format!("{origin}/v1"),
+            url: format!("{origin}/v1/completions"),
+        }
     }
 
     /// Address of its completions endpoint.
@@ -148,6 +202,7 @@ fn stream(upstream: Upstream, open: Open, pieces: &'static [&'static str]) -> Re
 async fn answer(
     State(upstream): State<Upstream>,
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    version: Version,
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
@@ -156,6 +211,7 @@ async fn answer(
     let echo = format!("{headers:?}");
     upstream.seen.lock().expect("no panic").push(Seen {
         peer,
+        version,
         headers,
         body,
     });

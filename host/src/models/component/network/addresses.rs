@@ -1,8 +1,12 @@
 //! Addresses that a plugin's requests may go to.
 
+use std::future::Future;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::pin::Pin;
+use std::task::{Context, Poll};
 
-use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use hyper_util::client::legacy::connect::dns::Name;
+use tower::{BoxError, Service};
 
 /// Resolves names to public addresses only, so that no name reaches into the
 /// operator's own network, the machine itself or a cloud's metadata service. The
@@ -11,6 +15,7 @@ use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 ///
 /// Only names that the operator has granted are asked for, and who grants
 /// `localhost` means this machine. An address instead of a name is never asked for.
+#[derive(Clone)]
 pub(super) struct PublicAddresses {
     /// Leaves private addresses in.
     pub(super) allow_private: bool,
@@ -21,8 +26,18 @@ pub(super) struct PublicAddresses {
 #[error("{0} has no public address")]
 pub(super) struct Prohibited(String);
 
-impl Resolve for PublicAddresses {
-    fn resolve(&self, name: Name) -> Resolving {
+type Resolving<T> = Pin<Box<dyn Future<Output = Result<T, BoxError>> + Send>>;
+
+impl Service<Name> for PublicAddresses {
+    type Response = std::vec::IntoIter<SocketAddr>;
+    type Error = BoxError;
+    type Future = Resolving<Self::Response>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, name: Name) -> Self::Future {
         let is_exempt = self.allow_private || name.as_str() == "localhost";
         Box::pin(async move {
             let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
@@ -32,7 +47,7 @@ impl Resolve for PublicAddresses {
             if allowed.is_empty() {
                 return Err(Prohibited(name.as_str().to_owned()).into());
             }
-            Ok(Box::new(allowed.into_iter()) as Addrs)
+            Ok(allowed.into_iter())
         })
     }
 }
@@ -77,17 +92,15 @@ fn is_public_v6(ip: Ipv6Addr) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{Prohibited, PublicAddresses, Resolve, is_public};
-
-    type BoxError = Box<dyn std::error::Error + Send + Sync>;
+    use super::{BoxError, Prohibited, PublicAddresses, Service, is_public};
 
     /// A name that leads to this machine and is not `localhost`: the resolver of the
     /// operating system takes an address for a name too.
     const HERE: &str = "127.0.0.1";
 
     async fn resolve(name: &str, allow_private: bool) -> Result<usize, BoxError> {
-        let resolver = PublicAddresses { allow_private };
-        let found = resolver.resolve(name.parse().unwrap()).await;
+        let mut resolver = PublicAddresses { allow_private };
+        let found = resolver.call(name.parse().unwrap()).await;
         found.map(Iterator::count)
     }
 

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use futures_util::{FutureExt, stream};
 use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
+use hyper::body::Incoming;
 use secrecy::{ExposeSecret, SecretString};
 use tokio::time::timeout;
 use wasmtime_wasi_http::{Error, WasiBody};
@@ -21,7 +22,7 @@ const DRAIN_TIMEOUT: Duration = Duration::from_millis(20);
 /// A body: at most so many bytes, each piece in time, and an error instead of the
 /// piece in which the secret comes back.
 pub struct Arriving {
-    response: reqwest::Response,
+    body: Incoming,
     left: usize,
     limit: usize,
     secret: Option<SecretString>,
@@ -36,14 +37,14 @@ pub struct Arriving {
 
 impl Arriving {
     pub(super) fn new(
-        response: reqwest::Response,
+        body: Incoming,
         limit: usize,
         secret: Option<SecretString>,
         between_bytes: Option<Duration>,
         deadline: Instant,
     ) -> Self {
         Self {
-            response,
+            body,
             left: limit,
             limit,
             secret,
@@ -110,20 +111,16 @@ impl Arriving {
             return Err(error);
         }
         let patience = shorter(self.between_bytes, self.deadline);
-        let piece = timeout(patience, self.response.chunk())
+        let frame = timeout(patience, self.body.frame())
             .await
-            .map_err(|_| Error::ConnectionReadTimeout)?
-            .map_err(|error| {
-                if error.is_timeout() {
-                    Error::ConnectionReadTimeout
-                } else {
-                    Error::HttpResponseIncomplete
-                }
-            })?;
-        let Some(piece) = piece else {
+            .map_err(|_| Error::ConnectionReadTimeout)?;
+        let Some(frame) = frame else {
             self.is_over = true;
             return Ok(None);
         };
+        let frame = frame.map_err(|_| Error::HttpResponseIncomplete)?;
+        // trailers are nothing of it
+        let piece = frame.into_data().unwrap_or_default();
         self.left = self
             .left
             .checked_sub(piece.len())

@@ -4,111 +4,47 @@
 
 mod addresses;
 mod body;
+mod client;
 #[cfg(test)]
 mod tests;
+mod upstream;
 
-use std::borrow::Cow;
 use std::error::Error as _;
 use std::future::Future;
-use std::sync::Arc;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::Method;
-use http_body_util::{BodyExt, Limited};
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::{Method, Request, Response, Uri};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use hyper_util::client::legacy;
 use reqwest::Url;
-use reqwest::header::{self, HeaderMap, HeaderName, HeaderValue};
-use reqwest::redirect::Policy;
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::ExposeSecret;
 use tokio::time::timeout;
+use tower::timeout::error::Elapsed;
 use wasmtime_wasi_http::{
     DEFAULT_FORBIDDEN_HEADERS, Error, ForbiddenHeaderFilter, RequestOptions, WasiBody,
     WasiHttpHooks,
 };
 
 pub use self::body::Arriving;
+pub use self::upstream::Upstream;
 
 use self::addresses::{Prohibited, PublicAddresses};
+use self::client::{Client, client};
+use self::upstream::is_same_origin;
 use super::Limits;
 
-/// How long a connection may take to be made, TLS included.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long an unused connection is kept; many servers close theirs after 60 s.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(50);
-/// Unused connections kept for a component.
-const IDLE_CONNECTIONS: usize = 32;
+const USER_AGENT: HeaderValue =
+    HeaderValue::from_static(concat!("model-host/", env!("CARGO_PKG_VERSION")));
+const ANYTHING: HeaderValue = HeaderValue::from_static("*/*");
 
 /// Headers that a component may neither set nor read, besides the secret's own and
 /// those of the connection itself.
 const SECRET_HEADERS: [HeaderName; 3] = [header::AUTHORIZATION, header::COOKIE, header::SET_COOKIE];
-
-/// The API behind a model, and what else the component may reach.
-#[derive(Debug)]
-pub struct Upstream {
-    /// The component may reach its scheme, host and port.
-    pub url: Url,
-    /// Sent to `url`'s scheme, host and port alone. The component never sees it.
-    pub secret: Option<SecretString>,
-    /// The header that the secret is sent in: `authorization` gets `Bearer `
-    /// before it, any other the secret as it is.
-    pub secret_header: HeaderName,
-    /// More whose scheme, host and port the component may reach.
-    pub grants: Vec<Url>,
-    /// Whether names may lead to private addresses; `localhost` always may.
-    pub allow_private_addresses: bool,
-}
-
-impl Upstream {
-    /// The API at `url`, without a secret and with nothing else to reach.
-    pub fn new(url: Url) -> Self {
-        Self {
-            url,
-            secret: None,
-            secret_header: header::AUTHORIZATION,
-            grants: Vec::new(),
-            allow_private_addresses: false,
-        }
-    }
-
-    /// `text` without the secret.
-    pub(super) fn redact<'a>(&self, text: &'a str) -> Cow<'a, str> {
-        match &self.secret {
-            Some(secret) if !secret.expose_secret().is_empty() => {
-                text.replace(secret.expose_secret(), "[secret]").into()
-            }
-            _ => text.into(),
-        }
-    }
-
-    /// The value of the secret's header.
-    fn secret_value(&self) -> Result<Option<HeaderValue>, header::InvalidHeaderValue> {
-        let Some(secret) = &self.secret else {
-            return Ok(None);
-        };
-        let secret = secret.expose_secret();
-        let mut value = if self.secret_header == header::AUTHORIZATION {
-            HeaderValue::try_from(format!("Bearer {secret}"))?
-        } else {
-            HeaderValue::try_from(secret)?
-        };
-        value.set_sensitive(true);
-        Ok(Some(value))
-    }
-
-    /// Whether the component may reach `url`.
-    fn grants(&self, url: &Url) -> bool {
-        let mut granted = std::iter::once(&self.url).chain(&self.grants);
-        granted.any(|granted| is_same_origin(granted, url))
-            && url.username().is_empty()
-            && url.password().is_none()
-    }
-}
-
-fn is_same_origin(one: &Url, other: &Url) -> bool {
-    one.scheme() == other.scheme()
-        && one.host() == other.host()
-        && one.port_or_known_default() == other.port_or_known_default()
-}
 
 /// The way to one upstream, with its connections. Each component has its own, so
 /// that no connection is shared between models.
@@ -117,8 +53,19 @@ pub(super) struct Gate {
     upstream: Arc<Upstream>,
     secret_value: Option<HeaderValue>,
     forbidden: ForbiddenHeaderFilter,
-    client: reqwest::Client,
+    client: Client,
     limits: Arc<Limits>,
+    /// Where a component's request went last, which is where nearly all go, by the URL
+    /// as it was given.
+    last: Mutex<Option<(String, Destination)>>,
+}
+
+/// Where a request goes, which is granted.
+#[derive(Clone)]
+struct Destination {
+    uri: Uri,
+    /// Whether the secret goes along.
+    is_api: bool,
 }
 
 impl Gate {
@@ -135,17 +82,7 @@ impl Gate {
         let resolver = PublicAddresses {
             allow_private: upstream.allow_private_addresses,
         };
-        let client = reqwest::Client::builder()
-            .dns_resolver(Arc::new(resolver))
-            // the environment's proxy, or an upstream's redirect, would lead past the grant
-            .no_proxy()
-            .redirect(Policy::none())
-            .connect_timeout(CONNECT_TIMEOUT)
-            .pool_idle_timeout(IDLE_TIMEOUT)
-            .pool_max_idle_per_host(IDLE_CONNECTIONS)
-            .user_agent(concat!("model-host/", env!("CARGO_PKG_VERSION")))
-            .build()
-            .map_err(|error| format!("no HTTP client: {error}"))?;
+        let client = client(resolver).map_err(|error| format!("no HTTP client: {error}"))?;
         let secret_header = upstream.secret_header.clone();
         Ok(Self {
             model,
@@ -154,6 +91,7 @@ impl Gate {
             forbidden: Arc::new(move |name| is_forbidden(name) || *name == secret_header),
             client,
             limits,
+            last: Mutex::default(),
         })
     }
 
@@ -164,14 +102,14 @@ impl Gate {
         exchange: Exchange,
         first_byte: Option<Duration>,
         deadline: Instant,
-    ) -> Result<(http::Response<()>, reqwest::Response), Error> {
+    ) -> Result<(Response<()>, Incoming), Error> {
         let Exchange {
             method,
             url,
             mut headers,
             body,
         } = exchange;
-        self.check(&url)?;
+        let Destination { uri, is_api } = self.destination(&url)?;
         let forbidden: Vec<HeaderName> = headers
             .keys()
             .filter(|name| (self.forbidden)(name))
@@ -188,42 +126,43 @@ impl Gate {
             return Err(self.too_long());
         }
         if let Some(secret) = &self.secret_value
-            && is_same_origin(&self.upstream.url, &url)
+            && is_api
         {
             headers.insert(self.upstream.secret_header.clone(), secret.clone());
         }
-        let sending = self
-            .client
-            .request(method, url)
-            .headers(headers)
-            .body(body)
-            .send();
-        let response = timeout(shorter(first_byte, deadline), sending)
+        headers.entry(header::USER_AGENT).or_insert(USER_AGENT);
+        headers.entry(header::ACCEPT).or_insert(ANYTHING);
+        let mut request = Request::new(Full::new(body));
+        *request.method_mut() = method;
+        *request.uri_mut() = uri;
+        *request.headers_mut() = headers;
+        let response = timeout(shorter(first_byte, deadline), self.client.request(request))
             .await
             .map_err(|_| Error::HttpResponseTimeout)?
-            .map_err(|error| self.failure(error))?;
+            .map_err(|error| self.failure(&error))?;
 
         if size(response.headers()) > self.limits.header_bytes {
             let limit = u32::try_from(self.limits.header_bytes).ok();
             return Err(Error::HttpResponseHeaderSectionSize(limit));
         }
-        let mut answer = http::Response::new(());
-        *answer.status_mut() = response.status();
-        *answer.headers_mut() = self.readable(response.headers());
-        Ok((answer, response))
+        let (parts, body) = response.into_parts();
+        let mut answer = Response::new(());
+        *answer.status_mut() = parts.status;
+        *answer.headers_mut() = self.readable(&parts.headers);
+        Ok((answer, body))
     }
 
     /// The same for `wasi:http`.
     async fn send_wasi(
         &self,
-        request: http::Request<WasiBody>,
+        request: Request<WasiBody>,
         options: RequestOptions,
         deadline: Instant,
-    ) -> Result<http::Response<WasiBody>, Error> {
+    ) -> Result<Response<WasiBody>, Error> {
         let (parts, body) = request.into_parts();
-        let url = Url::parse(&parts.uri.to_string()).map_err(|_| Error::HttpRequestUriInvalid)?;
+        let url = parts.uri.to_string();
         // before its body is taken
-        self.check(&url)?;
+        self.destination(&url)?;
         let body = Limited::new(body, self.limits.request_bytes)
             .collect()
             .await;
@@ -234,37 +173,51 @@ impl Gate {
             body: body.map_err(|_| self.too_long())?.to_bytes(),
         };
         let first_byte = options.first_byte_timeout;
-        let (answer, response) = self.send(exchange, first_byte, deadline).await?;
-        let body = self.arriving(response, deadline, options.between_bytes_timeout);
+        let (answer, body) = self.send(exchange, first_byte, deadline).await?;
+        let body = self.arriving(body, deadline, options.between_bytes_timeout);
         Ok(answer.map(|()| body.boxed()))
     }
 
     fn arriving(
         &self,
-        response: reqwest::Response,
+        body: Incoming,
         deadline: Instant,
         between_bytes: Option<Duration>,
     ) -> Arriving {
         let secret = self.upstream.secret.clone();
         let limit = self.limits.response_bytes;
-        Arriving::new(response, limit, secret, between_bytes, deadline)
+        Arriving::new(body, limit, secret, between_bytes, deadline)
     }
 
     fn too_long(&self) -> Error {
         Error::HttpRequestBodySize(u64::try_from(self.limits.request_bytes).ok())
     }
 
-    fn check(&self, url: &Url) -> Result<(), Error> {
-        if self.upstream.grants(url) {
-            return Ok(());
+    /// Where a URL leads, if that is granted.
+    fn destination(&self, url: &str) -> Result<Destination, Error> {
+        let last = || self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((given, destination)) = &*last()
+            && given == url
+        {
+            return Ok(destination.clone());
         }
-        let host = url.host_str();
-        tracing::warn!(
-            model = &*self.model,
-            host,
-            "plugin asked for a host it is not granted"
-        );
-        Err(Error::HttpRequestDenied)
+        let parsed = Url::parse(url).map_err(|_| Error::HttpRequestUriInvalid)?;
+        if !self.upstream.grants(&parsed) {
+            let host = parsed.host_str();
+            tracing::warn!(
+                model = &*self.model,
+                host,
+                "plugin asked for a host it is not granted"
+            );
+            return Err(Error::HttpRequestDenied);
+        }
+        let destination = Destination {
+            // as it was compared, not as it was given
+            uri: Uri::try_from(parsed.as_str()).map_err(|_| Error::HttpRequestUriInvalid)?,
+            is_api: is_same_origin(&self.upstream.url, &parsed),
+        };
+        *last() = Some((url.to_owned(), destination.clone()));
+        Ok(destination)
     }
 
     /// An upstream that repeats the secret does not tell it to the component.
@@ -284,21 +237,23 @@ impl Gate {
             .collect()
     }
 
-    fn failure(&self, error: reqwest::Error) -> Error {
-        // the URL may hold what the caller wrote
-        let error = error.without_url();
+    fn failure(&self, error: &legacy::Error) -> Error {
         let mut reason = error.to_string();
-        let mut is_prohibited = false;
+        let (mut is_prohibited, mut is_timeout) = (false, false);
         let mut cause = error.source();
         while let Some(error) = cause {
             reason += &format!(": {error}");
             is_prohibited |= error.is::<Prohibited>();
+            is_timeout |= error.is::<Elapsed>()
+                || error
+                    .downcast_ref::<io::Error>()
+                    .is_some_and(|error| error.kind() == io::ErrorKind::TimedOut);
             cause = error.source();
         }
         tracing::warn!(model = &*self.model, reason, "upstream request failed");
         if is_prohibited {
             Error::DestinationIpProhibited
-        } else if error.is_timeout() {
+        } else if is_timeout {
             Error::ConnectionTimeout
         } else if error.is_connect() {
             Error::ConnectionRefused
@@ -330,7 +285,7 @@ fn shorter(wanted: Option<Duration>, deadline: Instant) -> Duration {
 /// What a component asks of its upstream.
 pub(super) struct Exchange {
     pub(super) method: Method,
-    pub(super) url: Url,
+    pub(super) url: String,
     pub(super) headers: HeaderMap,
     pub(super) body: Bytes,
 }
@@ -344,8 +299,7 @@ pub(super) struct Network {
 
 /// What follows a response: nothing, the client sees to its connection itself.
 type Connection = Box<dyn Future<Output = Result<(), Error>> + Send>;
-type Sending =
-    Box<dyn Future<Output = Result<(http::Response<WasiBody>, Connection), Error>> + Send>;
+type Sending = Box<dyn Future<Output = Result<(Response<WasiBody>, Connection), Error>> + Send>;
 
 impl Network {
     /// The gate for one more request to the upstream, if there may be one.
@@ -362,18 +316,18 @@ impl Network {
         &mut self,
         exchange: Exchange,
         allowed: Duration,
-    ) -> Result<(http::Response<()>, Arriving), Error> {
+    ) -> Result<(Response<()>, Arriving), Error> {
         let gate = self.pass()?;
         let deadline = self.deadline.min(Instant::now() + allowed);
-        let (answer, response) = gate.send(exchange, None, deadline).await?;
-        Ok((answer, gate.arriving(response, deadline, None)))
+        let (answer, body) = gate.send(exchange, None, deadline).await?;
+        Ok((answer, gate.arriving(body, deadline, None)))
     }
 }
 
 impl WasiHttpHooks for Network {
     fn send_request(
         &mut self,
-        request: http::Request<WasiBody>,
+        request: Request<WasiBody>,
         options: Option<RequestOptions>,
         _response_errors: Connection,
     ) -> Sending {

@@ -16,8 +16,7 @@ impl Host for State {
         let exchange = Exchange {
             method: Method::from_bytes(request.method.as_bytes())
                 .map_err(|_| Failure::Invalid("the method cannot be sent".to_owned()))?,
-            url: (request.url.parse())
-                .map_err(|_| Failure::Invalid("api_url cannot be sent".to_owned()))?,
+            url: request.url,
             headers: self.headers(&request.headers)?,
             body: Bytes::from(body),
         };
