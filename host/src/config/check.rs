@@ -183,6 +183,10 @@ fn of_limits(limits: &ModelLimits) -> Vec<(String, String)> {
         ("parallel", limits.parallel),
         ("queue", limits.queue),
         ("cpu_ms", limits.cpu_ms as usize),
+        (
+            "requests_per_instance",
+            limits.requests_per_instance as usize,
+        ),
         ("request_bytes", limits.request_bytes),
         ("response_bytes", limits.response_bytes),
     ];

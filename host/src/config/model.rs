@@ -129,6 +129,9 @@ pub struct ModelLimits {
     /// Most bytes of headers with their names, of a request to the upstream and of
     /// its answer.
     pub header_bytes: usize,
+    /// Requests that an instance of a component answers, one after another. By default each
+    /// has its own, and none can see what another has left in memory.
+    pub requests_per_instance: u32,
     /// Lines of a component to the log, those on standard output and standard error
     /// included.
     pub log_lines: u32,
@@ -163,6 +166,7 @@ impl Default for ModelLimits {
             request_bytes: 16 << 20,
             response_bytes: 16 << 20,
             header_bytes: 64 << 10,
+            requests_per_instance: 1,
             log_lines: 100,
         }
     }

@@ -246,7 +246,9 @@ impl Subject {
             // as before any request that is served, whatever comes of it
             let _ = session.estimate(&request).await;
             let mut completion = session.generate(request).await?;
-            answer.follow(&mut completion).await
+            let finish = answer.follow(&mut completion).await?;
+            completion.end().await;
+            Ok(finish)
         };
         let end = tokio::time::timeout(deadline + GRACE, asking).await;
         let late = || Error::new(ErrorKind::Internal, "it goes on after its deadline");

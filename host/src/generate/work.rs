@@ -307,8 +307,9 @@ impl Generator {
         permit
             .settle(used.prompt_tokens.saturating_add(used.completion_tokens))
             .await;
-        // taking an instance apart is nothing that the client should wait for
-        tokio::spawn(async move { drop(produced.ended) });
+        if let Some(completion) = produced.ended {
+            tokio::spawn(completion.end());
+        }
         let settled = settled.map_err(|error| match error {
             store::Error::Stopping => Error::Stopping,
             store::Error::TakenOver => Error::AtWork,

@@ -41,7 +41,7 @@ pub enum Session<'a> {
     /// Of a native plugin, which all requests share, and the number of the request's
     /// API key.
     Native(&'a native::Native, i64),
-    /// An instance of a component, which is this request's alone.
+    /// An instance of a component, which is this request's alone meanwhile.
     Component(Box<component::Session<'a>>),
 }
 
@@ -154,6 +154,15 @@ impl Completion {
         match self {
             Self::Native(completion) => completion.next().await,
             Self::Component(completion) => completion.next().await,
+        }
+    }
+
+    /// Ends one that is over; nobody should wait for what that takes. One that is not is
+    /// cancelled, as if it were dropped.
+    pub async fn end(self) {
+        match self {
+            Self::Native(completion) => drop(completion),
+            Self::Component(completion) => completion.end().await,
         }
     }
 }

@@ -4,7 +4,8 @@
 //! the host makes of each is in `host/src/models/component` and in `tests/it`.
 
 use std::hint::black_box;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use plugin_sdk::http::Post;
 use plugin_sdk::{
@@ -65,6 +66,12 @@ impl Backend for Misbehave {
         if let Some(depth) = prompt.strip_prefix("dive ") {
             return Ok(Answer::Say(dive(depth.parse().unwrap_or(0)).to_string()));
         }
+        if let Some(milliseconds) = prompt.strip_prefix("compute ") {
+            let time = Duration::from_millis(milliseconds.parse().unwrap_or(0));
+            let began = Instant::now();
+            while began.elapsed() < time {}
+            return Ok(Answer::Say(milliseconds.to_owned()));
+        }
         match prompt.as_str() {
             "loop" => loop {
                 black_box(());
@@ -75,6 +82,10 @@ impl Backend for Misbehave {
             "allocate" => loop {
                 black_box(vec![1_u8; 1 << 20].leak());
             },
+            "leak" => {
+                black_box(vec![1_u8; 40 << 20].leak());
+                return Ok(Answer::Say(count().to_string()));
+            }
             "recurse" => return Ok(Answer::Say(recurse(0).to_string())),
             "exit" => std::process::exit(0),
             "endless stream" => return Ok(Answer::SayForever),
@@ -99,6 +110,7 @@ impl Backend for Misbehave {
             }
             "huge body" => return self.post(&self.api_url, &[], &"a".repeat(2 << 20)),
             "peek" => return Ok(Answer::Say(peek())),
+            "count" => return Ok(Answer::Say(count().to_string())),
             _ => {}
         }
         Ok(Answer::Say(prompt))
@@ -188,6 +200,12 @@ fn dive(depth: u64) -> u64 {
         0 => 0,
         depth => 1 + dive(depth - 1),
     }
+}
+
+/// How often this instance was asked, this time included.
+fn count() -> u32 {
+    static ASKED: AtomicU32 = AtomicU32::new(0);
+    ASKED.fetch_add(1, Ordering::Relaxed) + 1
 }
 
 /// What there is to see of the machine; a plugin must see nothing.

@@ -149,13 +149,16 @@ async fn read(
     mut take: impl FnMut(&str),
 ) -> Result<Usage, plugin_sdk::Error> {
     let mut completion = backend.generate(request).await?;
-    loop {
+    let mut usage = None;
+    while usage.is_none() {
         for event in completion.next().await? {
             match event {
                 Event::Text(text) => take(&text),
-                Event::Finish(finish) => return Ok(finish.usage),
+                Event::Finish(finish) => usage = Some(finish.usage),
                 _ => {}
             }
         }
     }
+    completion.end().await;
+    Ok(usage.unwrap_or_default())
 }

@@ -29,13 +29,6 @@ struct Answering {
     mould: Arc<Mould>,
 }
 
-impl Drop for Answering {
-    /// Not before: what is needed for this answer comes first.
-    fn drop(&mut self) {
-        self.spare.refill(&self.mould);
-    }
-}
-
 impl Completion {
     pub(super) fn new(
         component: &Component,
@@ -98,6 +91,21 @@ impl Completion {
         }
         self.answering = Some(answering);
         Ok(events)
+    }
+
+    /// Keeps the instance for its next request, or takes it apart and has another one
+    /// made. Nobody should wait for that; dropping the answer takes the instance apart.
+    pub async fn end(self) {
+        if let Some(answering) = self.answering.filter(|_| self.is_over) {
+            let Answering {
+                running,
+                resource,
+                spare,
+                mould,
+                ..
+            } = answering;
+            spare.give_back(&mould, running, resource).await;
+        }
     }
 }
 

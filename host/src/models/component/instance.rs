@@ -1,4 +1,4 @@
-//! How instances are made, and one kept in advance: so a request need not wait for
+//! How instances are made, and kept for their next request: so none need wait for
 //! that, which takes longer than all that the host does for the calls.
 
 use std::fmt;
@@ -9,6 +9,7 @@ use plugin_sdk::{Error, Settings};
 use tokio::runtime::Handle;
 use tokio::sync::OwnedSemaphorePermit;
 use wasmtime::Store;
+use wasmtime::component::ResourceAny;
 
 use super::journal::Journal;
 use super::meter::Meter;
@@ -33,22 +34,25 @@ pub(super) struct Running {
     pub(super) store: Store<State>,
     pub(super) meter: Meter,
     pub(super) instance: Instance,
+    /// Requests that it may take, the present one among them.
+    requests_left: u32,
 }
 
-/// A component's next instance.
+/// A component's next instances.
 #[derive(Default)]
 pub(super) struct Spare(Mutex<Next>);
 
 #[derive(Default)]
-enum Next {
-    #[default]
-    None,
-    Making,
-    Ready {
-        running: Box<Running>,
-        /// Among all spare ones.
-        _place: OwnedSemaphorePermit,
-    },
+struct Next {
+    /// The last one is the next.
+    ready: Vec<Ready>,
+    is_making: bool,
+}
+
+struct Ready {
+    running: Box<Running>,
+    /// Among all spare ones.
+    _place: OwnedSemaphorePermit,
 }
 
 impl Mould {
@@ -75,6 +79,7 @@ impl Mould {
             store,
             meter,
             instance,
+            requests_left: self.limits.requests_per_instance,
         })
     }
 }
@@ -85,21 +90,49 @@ impl Running {
         self.meter.begin(&mut self.store, deadline);
         self.store.data_mut().network.deadline = deadline;
     }
+
+    /// Ends its request, which the guest has answered. Whether it can take another one,
+    /// with the same limits anew.
+    async fn end(&mut self, completion: ResourceAny, limits: &Limits) -> bool {
+        self.requests_left = self.requests_left.saturating_sub(1);
+        if self.requests_left == 0 {
+            return false;
+        }
+        let dropping = completion.resource_drop_async(&mut self.store);
+        if self.meter.run(dropping).await.is_err() {
+            return false;
+        }
+        self.meter.renew();
+        self.store.data_mut().renew(limits)
+    }
 }
 
 impl Spare {
     /// The instance that is ready, for a request that ends at `deadline`.
     pub(super) fn take(&self, deadline: Instant) -> Option<Running> {
-        let mut next = self.next();
-        match std::mem::take(&mut *next) {
-            Next::Ready { mut running, .. } => {
-                running.begin(deadline);
-                Some(*running)
-            }
-            other => {
-                *next = other;
-                None
-            }
+        let Ready { mut running, .. } = self.next().ready.pop()?;
+        running.begin(deadline);
+        Some(*running)
+    }
+
+    /// Keeps the instance that has answered a request for another one, if it may take it
+    /// and there are not spare ones enough; has one made otherwise.
+    pub(super) async fn give_back(
+        self: &Arc<Self>,
+        mould: &Arc<Mould>,
+        mut running: Running,
+        completion: ResourceAny,
+    ) {
+        if running.end(completion, &mould.limits).await
+            && let Some(place) = mould.runtime.spare_place()
+        {
+            self.next().ready.push(Ready {
+                running: Box::new(running),
+                _place: place,
+            });
+        } else {
+            drop(running);
+            self.refill(mould);
         }
     }
 
@@ -109,26 +142,27 @@ impl Spare {
             return;
         };
         let mut next = self.next();
-        if !matches!(*next, Next::None) {
+        if next.is_making || !next.ready.is_empty() {
             return;
         }
         let Some(place) = mould.runtime.spare_place() else {
             return;
         };
-        *next = Next::Making;
+        next.is_making = true;
         drop(next);
         let (spare, mould) = (Arc::clone(self), Arc::clone(mould));
         runtime.spawn(async move {
             // should it panic, the component goes on without spares
             let made = mould.instance(Instant::now() + PROOF_TIMEOUT).await;
+            let mut next = spare.next();
+            next.is_making = false;
             // the request that makes its own tells why it cannot be
-            *spare.next() = match made {
-                Ok(running) => Next::Ready {
+            if let Ok(running) = made {
+                next.ready.push(Ready {
                     running: Box::new(running),
                     _place: place,
-                },
-                Err(_) => Next::None,
-            };
+                });
+            }
         });
     }
 
@@ -139,7 +173,7 @@ impl Spare {
 
 impl fmt::Debug for Spare {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let is_ready = matches!(*self.next(), Next::Ready { .. });
-        f.debug_tuple("Spare").field(&is_ready).finish()
+        let ready = self.next().ready.len();
+        f.debug_tuple("Spare").field(&ready).finish()
     }
 }

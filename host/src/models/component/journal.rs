@@ -36,6 +36,12 @@ impl Journal {
         }))
     }
 
+    /// Allows so many lines from now on.
+    pub(super) fn renew(&self, lines: u32) {
+        let left = self.0.lines_left.lock();
+        *left.unwrap_or_else(PoisonError::into_inner) = lines;
+    }
+
     pub(super) fn write(&self, level: Level, line: &str) {
         let model = &*self.0.model;
         let left = {

@@ -66,6 +66,11 @@ impl Meter {
         store.set_epoch_deadline(1);
     }
 
+    /// Forgets what the request before has computed.
+    pub(super) fn renew(&self) {
+        self.with(|clock| clock.spent = Duration::ZERO);
+    }
+
     async fn take_turn(self) {
         self.with(|clock| clock.turn = None);
         // a turn that is free at once would not let anybody else on this thread

@@ -3,7 +3,8 @@
 //! A component is compiled and checked once. Each request then gets an instance of
 //! its own, which holds that request's data, limits and pending upstream request,
 //! and ends with it: no request sees another's, and one that traps hurts no other.
-//! The next one is made in advance, so that a request need not wait for it.
+//! The next one is made in advance, so that a request need not wait for it. Where the
+//! operator allows it, an instance that has answered takes another request.
 //!
 //! - `artifact`, `registry`: where a component comes from
 //! - `runtime`: the engine that all components share
@@ -25,6 +26,8 @@ mod link;
 mod meter;
 mod network;
 mod registry;
+#[cfg(test)]
+mod reuse;
 mod runtime;
 mod state;
 #[cfg(test)]

@@ -29,8 +29,9 @@ const HOST_STACK: usize = 1536 << 10;
 const TICK: Duration = Duration::from_millis(2);
 
 /// Most instances that wait for their request, of all components together; so many
-/// more than the operator allows to be at work.
-const SPARES: u32 = 32;
+/// more than the operator allows to be at work. Only those that answer several requests
+/// come to more than one for each component.
+const SPARES: u32 = 128;
 
 fn spares(shared: &Components) -> u32 {
     // few, where address space is dear

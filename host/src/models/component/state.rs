@@ -6,7 +6,7 @@ use std::sync::Arc;
 use plugin_sdk::Settings;
 use tracing::Level;
 use wasmtime::component::{Linker, ResourceTable};
-use wasmtime::{Engine, StoreLimits, StoreLimitsBuilder};
+use wasmtime::{Engine, ResourceLimiter, StoreLimits, StoreLimitsBuilder};
 use wasmtime_wasi::cli::{WasiCli, WasiCliView};
 use wasmtime_wasi::filesystem::{WasiFilesystem, WasiFilesystemView};
 use wasmtime_wasi::p2::bindings::{cli, filesystem, random};
@@ -22,15 +22,25 @@ use super::network::Network;
 /// headers: they take the host's memory, not the instance's.
 const RESOURCES: usize = 1_000;
 
+/// Of these, what one may keep from a request to the next: its output's streams, say.
+const RESOURCES_KEPT: usize = 32;
+
 /// Memory that headers take, to their bytes as they are sent: their limit there is
 /// held by the network, this one is of what an instance may pile up.
 const FIELD_OVERHEAD: usize = 4;
+
+/// What an instance may take of memory, and takes.
+pub(super) struct Memory {
+    limits: StoreLimits,
+    /// Bytes of its largest.
+    taken: usize,
+}
 
 /// The state of one request.
 pub(super) struct State {
     pub(super) settings: Arc<Settings>,
     pub(super) journal: Journal,
-    pub(super) memory: StoreLimits,
+    pub(super) memory: Memory,
     pub(super) network: Network,
     wasi: WasiCtx,
     http: WasiHttpCtx,
@@ -54,7 +64,7 @@ impl State {
             .allow_tcp(false)
             .allow_udp(false)
             .build();
-        let memory = StoreLimitsBuilder::new()
+        let memory_limits = StoreLimitsBuilder::new()
             .memory_size(limits.memory_mib << 20)
             .memories(Limits::MEMORIES as usize)
             .table_elements(limits.table_elements)
@@ -68,12 +78,70 @@ impl State {
         Self {
             settings,
             journal,
-            memory,
+            memory: Memory {
+                limits: memory_limits,
+                taken: 0,
+            },
             network,
             wasi,
             http,
             table,
         }
+    }
+
+    /// Makes it the state of another request. Whether it is fit for one: those before have
+    /// not piled up things of the host's, nor taken most of the memory, for which the
+    /// next one might then want.
+    pub(super) fn renew(&mut self, limits: &Limits) -> bool {
+        self.network.gate = None;
+        self.network.requests_left = limits.upstream_requests;
+        self.journal.renew(limits.log_lines);
+        self.table.iter_mut().count() <= RESOURCES_KEPT
+            && self.memory.taken <= (limits.memory_mib << 20) / 2
+    }
+}
+
+impl ResourceLimiter for Memory {
+    fn memory_growing(
+        &mut self,
+        current: usize,
+        desired: usize,
+        maximum: Option<usize>,
+    ) -> wasmtime::Result<bool> {
+        let may_grow = self.limits.memory_growing(current, desired, maximum)?;
+        if may_grow {
+            self.taken = self.taken.max(desired);
+        }
+        Ok(may_grow)
+    }
+
+    fn memory_grow_failed(&mut self, error: wasmtime::Error) -> wasmtime::Result<()> {
+        self.limits.memory_grow_failed(error)
+    }
+
+    fn table_growing(
+        &mut self,
+        current: usize,
+        desired: usize,
+        maximum: Option<usize>,
+    ) -> wasmtime::Result<bool> {
+        self.limits.table_growing(current, desired, maximum)
+    }
+
+    fn table_grow_failed(&mut self, error: wasmtime::Error) -> wasmtime::Result<()> {
+        self.limits.table_grow_failed(error)
+    }
+
+    fn instances(&self) -> usize {
+        self.limits.instances()
+    }
+
+    fn tables(&self) -> usize {
+        self.limits.tables()
+    }
+
+    fn memories(&self) -> usize {
+        self.limits.memories()
     }
 }
 

@@ -22,9 +22,9 @@ const SECRET: &str = "sk-very-secret";
 const BOTH_WAYS: [&str; 2] = ["lawgent-thinking", "openai"];
 
 /// An HTTP server that answers every request with the same bytes, or never.
-struct Api {
-    url: String,
-    requests: mpsc::Receiver<String>,
+pub(super) struct Api {
+    pub(super) url: String,
+    pub(super) requests: mpsc::Receiver<String>,
 }
 
 impl Api {
@@ -40,7 +40,7 @@ impl Api {
         Self { url, requests }
     }
 
-    async fn answering(status: &str, headers: &str, body: &str) -> Self {
+    pub(super) async fn answering(status: &str, headers: &str, body: &str) -> Self {
         let length = body.len();
         let head = format!("HTTP/1.1 {status}\r\ncontent-length: {length}\r\n{headers}\r\n");
         Self::start(Some(head + body)).await
@@ -114,7 +114,7 @@ async fn open(plugin: &str, api_url: &str) -> Component {
         .unwrap()
 }
 
-fn request(prompt: &str) -> Request {
+pub(super) fn request(prompt: &str) -> Request {
     Request {
         request_id: "r-1".to_owned(),
         model: "thinker".to_owned(),
