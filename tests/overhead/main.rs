@@ -61,6 +61,10 @@ const ADAPTER: Twins = Twins {
 };
 /// The adapter to OpenAI's API, a component.
 const OPENAI: i64 = 5;
+/// The same, whose instances answer more than one request.
+const REUSED: i64 = 6;
+/// The same, whose requests leave no row.
+const UNRECORDED: i64 = 7;
 /// Clients that ask one request after the other, to see the most that the server does.
 const SATURATING: usize = 32;
 /// A piece of an answer by the upstream.
@@ -142,7 +146,9 @@ async fn compare(options: &Options) {
     let models = [
         ("echo, native", ECHO.native),
         ("echo, component", ECHO.component),
-        ("adapter, openai", OPENAI),
+        ("openai", OPENAI),
+        ("openai, instances reused", REUSED),
+        ("openai, reused, no rows", UNRECORDED),
     ];
     pipeline::measure(&host, &models, options.rounds, time).await;
     leave(&customer, &upstream).await;
@@ -171,16 +177,16 @@ async fn leave(customer: &Client, upstream: &Upstream) {
     );
 }
 
-/// Two pairs of twins, threads enough for the native ones, and the adapter.
+/// Two pairs of twins, threads enough for the native ones, and the adapter three times.
 fn config(upstream: &Upstream) -> String {
     let mut config = String::new();
-    let mut model = |id: i64, name: &str, plugin: &str, url: &str| {
+    let mut model = |id: i64, name: &str, plugin: &str, url: &str, per_instance: u32| {
         let _ = write!(
             config,
             "[[models]]\nid = {id}\nname = \"{name}-{id}\"\nplugin = \"{plugin}\"\npreload = true\n\
              api_url = \"{url}\"\nmodel_name = \"upstream\"\n\
              price_per_million = {{ prompt = 1.00, completion = 2.00 }}\n\
-             [models.limits]\nparallel = 64\nqueue = 256\n"
+             [models.limits]\nparallel = 64\nqueue = 256\nrequests_per_instance = {per_instance}\n"
         );
     };
     for (twins, name) in [(ECHO, "offline"), (ADAPTER, "lawgent-thinking")] {
@@ -189,10 +195,17 @@ fn config(upstream: &Upstream) -> String {
             (twins.component, component(name)),
         ];
         for (id, plugin) in plugins {
-            model(id, name, &plugin, upstream.url());
+            model(id, name, &plugin, upstream.url(), 1);
         }
     }
-    model(OPENAI, "openai", &component("openai"), upstream.base());
+    let openai = component("openai");
+    for (id, name, per_instance) in [
+        (OPENAI, "openai", 1),
+        (REUSED, "reused", 1_000),
+        (UNRECORDED, "unrecorded", 1_000),
+    ] {
+        model(id, name, &openai, upstream.base(), per_instance);
+    }
     config
 }
 
