@@ -1,6 +1,6 @@
 //! Products with AMX: a tile of it holds 16 rows of 64 bytes, and one
-//! instruction multiplies 16 rows of a group of inputs with the weights of 16
-//! outputs. Whole numbers have no order to keep, so the bits are those of the
+//! instruction multiplies 16 rows of 64 inputs with the weights of 16 outputs. A
+//! group of inputs takes two of them, or one where weights are in 4 bits. Whole numbers have no order to keep, so the bits are those of the
 //! other levels.
 //!
 //! Stable Rust has no names for these instructions yet: they are written out.
@@ -17,10 +17,13 @@ use super::avx512::{add, load, load_bytes, widen};
 use super::element::{LANES, Lanes};
 use super::nibbles::{HIGH, Nibbles};
 use super::product::Product;
-use super::quantized::{GROUP, Group, Mark, Tile, Wide};
+use super::quantized::{GROUP, Group, Mark, SHORT, ShortGroup, Tile, Wide};
 
 /// Rows of a tile.
 const ROWS: usize = 16;
+const _: () = {
+    assert!(GROUP == 2 * 4 * ROWS && SHORT == 4 * ROWS);
+};
 /// Bytes of a tile's row, and from one to the next where they lie side by side.
 const ROW: usize = 64;
 
@@ -30,7 +33,7 @@ struct Sums([[i32; LANES]; ROWS]);
 
 /// Weights of 4 bits, a byte each.
 #[repr(C, align(64))]
-struct Unpacked([[u8; ROW]; GROUP / 4]);
+struct Unpacked([[u8; ROW]; SHORT / 4]);
 
 /// How tiles are cut, as the processor reads it.
 #[repr(C, align(64))]
@@ -44,8 +47,9 @@ struct Config {
     rows: [u8; 16],
 }
 
-/// The thread's tiles are cut while this lives: 0 and 1 for sums, 2 and 4 for
-/// inputs, 3 for weights. What is in one stays there from one instruction to the
+/// The thread's tiles are cut while this lives: 0 and 1 for sums, 2 and 3 for
+/// inputs and weights of the first half of a group, 4 and 5 for those of the
+/// second, 6 and 7 for the lower bytes of inputs in 16 bits. What is in one stays there from one instruction to the
 /// next: the compiler has no use for them.
 struct Tiles;
 
@@ -89,9 +93,10 @@ impl Tiles {
             row_bytes: [0; 16],
             rows: [0; 16],
         };
-        config.row_bytes[..5].fill(ROW as u16);
-        config.rows[..5].fill(rows as u8);
+        config.row_bytes[..8].fill(ROW as u16);
+        config.rows[..8].fill(rows as u8);
         config.rows[3] = ROWS as u8;
+        config.rows[5] = ROWS as u8;
         // SAFETY: the configuration is one the processor knows
         unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const config, options(nostack, readonly)) };
         Self
@@ -131,9 +136,24 @@ moves!(
     "tileloadd tmm2, [{at} + {stride}*1]"
 );
 moves!(
-    load_lower_inputs,
+    load_second_inputs,
     *const [i32; LANES],
     "tileloadd tmm4, [{at} + {stride}*1]"
+);
+moves!(
+    load_second_weights,
+    *const [u8; ROW],
+    "tileloadd tmm5, [{at} + {stride}*1]"
+);
+moves!(
+    load_lower_inputs,
+    *const [i32; LANES],
+    "tileloadd tmm6, [{at} + {stride}*1]"
+);
+moves!(
+    load_second_lower_inputs,
+    *const [i32; LANES],
+    "tileloadd tmm7, [{at} + {stride}*1]"
 );
 moves!(
     store,
@@ -158,13 +178,23 @@ macro_rules! multiplies {
         }
     };
 }
-multiplies!(multiply, "tilezero tmm0", "tdpbssd tmm0, tmm2, tmm3");
+multiplies!(
+    multiply,
+    "tilezero tmm0",
+    "tdpbssd tmm0, tmm2, tmm3",
+    "tdpbssd tmm0, tmm4, tmm5"
+);
 multiplies!(
     multiply_unsigned,
     "tilezero tmm0",
     "tdpbsud tmm0, tmm2, tmm3"
 );
-multiplies!(multiply_lower, "tilezero tmm1", "tdpbssd tmm1, tmm4, tmm3");
+multiplies!(
+    multiply_lower,
+    "tilezero tmm1",
+    "tdpbssd tmm1, tmm6, tmm3",
+    "tdpbssd tmm1, tmm7, tmm5"
+);
 
 /// Some rows of a product, with one of its tiles: 16, or all if it has fewer.
 struct Block<'a, W, X> {
@@ -323,7 +353,7 @@ pub(super) fn wide(product: Product<'_, Tile, Wide>, out: &mut [Lanes]) {
 
 /// See [`Product::add_to`].
 #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-pub(super) fn nibbles(product: Product<'_, Nibbles, Group>, out: &mut [Lanes]) {
+pub(super) fn nibbles(product: Product<'_, Nibbles, ShortGroup>, out: &mut [Lanes]) {
     in_blocks!(product, out, nibbles_block);
 }
 
@@ -335,8 +365,12 @@ fn quantized_block<const R: usize, const ALL: bool>(block: &Block<'_, Tile, Grou
         &mut [const { Sums([[0; LANES]; ROWS]) }; 2],
         // SAFETY: the tiles are cut, and the rows of the block are there; as below
         |g| unsafe {
-            load_weights(block.weights[g].weights.as_ptr().cast(), ROW);
-            load_inputs(block.input(g).cast(), block.stride());
+            let weights = block.weights[g].weights.as_ptr().cast::<[u8; ROW]>();
+            load_weights(weights, ROW);
+            load_second_weights(weights.add(ROWS), ROW);
+            let inputs = block.input(g).cast::<[i32; LANES]>();
+            load_inputs(inputs, block.stride());
+            load_second_inputs(inputs.add(1), block.stride());
         },
         // SAFETY: they are loaded before
         || unsafe { multiply() },
@@ -362,9 +396,15 @@ fn wide_block<const R: usize, const ALL: bool>(block: &Block<'_, Tile, Wide>) ->
         &mut [const { [const { Sums([[0; LANES]; ROWS]) }; 2] }; 2],
         // SAFETY: the tiles are cut, and the rows of the block are there
         |g| unsafe {
-            load_weights(block.weights[g].weights.as_ptr().cast(), ROW);
-            load_inputs(&raw const (*block.input(g)).high, block.stride());
-            load_lower_inputs(&raw const (*block.input(g)).low, block.stride());
+            let weights = block.weights[g].weights.as_ptr().cast::<[u8; ROW]>();
+            load_weights(weights, ROW);
+            load_second_weights(weights.add(ROWS), ROW);
+            let high = (&raw const (*block.input(g)).high).cast::<[i32; LANES]>();
+            load_inputs(high, block.stride());
+            load_second_inputs(high.add(1), block.stride());
+            let low = (&raw const (*block.input(g)).low).cast::<[i32; LANES]>();
+            load_lower_inputs(low, block.stride());
+            load_second_lower_inputs(low.add(1), block.stride());
         },
         // SAFETY: they are loaded before
         || unsafe {
@@ -392,9 +432,9 @@ fn wide_block<const R: usize, const ALL: bool>(block: &Block<'_, Tile, Wide>) ->
 #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 #[inline]
 fn nibbles_block<const R: usize, const ALL: bool>(
-    block: &Block<'_, Nibbles, Group>,
+    block: &Block<'_, Nibbles, ShortGroup>,
 ) -> [__m512; R] {
-    let mut bytes = [const { Unpacked([[0; ROW]; GROUP / 4]) }; 2];
+    let mut bytes = [const { Unpacked([[0; ROW]; SHORT / 4]) }; 2];
     let mut held = [_mm512_setzero_ps(); R];
     unpack(&block.weights[0], &mut bytes[0]);
     block.run::<ALL, _>(

@@ -11,7 +11,7 @@ use std::ops::Range;
 use super::element::{Element, LANES, Lanes};
 use super::nibbles::{HIGH, Nibbles};
 use super::product::{Product, Share, alike, in_blocks};
-use super::quantized::{GROUP, Group, Mark, Tile, Wide};
+use super::quantized::{GROUP, Group, Mark, ShortGroup, Tile, Wide};
 
 /// See [`Product::add_to`].
 #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
@@ -33,7 +33,7 @@ pub(super) fn wide(product: Product<'_, Tile, Wide>, out: &mut [Lanes]) {
 
 /// See [`Product::add_to`].
 #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-pub(super) fn nibbles(product: Product<'_, Nibbles, Group>, out: &mut [Lanes]) {
+pub(super) fn nibbles(product: Product<'_, Nibbles, ShortGroup>, out: &mut [Lanes]) {
     in_blocks!(product, out, 2, nibbles_block);
 }
 
@@ -179,7 +179,7 @@ fn wide_block<const T: usize, const R: usize>(
 #[inline]
 fn nibbles_block<const T: usize, const R: usize>(
     mut weights: [&[Nibbles]; T],
-    mut inputs: [&[Group]; R],
+    mut inputs: [&[ShortGroup]; R],
     mut marks: [&[Mark]; R],
     share: Share,
 ) -> [[__m512; R]; T] {
