@@ -204,10 +204,10 @@ struct Block<'a, W, X> {
     marks: *const Mark,
     depth: usize,
     rows: usize,
-    /// The number of the block, and how many have the same tile.
-    share: (usize, usize),
-    /// The tile that comes next, of which each block fetches a share.
-    next: Option<&'a [W]>,
+    /// Of what comes next, what this block is to fetch, and how many lines with
+    /// each group.
+    next: *const i8,
+    lines: usize,
 }
 
 impl<W, X> Block<'_, W, X> {
@@ -256,14 +256,9 @@ impl<W, X> Block<'_, W, X> {
     /// Brings some of the next weights near.
     #[inline(always)]
     fn fetch(&self, g: usize) {
-        let Some(next) = self.next.and_then(|next| next.get(g)) else {
-            return;
-        };
-        let (first, step) = self.share;
-        for line in (first * ROW..size_of::<W>()).step_by(step * ROW) {
-            let at = (&raw const *next).cast::<i8>();
-            // SAFETY: it is a hint, and inside of the weights
-            unsafe { _mm_prefetch::<_MM_HINT_T1>(at.add(line)) };
+        for line in g * self.lines..(g + 1) * self.lines {
+            // SAFETY: it is a hint, and no access
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(self.next.wrapping_add(line * ROW)) };
         }
     }
 
@@ -306,8 +301,11 @@ macro_rules! in_blocks {
         let rows = product.row_count();
         // SAFETY: the level exists only where there is AMX
         let _tiles = unsafe { Tiles::cut(rows.min(ROWS)) };
-        let tiles = product.weights.len() / product.depth;
+        let (tiles, depth) = (product.weights.len() / product.depth, product.depth);
+        // all blocks of a tile together fetch the next one
+        let lines = size_of_val(&product.weights[0]).div_ceil(ROW * rows.div_ceil(ROWS));
         for tile in 0..tiles {
+            let next = product.weights.as_ptr().wrapping_add((tile + 1) * depth);
             for begin in (0..rows).step_by(ROWS) {
                 let row = begin.min(rows.saturating_sub(ROWS));
                 let block = Block {
@@ -316,8 +314,10 @@ macro_rules! in_blocks {
                     marks: product.marks[row * product.depth..].as_ptr(),
                     depth: product.depth,
                     rows: rows.min(ROWS),
-                    share: (begin / ROWS, rows.div_ceil(ROWS)),
-                    next: (tile + 1 < tiles).then(|| product.tile(tile + 1)),
+                    next: next
+                        .cast::<i8>()
+                        .wrapping_add(begin / ROWS * depth * lines * ROW),
+                    lines,
                 };
                 macro_rules! block {
                     ($r:literal, $all:literal) => {{
