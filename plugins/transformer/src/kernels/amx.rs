@@ -1,7 +1,7 @@
 //! Products with AMX: a tile of it holds 16 rows of 64 bytes, and one
-//! instruction multiplies 16 rows of 64 inputs with the weights of 16 outputs. A
-//! group of inputs takes two of them, or one where weights are in 4 bits. Whole numbers have no order to keep, so the bits are those of the
-//! other levels.
+//! instruction multiplies 16 rows of 64 inputs with the weights of 16 outputs: of
+//! half a group, or of a whole one where weights are in 4 bits. Whole numbers have
+//! no order to keep, so the bits are those of the other levels.
 //!
 //! Stable Rust has no names for these instructions yet: they are written out.
 
@@ -21,11 +21,9 @@ use super::quantized::{GROUP, Group, Mark, SHORT, ShortGroup, Tile, Wide};
 
 /// Rows of a tile.
 const ROWS: usize = 16;
-const _: () = {
-    assert!(GROUP == 2 * 4 * ROWS && SHORT == 4 * ROWS);
-};
 /// Bytes of a tile's row, and from one to the next where they lie side by side.
 const ROW: usize = 64;
+const _: () = assert!(GROUP == 2 * ROW && SHORT == ROW);
 
 /// Sums of a group of inputs, a row for each row of inputs.
 #[repr(C, align(64))]
@@ -48,9 +46,9 @@ struct Config {
 }
 
 /// The thread's tiles are cut while this lives: 0 and 1 for sums, 2 and 3 for
-/// inputs and weights of the first half of a group, 4 and 5 for those of the
-/// second, 6 and 7 for the lower bytes of inputs in 16 bits. What is in one stays there from one instruction to the
-/// next: the compiler has no use for them.
+/// inputs and weights of the first half of a group, 4 and 5 of the second, 6 and 7
+/// for the lower bytes of inputs in 16 bits. What is in one stays there from one
+/// instruction to the next: the compiler has no use for them.
 struct Tiles;
 
 /// Asks the system for the tiles, for the whole process; false when it or the
@@ -111,49 +109,48 @@ impl Drop for Tiles {
     }
 }
 
-/// Defines a function that moves a tile's rows, `stride` bytes from each other.
+/// Defines a function that moves the rows of tiles, `stride` bytes from each other.
 macro_rules! moves {
-    ($name:ident, $pointer:ty, $instruction:literal) => {
+    ($name:ident, $pointer:ty, $($instruction:literal),+) => {
         /// # Safety
-        /// The tiles are cut, and so many rows of 64 bytes are there.
+        /// The tiles are cut, and so many rows are there, of 64 bytes in each tile.
         #[inline(always)]
         unsafe fn $name(at: $pointer, stride: usize) {
             // SAFETY: the caller's promise
             unsafe {
-                asm!($instruction, at = in(reg) at, stride = in(reg) stride, options(nostack));
+                asm!($($instruction),+, at = in(reg) at, stride = in(reg) stride, options(nostack));
             }
         }
     };
 }
+// the second half of a group's weights is 16 rows further on, of its inputs in the same row
 moves!(
     load_weights,
+    *const [i8; ROW],
+    "tileloadd tmm3, [{at} + {stride}*1]",
+    "tileloadd tmm5, [{at} + {stride}*1 + 1024]"
+);
+moves!(
+    load_inputs,
+    *const [i32; GROUP / 4],
+    "tileloadd tmm2, [{at} + {stride}*1]",
+    "tileloadd tmm4, [{at} + {stride}*1 + 64]"
+);
+moves!(
+    load_lower_inputs,
+    *const [i32; GROUP / 4],
+    "tileloadd tmm6, [{at} + {stride}*1]",
+    "tileloadd tmm7, [{at} + {stride}*1 + 64]"
+);
+moves!(
+    load_short_weights,
     *const [u8; ROW],
     "tileloadd tmm3, [{at} + {stride}*1]"
 );
 moves!(
-    load_inputs,
-    *const [i32; LANES],
+    load_short_inputs,
+    *const [i32; SHORT / 4],
     "tileloadd tmm2, [{at} + {stride}*1]"
-);
-moves!(
-    load_second_inputs,
-    *const [i32; LANES],
-    "tileloadd tmm4, [{at} + {stride}*1]"
-);
-moves!(
-    load_second_weights,
-    *const [u8; ROW],
-    "tileloadd tmm5, [{at} + {stride}*1]"
-);
-moves!(
-    load_lower_inputs,
-    *const [i32; LANES],
-    "tileloadd tmm6, [{at} + {stride}*1]"
-);
-moves!(
-    load_second_lower_inputs,
-    *const [i32; LANES],
-    "tileloadd tmm7, [{at} + {stride}*1]"
 );
 moves!(
     store,
@@ -365,12 +362,8 @@ fn quantized_block<const R: usize, const ALL: bool>(block: &Block<'_, Tile, Grou
         &mut [const { Sums([[0; LANES]; ROWS]) }; 2],
         // SAFETY: the tiles are cut, and the rows of the block are there; as below
         |g| unsafe {
-            let weights = block.weights[g].weights.as_ptr().cast::<[u8; ROW]>();
-            load_weights(weights, ROW);
-            load_second_weights(weights.add(ROWS), ROW);
-            let inputs = block.input(g).cast::<[i32; LANES]>();
-            load_inputs(inputs, block.stride());
-            load_second_inputs(inputs.add(1), block.stride());
+            load_weights(block.weights[g].weights.as_ptr(), ROW);
+            load_inputs(block.input(g).cast(), block.stride());
         },
         // SAFETY: they are loaded before
         || unsafe { multiply() },
@@ -396,15 +389,9 @@ fn wide_block<const R: usize, const ALL: bool>(block: &Block<'_, Tile, Wide>) ->
         &mut [const { [const { Sums([[0; LANES]; ROWS]) }; 2] }; 2],
         // SAFETY: the tiles are cut, and the rows of the block are there
         |g| unsafe {
-            let weights = block.weights[g].weights.as_ptr().cast::<[u8; ROW]>();
-            load_weights(weights, ROW);
-            load_second_weights(weights.add(ROWS), ROW);
-            let high = (&raw const (*block.input(g)).high).cast::<[i32; LANES]>();
-            load_inputs(high, block.stride());
-            load_second_inputs(high.add(1), block.stride());
-            let low = (&raw const (*block.input(g)).low).cast::<[i32; LANES]>();
-            load_lower_inputs(low, block.stride());
-            load_second_lower_inputs(low.add(1), block.stride());
+            load_weights(block.weights[g].weights.as_ptr(), ROW);
+            load_inputs(&raw const (*block.input(g)).high, block.stride());
+            load_lower_inputs(&raw const (*block.input(g)).low, block.stride());
         },
         // SAFETY: they are loaded before
         || unsafe {
@@ -442,8 +429,8 @@ fn nibbles_block<const R: usize, const ALL: bool>(
         |g| {
             // SAFETY: the tiles are cut, and the rows of the block are there
             unsafe {
-                load_weights(bytes[g % 2].0.as_ptr(), ROW);
-                load_inputs(block.input(g).cast(), block.stride());
+                load_short_weights(bytes[g % 2].0.as_ptr(), ROW);
+                load_short_inputs(block.input(g).cast(), block.stride());
             }
             // those of the next group, so that nobody waits for them
             if let Some(weights) = block.weights.get(g + 1) {
