@@ -187,15 +187,16 @@ impl Pages {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::Layout;
+    use crate::kernels::{Layout, Memory};
 
     fn page() -> Arc<Page> {
-        Arc::new(Page::new(Layout {
+        let layout = Layout {
             layers: 1,
             heads: 1,
             width: 4,
             is_half: false,
-        }))
+        };
+        Arc::new(Page::new(layout, &Memory::default()))
     }
 
     /// A sequence that begins with `prompt` and stays until all of it is seen.

@@ -1,7 +1,7 @@
 //! Products with AMX: a tile of it holds 16 rows of 64 bytes, and one
-//! instruction multiplies 16 rows of a group of inputs with the weights of 16
-//! outputs. Whole numbers have no order to keep, so the bits are those of the
-//! other levels.
+//! instruction multiplies 16 rows of 64 inputs with the weights of 16 outputs: of
+//! half a group, or of a whole one where weights are in 4 bits. Whole numbers have
+//! no order to keep, so the bits are those of the other levels.
 //!
 //! Stable Rust has no names for these instructions yet: they are written out.
 
@@ -17,12 +17,13 @@ use super::avx512::{add, load, load_bytes, widen};
 use super::element::{LANES, Lanes};
 use super::nibbles::{HIGH, Nibbles};
 use super::product::Product;
-use super::quantized::{GROUP, Group, Mark, Tile, Wide};
+use super::quantized::{GROUP, Group, Mark, SHORT, ShortGroup, Tile, Wide};
 
 /// Rows of a tile.
 const ROWS: usize = 16;
 /// Bytes of a tile's row, and from one to the next where they lie side by side.
 const ROW: usize = 64;
+const _: () = assert!(GROUP == 2 * ROW && SHORT == ROW);
 
 /// Sums of a group of inputs, a row for each row of inputs.
 #[repr(C, align(64))]
@@ -30,7 +31,7 @@ struct Sums([[i32; LANES]; ROWS]);
 
 /// Weights of 4 bits, a byte each.
 #[repr(C, align(64))]
-struct Unpacked([[u8; ROW]; GROUP / 4]);
+struct Unpacked([[u8; ROW]; SHORT / 4]);
 
 /// How tiles are cut, as the processor reads it.
 #[repr(C, align(64))]
@@ -44,9 +45,10 @@ struct Config {
     rows: [u8; 16],
 }
 
-/// The thread's tiles are cut while this lives: 0 and 1 for sums, 2 and 4 for
-/// inputs, 3 for weights. What is in one stays there from one instruction to the
-/// next: the compiler has no use for them.
+/// The thread's tiles are cut while this lives: 0 and 1 for sums, 2 and 3 for
+/// inputs and weights of the first half of a group, 4 and 5 of the second, 6 and 7
+/// for the lower bytes of inputs in 16 bits. What is in one stays there from one
+/// instruction to the next: the compiler has no use for them.
 struct Tiles;
 
 /// Asks the system for the tiles, for the whole process; false when it or the
@@ -89,9 +91,10 @@ impl Tiles {
             row_bytes: [0; 16],
             rows: [0; 16],
         };
-        config.row_bytes[..5].fill(ROW as u16);
-        config.rows[..5].fill(rows as u8);
+        config.row_bytes[..8].fill(ROW as u16);
+        config.rows[..8].fill(rows as u8);
         config.rows[3] = ROWS as u8;
+        config.rows[5] = ROWS as u8;
         // SAFETY: the configuration is one the processor knows
         unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const config, options(nostack, readonly)) };
         Self
@@ -106,34 +109,48 @@ impl Drop for Tiles {
     }
 }
 
-/// Defines a function that moves a tile's rows, `stride` bytes from each other.
+/// Defines a function that moves the rows of tiles, `stride` bytes from each other.
 macro_rules! moves {
-    ($name:ident, $pointer:ty, $instruction:literal) => {
+    ($name:ident, $pointer:ty, $($instruction:literal),+) => {
         /// # Safety
-        /// The tiles are cut, and so many rows of 64 bytes are there.
+        /// The tiles are cut, and so many rows are there, of 64 bytes in each tile.
         #[inline(always)]
         unsafe fn $name(at: $pointer, stride: usize) {
             // SAFETY: the caller's promise
             unsafe {
-                asm!($instruction, at = in(reg) at, stride = in(reg) stride, options(nostack));
+                asm!($($instruction),+, at = in(reg) at, stride = in(reg) stride, options(nostack));
             }
         }
     };
 }
+// the second half of a group's weights is 16 rows further on, of its inputs in the same row
 moves!(
     load_weights,
+    *const [i8; ROW],
+    "tileloadd tmm3, [{at} + {stride}*1]",
+    "tileloadd tmm5, [{at} + {stride}*1 + 1024]"
+);
+moves!(
+    load_inputs,
+    *const [i32; GROUP / 4],
+    "tileloadd tmm2, [{at} + {stride}*1]",
+    "tileloadd tmm4, [{at} + {stride}*1 + 64]"
+);
+moves!(
+    load_lower_inputs,
+    *const [i32; GROUP / 4],
+    "tileloadd tmm6, [{at} + {stride}*1]",
+    "tileloadd tmm7, [{at} + {stride}*1 + 64]"
+);
+moves!(
+    load_short_weights,
     *const [u8; ROW],
     "tileloadd tmm3, [{at} + {stride}*1]"
 );
 moves!(
-    load_inputs,
-    *const [i32; LANES],
+    load_short_inputs,
+    *const [i32; SHORT / 4],
     "tileloadd tmm2, [{at} + {stride}*1]"
-);
-moves!(
-    load_lower_inputs,
-    *const [i32; LANES],
-    "tileloadd tmm4, [{at} + {stride}*1]"
 );
 moves!(
     store,
@@ -158,13 +175,23 @@ macro_rules! multiplies {
         }
     };
 }
-multiplies!(multiply, "tilezero tmm0", "tdpbssd tmm0, tmm2, tmm3");
+multiplies!(
+    multiply,
+    "tilezero tmm0",
+    "tdpbssd tmm0, tmm2, tmm3",
+    "tdpbssd tmm0, tmm4, tmm5"
+);
 multiplies!(
     multiply_unsigned,
     "tilezero tmm0",
     "tdpbsud tmm0, tmm2, tmm3"
 );
-multiplies!(multiply_lower, "tilezero tmm1", "tdpbssd tmm1, tmm4, tmm3");
+multiplies!(
+    multiply_lower,
+    "tilezero tmm1",
+    "tdpbssd tmm1, tmm6, tmm3",
+    "tdpbssd tmm1, tmm7, tmm5"
+);
 
 /// Some rows of a product, with one of its tiles: 16, or all if it has fewer.
 struct Block<'a, W, X> {
@@ -174,10 +201,10 @@ struct Block<'a, W, X> {
     marks: *const Mark,
     depth: usize,
     rows: usize,
-    /// The number of the block, and how many have the same tile.
-    share: (usize, usize),
-    /// The tile that comes next, of which each block fetches a share.
-    next: Option<&'a [W]>,
+    /// Of what comes next, what this block is to fetch, and how many lines with
+    /// each group.
+    next: *const i8,
+    lines: usize,
 }
 
 impl<W, X> Block<'_, W, X> {
@@ -226,14 +253,9 @@ impl<W, X> Block<'_, W, X> {
     /// Brings some of the next weights near.
     #[inline(always)]
     fn fetch(&self, g: usize) {
-        let Some(next) = self.next.and_then(|next| next.get(g)) else {
-            return;
-        };
-        let (first, step) = self.share;
-        for line in (first * ROW..size_of::<W>()).step_by(step * ROW) {
-            let at = (&raw const *next).cast::<i8>();
-            // SAFETY: it is a hint, and inside of the weights
-            unsafe { _mm_prefetch::<_MM_HINT_T1>(at.add(line)) };
+        for line in g * self.lines..(g + 1) * self.lines {
+            // SAFETY: it is a hint, and no access
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(self.next.wrapping_add(line * ROW)) };
         }
     }
 
@@ -276,8 +298,11 @@ macro_rules! in_blocks {
         let rows = product.row_count();
         // SAFETY: the level exists only where there is AMX
         let _tiles = unsafe { Tiles::cut(rows.min(ROWS)) };
-        let tiles = product.weights.len() / product.depth;
+        let (tiles, depth) = (product.weights.len() / product.depth, product.depth);
+        // all blocks of a tile together fetch the next one
+        let lines = size_of_val(&product.weights[0]).div_ceil(ROW * rows.div_ceil(ROWS));
         for tile in 0..tiles {
+            let next = product.weights.as_ptr().wrapping_add((tile + 1) * depth);
             for begin in (0..rows).step_by(ROWS) {
                 let row = begin.min(rows.saturating_sub(ROWS));
                 let block = Block {
@@ -286,8 +311,10 @@ macro_rules! in_blocks {
                     marks: product.marks[row * product.depth..].as_ptr(),
                     depth: product.depth,
                     rows: rows.min(ROWS),
-                    share: (begin / ROWS, rows.div_ceil(ROWS)),
-                    next: (tile + 1 < tiles).then(|| product.tile(tile + 1)),
+                    next: next
+                        .cast::<i8>()
+                        .wrapping_add(begin / ROWS * depth * lines * ROW),
+                    lines,
                 };
                 macro_rules! block {
                     ($r:literal, $all:literal) => {{
@@ -323,7 +350,7 @@ pub(super) fn wide(product: Product<'_, Tile, Wide>, out: &mut [Lanes]) {
 
 /// See [`Product::add_to`].
 #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-pub(super) fn nibbles(product: Product<'_, Nibbles, Group>, out: &mut [Lanes]) {
+pub(super) fn nibbles(product: Product<'_, Nibbles, ShortGroup>, out: &mut [Lanes]) {
     in_blocks!(product, out, nibbles_block);
 }
 
@@ -335,7 +362,7 @@ fn quantized_block<const R: usize, const ALL: bool>(block: &Block<'_, Tile, Grou
         &mut [const { Sums([[0; LANES]; ROWS]) }; 2],
         // SAFETY: the tiles are cut, and the rows of the block are there; as below
         |g| unsafe {
-            load_weights(block.weights[g].weights.as_ptr().cast(), ROW);
+            load_weights(block.weights[g].weights.as_ptr(), ROW);
             load_inputs(block.input(g).cast(), block.stride());
         },
         // SAFETY: they are loaded before
@@ -362,7 +389,7 @@ fn wide_block<const R: usize, const ALL: bool>(block: &Block<'_, Tile, Wide>) ->
         &mut [const { [const { Sums([[0; LANES]; ROWS]) }; 2] }; 2],
         // SAFETY: the tiles are cut, and the rows of the block are there
         |g| unsafe {
-            load_weights(block.weights[g].weights.as_ptr().cast(), ROW);
+            load_weights(block.weights[g].weights.as_ptr(), ROW);
             load_inputs(&raw const (*block.input(g)).high, block.stride());
             load_lower_inputs(&raw const (*block.input(g)).low, block.stride());
         },
@@ -392,9 +419,9 @@ fn wide_block<const R: usize, const ALL: bool>(block: &Block<'_, Tile, Wide>) ->
 #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 #[inline]
 fn nibbles_block<const R: usize, const ALL: bool>(
-    block: &Block<'_, Nibbles, Group>,
+    block: &Block<'_, Nibbles, ShortGroup>,
 ) -> [__m512; R] {
-    let mut bytes = [const { Unpacked([[0; ROW]; GROUP / 4]) }; 2];
+    let mut bytes = [const { Unpacked([[0; ROW]; SHORT / 4]) }; 2];
     let mut held = [_mm512_setzero_ps(); R];
     unpack(&block.weights[0], &mut bytes[0]);
     block.run::<ALL, _>(
@@ -402,8 +429,8 @@ fn nibbles_block<const R: usize, const ALL: bool>(
         |g| {
             // SAFETY: the tiles are cut, and the rows of the block are there
             unsafe {
-                load_weights(bytes[g % 2].0.as_ptr(), ROW);
-                load_inputs(block.input(g).cast(), block.stride());
+                load_short_weights(bytes[g % 2].0.as_ptr(), ROW);
+                load_short_inputs(block.input(g).cast(), block.stride());
             }
             // those of the next group, so that nobody waits for them
             if let Some(weights) = block.weights.get(g + 1) {

@@ -307,8 +307,8 @@ fn add_values_block<E: Element, const Q: usize, const C: usize>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::Layout;
     use crate::kernels::tests::Random;
+    use crate::kernels::{Layout, Memory};
 
     /// Attention by its formula.
     fn plain(query: &[f32], keys: &[Vec<f32>], values: &[Vec<f32>]) -> Vec<f32> {
@@ -357,7 +357,8 @@ mod tests {
                     .collect::<Vec<_>>()
             };
             let (keys, values) = (rows(), rows());
-            let mut pages = vec![Page::new(layout); positions.div_ceil(PAGE) + 1];
+            let mut pages =
+                vec![Page::new(layout, &Memory::default()); positions.div_ceil(PAGE) + 1];
             for (position, (keys, values)) in keys.iter().zip(&values).enumerate() {
                 pages[position / PAGE].write(Level::best(), layer, position % PAGE, keys, values);
             }

@@ -13,7 +13,7 @@ use std::hint::black_box;
 use super::element::{Element, LANES, Lanes};
 use super::nibbles::{HIGH, Nibbles};
 use super::product::{Product, Share, alike, in_blocks};
-use super::quantized::{GROUP, Group, Mark, Tile, Wide};
+use super::quantized::{GROUP, Group, Mark, ShortGroup, Tile, Wide};
 
 /// Sixteen numbers: the lower eight and the upper.
 pub(super) type Pair = [__m256; 2];
@@ -38,7 +38,7 @@ pub(super) fn wide(product: Product<'_, Tile, Wide>, out: &mut [Lanes]) {
 
 /// See [`Product::add_to`].
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn nibbles(product: Product<'_, Nibbles, Group>, out: &mut [Lanes]) {
+pub(super) fn nibbles(product: Product<'_, Nibbles, ShortGroup>, out: &mut [Lanes]) {
     in_blocks!(product, out, 1, nibbles_block);
 }
 
@@ -177,7 +177,7 @@ fn add_scaled(sums: &mut Pair, whole: [__m256i; 2], scales: Pair, input: f32) {
 #[inline]
 fn nibbles_block<const T: usize, const R: usize>(
     mut weights: [&[Nibbles]; T],
-    mut inputs: [&[Group]; R],
+    mut inputs: [&[ShortGroup]; R],
     mut marks: [&[Mark]; R],
     _: Share,
 ) -> [[Pair; R]; T] {

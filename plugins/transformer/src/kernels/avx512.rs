@@ -6,12 +6,11 @@ use std::arch::x86_64::{
     _mm512_mul_ps, _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps,
     _mm512_setzero_si512, _mm512_slli_epi32, _mm512_srli_epi16, _mm512_storeu_ps, _mm512_xor_si512,
 };
-use std::ops::Range;
 
 use super::element::{Element, LANES, Lanes};
 use super::nibbles::{HIGH, Nibbles};
 use super::product::{Product, Share, alike, in_blocks};
-use super::quantized::{GROUP, Group, Mark, Tile, Wide};
+use super::quantized::{GROUP, Group, Mark, ShortGroup, Tile, Wide};
 
 /// See [`Product::add_to`].
 #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
@@ -33,7 +32,7 @@ pub(super) fn wide(product: Product<'_, Tile, Wide>, out: &mut [Lanes]) {
 
 /// See [`Product::add_to`].
 #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-pub(super) fn nibbles(product: Product<'_, Nibbles, Group>, out: &mut [Lanes]) {
+pub(super) fn nibbles(product: Product<'_, Nibbles, ShortGroup>, out: &mut [Lanes]) {
     in_blocks!(product, out, 2, nibbles_block);
 }
 
@@ -91,7 +90,7 @@ fn quantized_block<const T: usize, const R: usize>(
     let sign = _mm512_set1_epi8(-128);
     let mut sums = [[_mm512_setzero_ps(); R]; T];
     for g in 0..depth {
-        fetch(weights, g, share);
+        let next = next(weights, g, share);
         let mut whole = [[_mm512_setzero_si512(); R]; T];
         for r in 0..R {
             let offset = _mm512_set1_epi32(marks[r][g].offset);
@@ -102,6 +101,9 @@ fn quantized_block<const T: usize, const R: usize>(
         for quad in 0..GROUP / 4 {
             let mut tiles = [_mm512_setzero_si512(); T];
             for t in 0..T {
+                if let Some(next) = next {
+                    fetch_line(&weights[t][g].weights[quad], next);
+                }
                 let signed = load_bytes(&weights[t][g].weights[quad]);
                 tiles[t] = _mm512_xor_si512(signed, sign);
             }
@@ -113,6 +115,9 @@ fn quantized_block<const T: usize, const R: usize>(
             }
         }
         for t in 0..T {
+            if let Some(next) = next {
+                fetch_line(&weights[t][g].scales, next);
+            }
             let scales = load(&weights[t][g].scales);
             for r in 0..R {
                 let scale = _mm512_mul_ps(scales, _mm512_set1_ps(marks[r][g].scale));
@@ -139,7 +144,7 @@ fn wide_block<const T: usize, const R: usize>(
     let sign = _mm512_set1_epi8(-128);
     let mut sums = [[_mm512_setzero_ps(); R]; T];
     for g in 0..depth {
-        fetch(weights, g, share);
+        let next = next(weights, g, share);
         let mut high = [[_mm512_setzero_si512(); R]; T];
         let mut low = [[_mm512_setzero_si512(); R]; T];
         for r in 0..R {
@@ -151,6 +156,9 @@ fn wide_block<const T: usize, const R: usize>(
         for quad in 0..GROUP / 4 {
             let mut tiles = [_mm512_setzero_si512(); T];
             for t in 0..T {
+                if let Some(next) = next {
+                    fetch_line(&weights[t][g].weights[quad], next);
+                }
                 let signed = load_bytes(&weights[t][g].weights[quad]);
                 tiles[t] = _mm512_xor_si512(signed, sign);
             }
@@ -164,6 +172,9 @@ fn wide_block<const T: usize, const R: usize>(
             }
         }
         for t in 0..T {
+            if let Some(next) = next {
+                fetch_line(&weights[t][g].scales, next);
+            }
             let scales = load(&weights[t][g].scales);
             for r in 0..R {
                 let scale = _mm512_mul_ps(scales, _mm512_set1_ps(marks[r][g].scale));
@@ -179,7 +190,7 @@ fn wide_block<const T: usize, const R: usize>(
 #[inline]
 fn nibbles_block<const T: usize, const R: usize>(
     mut weights: [&[Nibbles]; T],
-    mut inputs: [&[Group]; R],
+    mut inputs: [&[ShortGroup]; R],
     mut marks: [&[Mark]; R],
     share: Share,
 ) -> [[__m512; R]; T] {
@@ -190,12 +201,15 @@ fn nibbles_block<const T: usize, const R: usize>(
     let mask = _mm512_set1_epi8(15);
     let mut sums = [[_mm512_setzero_ps(); R]; T];
     for g in 0..depth {
-        fetch(weights, g, share);
+        let next = next(weights, g, share);
         let mut whole = [[_mm512_setzero_si512(); R]; T];
         for quad in 0..HIGH / 4 {
             let mut low = [mask; T];
             let mut high = [mask; T];
             for t in 0..T {
+                if let Some(next) = next {
+                    fetch_line(&weights[t][g].weights[quad], next);
+                }
                 let bytes = load_bytes(&weights[t][g].weights[quad]);
                 low[t] = _mm512_and_si512(bytes, mask);
                 high[t] = _mm512_and_si512(_mm512_srli_epi16::<4>(bytes), mask);
@@ -210,6 +224,10 @@ fn nibbles_block<const T: usize, const R: usize>(
             }
         }
         for t in 0..T {
+            if let Some(next) = next {
+                // half a line each, with the lowest weights
+                fetch_line(&weights[t][g].scales, 2 * next);
+            }
             let (scales, lowest) = (widen(&weights[t][g].scales), widen(&weights[t][g].lowest));
             for r in 0..R {
                 let moved = _mm512_mul_ps(lowest, _mm512_set1_ps(marks[r][g].sum));
@@ -231,35 +249,33 @@ pub(super) fn fetch_line<T>(at: &T, further: usize) {
 }
 
 /// Brings near what is multiplied soon: the processor by itself does not look beyond a
-/// page. Of a block that has all rows, what its tiles hold some groups after `g`, or the
-/// next ones; otherwise its share of the next tiles, for memory to be at work while rows
-/// are multiplied with what is there already. Only as far as the second cache, which can
-/// wait for more lines at once than the first.
+/// page. A block that has all rows does so line by line, for memory to have always as much
+/// to do: so many lines further on in its tiles, or in the next ones. Another one fetches
+/// its share of the next tiles here, while rows are multiplied with what is there already.
+/// Only as far as the second cache, which can wait for more lines at once than the first.
 #[inline(always)]
-fn fetch<W, const T: usize>(weights: [&[W]; T], g: usize, Share { from, to, of }: Share) {
-    const AHEAD: usize = 3;
-    let depth = weights[0].len();
-    let fetch = |at: *const W, lines: Range<usize>| {
-        for line in lines {
-            let at = at.cast::<i8>().wrapping_add(line * 64);
-            // SAFETY: it is a hint, and no access
-            unsafe { _mm_prefetch::<_MM_HINT_T1>(at) };
-        }
-    };
-    let lines = size_of::<W>() / 64;
+fn next<W, const T: usize>(
+    weights: [&[W]; T],
+    g: usize,
+    Share { from, to, of }: Share,
+) -> Option<usize> {
+    const AHEAD: usize = 48;
+    let (depth, lines) = (weights[0].len(), size_of::<W>() / 64);
     if to - from == of {
-        let next = if g + AHEAD < depth {
-            0
+        let is_there = (g + 1) * lines + AHEAD <= depth * lines;
+        return Some(if is_there {
+            AHEAD
         } else {
-            (T - 1) * depth
-        };
-        for weights in weights {
-            fetch(weights.as_ptr().wrapping_add(next + g + AHEAD), 0..lines);
-        }
-    } else {
-        let next = weights[0].as_ptr().wrapping_add(T * (depth + g));
-        fetch(next, T * lines * from / of..T * lines * to / of);
+            AHEAD + (T - 1) * depth * lines
+        });
     }
+    let next = weights[0].as_ptr().wrapping_add(T * (depth + g));
+    for line in T * lines * from / of..T * lines * to / of {
+        let at = next.cast::<i8>().wrapping_add(line * 64);
+        // SAFETY: it is a hint, and no access
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(at) };
+    }
+    None
 }
 
 #[target_feature(enable = "avx512f")]

@@ -9,6 +9,8 @@ use std::arch::x86_64::{
 
 use half::{bf16, f16};
 
+use super::memory::Plain;
+
 /// Numbers worked on together, in every sum and on every processor.
 pub(crate) const LANES: usize = 16;
 
@@ -16,7 +18,7 @@ pub(crate) const LANES: usize = 16;
 pub(crate) type Lanes = [f32; LANES];
 
 /// A number that is held in fewer bits than it is computed with.
-pub(crate) trait Element: Copy + Default + Send + Sync + 'static {
+pub(crate) trait Element: Plain + Copy + Default {
     /// The number itself.
     fn widen(self) -> f32;
 

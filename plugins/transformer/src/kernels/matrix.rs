@@ -3,9 +3,12 @@
 use half::{bf16, f16};
 
 use super::element::{Element, LANES, Lanes};
+use super::memory::{Memory, Piece, Plain};
 use super::nibbles::Nibbles;
 use super::product::Product;
-use super::quantized::{GROUP, Group, Mark, Tile, Wide, quantize, quantize_wide};
+use super::quantized::{
+    GROUP, Group, Mark, SHORT, ShortGroup, Tile, Wide, quantize, quantize_short, quantize_wide,
+};
 use super::{Level, Panel, Team};
 
 /// What weights are held in.
@@ -17,7 +20,7 @@ pub(crate) enum Dtype {
     F16,
     /// The upper half of an f32.
     Bf16,
-    /// 8 bits, with a scale for every 64 inputs of an output.
+    /// 8 bits, with a scale for every 128 inputs of an output.
     Q8,
     /// 8 bits as for `Q8`, times inputs in 16 bits; the last layer in half precision.
     W8A16,
@@ -71,12 +74,12 @@ pub(crate) struct Matrix {
 /// last tile have weights of 0.
 #[derive(Debug)]
 enum Tiles {
-    F32(Vec<[f32; LANES]>),
-    F16(Vec<[f16; LANES]>),
-    Bf16(Vec<[bf16; LANES]>),
-    Q8(Vec<Tile>),
-    W8A16(Vec<Tile>),
-    Q4(Vec<Nibbles>),
+    F32(Piece<[f32; LANES]>),
+    F16(Piece<[f16; LANES]>),
+    Bf16(Piece<[bf16; LANES]>),
+    Q8(Piece<Tile>),
+    W8A16(Piece<Tile>),
+    Q4(Piece<Nibbles>),
 }
 
 /// Rows that go into a product, in the form that the matrix needs; room for the
@@ -88,6 +91,8 @@ pub(crate) struct Input {
     dense: Vec<f32>,
     /// In groups, in 8 bits.
     groups: Vec<Group>,
+    /// In groups for weights in 4 bits, in 8 bits.
+    short: Vec<ShortGroup>,
     /// In groups, in 16 bits.
     wide: Vec<Wide>,
     /// What goes with each group.
@@ -104,21 +109,23 @@ impl Matrix {
         outputs: usize,
         weight: impl Fn(usize, usize) -> f32,
     ) -> Self {
-        let mut matrix = Self::empty(dtype, inputs, outputs);
+        let mut matrix = Self::empty(dtype, inputs, outputs, &Memory::default());
         matrix.push(outputs, weight);
         matrix
     }
 
     /// A matrix of `inputs` with room for `outputs`, and none of them yet.
-    pub(crate) fn empty(dtype: Dtype, inputs: usize, outputs: usize) -> Self {
+    pub(crate) fn empty(dtype: Dtype, inputs: usize, outputs: usize, memory: &Memory) -> Self {
         let tiles = outputs.div_ceil(LANES);
+        let (numbers, groups) = (inputs * tiles, inputs.div_ceil(GROUP) * tiles);
+        let short = inputs.div_ceil(SHORT) * tiles;
         let tiles = match dtype {
-            Dtype::F32 => Tiles::F32(Vec::with_capacity(inputs * tiles)),
-            Dtype::F16 => Tiles::F16(Vec::with_capacity(inputs * tiles)),
-            Dtype::Bf16 => Tiles::Bf16(Vec::with_capacity(inputs * tiles)),
-            Dtype::Q8 => Tiles::Q8(Vec::with_capacity(inputs.div_ceil(GROUP) * tiles)),
-            Dtype::W8A16 => Tiles::W8A16(Vec::with_capacity(inputs.div_ceil(GROUP) * tiles)),
-            Dtype::Q4 => Tiles::Q4(Vec::with_capacity(inputs.div_ceil(GROUP) * tiles)),
+            Dtype::F32 => Tiles::F32(Piece::new(memory, numbers)),
+            Dtype::F16 => Tiles::F16(Piece::new(memory, numbers)),
+            Dtype::Bf16 => Tiles::Bf16(Piece::new(memory, numbers)),
+            Dtype::Q8 => Tiles::Q8(Piece::new(memory, groups)),
+            Dtype::W8A16 => Tiles::W8A16(Piece::new(memory, groups)),
+            Dtype::Q4 => Tiles::Q4(Piece::new(memory, short)),
         };
         Self {
             inputs,
@@ -131,6 +138,7 @@ impl Matrix {
     /// but the last call bring whole tiles, multiples of 16.
     pub(crate) fn push(&mut self, outputs: usize, weight: impl Fn(usize, usize) -> f32) {
         assert!(self.outputs.is_multiple_of(LANES), "a tile is not whole");
+        let first = self.outputs / LANES;
         self.outputs += outputs;
         let inputs = self.inputs;
         let lanes = |input: usize, tile: usize| -> Lanes {
@@ -143,17 +151,21 @@ impl Matrix {
                 }
             })
         };
-        let groups = inputs.div_ceil(GROUP);
+        let (groups, short) = (inputs.div_ceil(GROUP), inputs.div_ceil(SHORT));
         for tile in 0..outputs.div_ceil(LANES) {
-            let group = |group: usize| std::array::from_fn(|k| lanes(group * GROUP + k, tile));
+            let group = |g: usize| std::array::from_fn(|k| lanes(g * GROUP + k, tile));
+            let short_group = |g: usize| std::array::from_fn(|k| lanes(g * SHORT + k, tile));
+            let at = first + tile;
             match &mut self.tiles {
-                Tiles::F32(tiles) => extend(tiles, inputs, |input| lanes(input, tile)),
-                Tiles::F16(tiles) => extend(tiles, inputs, |input| lanes(input, tile)),
-                Tiles::Bf16(tiles) => extend(tiles, inputs, |input| lanes(input, tile)),
+                Tiles::F32(tiles) => narrow(tiles, inputs, at, |input| lanes(input, tile)),
+                Tiles::F16(tiles) => narrow(tiles, inputs, at, |input| lanes(input, tile)),
+                Tiles::Bf16(tiles) => narrow(tiles, inputs, at, |input| lanes(input, tile)),
                 Tiles::Q8(tiles) | Tiles::W8A16(tiles) => {
-                    tiles.extend((0..groups).map(|g| Tile::quantize(&group(g))));
+                    set(tiles, groups, at, |g| Tile::quantize(&group(g)));
                 }
-                Tiles::Q4(tiles) => tiles.extend((0..groups).map(|g| Nibbles::quantize(&group(g)))),
+                Tiles::Q4(tiles) => {
+                    set(tiles, short, at, |g| Nibbles::quantize(&short_group(g)));
+                }
             }
         }
     }
@@ -176,7 +188,7 @@ impl Matrix {
     /// Writes the weights of one output.
     pub(crate) fn output(&self, output: usize, weights: &mut [f32]) {
         let (tile, lane) = (output / LANES, output % LANES);
-        let groups = self.inputs.div_ceil(GROUP);
+        let (groups, short) = (self.inputs.div_ceil(GROUP), self.inputs.div_ceil(SHORT));
         for (k, weight) in weights[..self.inputs].iter_mut().enumerate() {
             let at = tile * self.inputs + k;
             *weight = match &self.tiles {
@@ -186,7 +198,7 @@ impl Matrix {
                 Tiles::Q8(tiles) | Tiles::W8A16(tiles) => {
                     tiles[tile * groups + k / GROUP].weight(k % GROUP, lane)
                 }
-                Tiles::Q4(tiles) => tiles[tile * groups + k / GROUP].weight(k % GROUP, lane),
+                Tiles::Q4(tiles) => tiles[tile * short + k / SHORT].weight(k % SHORT, lane),
             };
         }
     }
@@ -202,10 +214,10 @@ impl Matrix {
         write: impl Fn(usize, &mut [f32]) + Sync,
     ) {
         let width = self.inputs;
-        let in_row = width.div_ceil(GROUP);
         input.rows = rows;
         macro_rules! quantized {
-            ($groups:expr, $quantize:ident) => {{
+            ($groups:expr, $group:expr, $quantize:ident) => {{
+                let in_row = width.div_ceil($group);
                 let groups = (first($groups, rows * in_row), in_row);
                 let marks = (first(&mut input.marks, rows * in_row), in_row);
                 team.each_pair(groups, marks, |first, groups, marks| {
@@ -220,8 +232,9 @@ impl Matrix {
             }};
         }
         match &self.tiles {
-            Tiles::Q8(_) | Tiles::Q4(_) => quantized!(&mut input.groups, quantize),
-            Tiles::W8A16(_) => quantized!(&mut input.wide, quantize_wide),
+            Tiles::Q8(_) => quantized!(&mut input.groups, GROUP, quantize),
+            Tiles::W8A16(_) => quantized!(&mut input.wide, GROUP, quantize_wide),
+            Tiles::Q4(_) => quantized!(&mut input.short, SHORT, quantize_short),
             Tiles::F32(_) | Tiles::F16(_) | Tiles::Bf16(_) => {
                 let numbers = first(&mut input.dense, rows * width);
                 team.each(numbers, width, |first, numbers| {
@@ -268,7 +281,7 @@ impl Matrix {
                 .add_to(level, out)
             };
         }
-        let groups = self.inputs.div_ceil(GROUP);
+        let (groups, short) = (self.inputs.div_ceil(GROUP), self.inputs.div_ceil(SHORT));
         let marks = &input.marks;
         match &self.tiles {
             Tiles::F32(tiles) => product!(tiles, input.dense, self.inputs, &[]),
@@ -276,7 +289,7 @@ impl Matrix {
             Tiles::Bf16(tiles) => product!(tiles, input.dense, self.inputs, &[]),
             Tiles::Q8(tiles) => product!(tiles, input.groups, groups, marks),
             Tiles::W8A16(tiles) => product!(tiles, input.wide, groups, marks),
-            Tiles::Q4(tiles) => product!(tiles, input.groups, groups, marks),
+            Tiles::Q4(tiles) => product!(tiles, input.short, short, marks),
         }
     }
 }
@@ -289,6 +302,18 @@ fn first<T: Clone + Default>(items: &mut Vec<T>, len: usize) -> &mut [T] {
     &mut items[..len]
 }
 
-fn extend<E: Element>(tiles: &mut Vec<[E; LANES]>, inputs: usize, lanes: impl Fn(usize) -> Lanes) {
-    tiles.extend((0..inputs).map(|input| lanes(input).map(E::narrow)));
+/// Sets the entries of a tile, of which each has `depth`.
+fn set<T: Plain>(tiles: &mut Piece<T>, depth: usize, tile: usize, entry: impl Fn(usize) -> T) {
+    for (k, to) in tiles[tile * depth..][..depth].iter_mut().enumerate() {
+        *to = entry(k);
+    }
+}
+
+fn narrow<E: Element>(
+    tiles: &mut Piece<[E; LANES]>,
+    inputs: usize,
+    tile: usize,
+    lanes: impl Fn(usize) -> Lanes,
+) {
+    set(tiles, inputs, tile, |input| lanes(input).map(E::narrow));
 }

@@ -4,6 +4,7 @@
 //! - `matrix`: weights, packed; `product` is what they are for; `quantized` and
 //!   `nibbles` are their forms in 8 and in 4 bits
 //! - `page`: keys and values, and `attention`: looking them up
+//! - `memory`: where both lie
 //! - `vector`: the rest, and `rows`: what Llama adds to it; `panel`: rows as
 //!   products leave them
 //! - `level`: which instructions; `avx2`, `avx512` and `amx`, and `avx2_attention` and
@@ -35,6 +36,7 @@ mod avx512_attention;
 mod element;
 mod level;
 mod matrix;
+mod memory;
 mod nibbles;
 mod page;
 mod panel;
@@ -50,6 +52,7 @@ pub(crate) use attention::{Scratch, Seen, attend};
 pub(crate) use element::Lanes;
 pub(crate) use level::Level;
 pub(crate) use matrix::{Dtype, Input, Matrix};
+pub(crate) use memory::Memory;
 pub(crate) use page::{Layout, PAGE, Page};
 pub(crate) use panel::Panel;
 pub(crate) use rows::{gelu_tanh_gate, normalize_rms, rotate, silu_gate};

@@ -9,12 +9,13 @@ use half::f16;
 use super::Level;
 use super::element::{Element, LANES, Lanes};
 use super::level::for_each_level;
+use super::memory::Plain;
 use super::product::Share;
-use super::quantized::{GROUP, Group, Mark};
+use super::quantized::{Mark, SHORT, ShortGroup};
 
 /// Bytes for each output of a tile hold two nibbles: an input's and that of the
 /// input this much further on.
-pub(super) const HIGH: usize = GROUP / 2;
+pub(super) const HIGH: usize = SHORT / 2;
 /// The largest nibble.
 const LARGEST: f32 = 15.0;
 /// How much narrower than all weights the range of a group may be, as a part
@@ -34,9 +35,12 @@ pub(crate) struct Nibbles {
     pub(super) lowest: [f16; LANES],
 }
 
+// SAFETY: arrays of numbers
+unsafe impl Plain for Nibbles {}
+
 impl Nibbles {
     /// Of weights `[input][output]`.
-    pub(super) fn quantize(weights: &[Lanes; GROUP]) -> Self {
+    pub(super) fn quantize(weights: &[Lanes; SHORT]) -> Self {
         let mut tile = Self {
             weights: [[0; 64]; HIGH / 4],
             scales: [f16::ZERO; LANES],
@@ -79,9 +83,9 @@ fn steps(scales: &Lanes) -> Lanes {
 for_each_level! {
     /// Fills a tile: the best of a few ranges, moved to the least squares of what
     /// its nibbles leave over.
-    fn pack(weights: &[Lanes; GROUP], tile: &mut Nibbles) {
+    fn pack(weights: &[Lanes; SHORT], tile: &mut Nibbles) {
         let (mut low, mut high) = (weights[0], weights[0]);
-        for k in 1..GROUP {
+        for k in 1..SHORT {
             for lane in 0..LANES {
                 low[lane] = low[lane].min(weights[k][lane]);
                 high[lane] = high[lane].max(weights[k][lane]);
@@ -98,7 +102,7 @@ for_each_level! {
             }
             let step = steps(&scale);
             let mut off = Lanes::default();
-            for k in 0..GROUP {
+            for k in 0..SHORT {
                 for lane in 0..LANES {
                     let nibble = nearest(weights[k][lane], from[lane], step[lane]);
                     let left = from[lane] + scale[lane] * nibble - weights[k][lane];
@@ -116,7 +120,7 @@ for_each_level! {
         let step = steps(&scales);
         let (mut q, mut qq) = (Lanes::default(), Lanes::default());
         let (mut w, mut qw) = (Lanes::default(), Lanes::default());
-        for k in 0..GROUP {
+        for k in 0..SHORT {
             for lane in 0..LANES {
                 let nibble = nearest(weights[k][lane], lowest[lane], step[lane]);
                 q[lane] += nibble;
@@ -126,7 +130,7 @@ for_each_level! {
             }
         }
         for lane in 0..LANES {
-            let n = GROUP as f32;
+            let n = SHORT as f32;
             let spread = n * qq[lane] - q[lane] * q[lane];
             let slope = (n * qw[lane] - q[lane] * w[lane]) / spread;
             // all weights alike have no line through them
@@ -157,7 +161,7 @@ for_each_level! {
 #[inline(always)]
 pub(super) fn block<const T: usize, const R: usize>(
     weights: [&[Nibbles]; T],
-    inputs: [&[Group]; R],
+    inputs: [&[ShortGroup]; R],
     marks: [&[Mark]; R],
     _: Share,
 ) -> [[Lanes; R]; T] {
@@ -200,13 +204,13 @@ mod tests {
     fn a_weight_is_off_by_little_more_than_half_a_step_unless_it_is_cut_off() {
         let mut random = Random(8);
         for _ in 0..20 {
-            let weights: [Lanes; GROUP] =
+            let weights: [Lanes; SHORT] =
                 std::array::from_fn(|_| random.row(LANES).try_into().unwrap());
             let tile = Nibbles::quantize(&weights);
             for lane in 0..LANES {
                 // 16 even steps over -1 to 1: the error of a uniform number
-                let squares = (0..GROUP).map(|k| (tile.weight(k, lane) - weights[k][lane]).powi(2));
-                let off = (squares.sum::<f32>() / GROUP as f32).sqrt();
+                let squares = (0..SHORT).map(|k| (tile.weight(k, lane) - weights[k][lane]).powi(2));
+                let off = (squares.sum::<f32>() / SHORT as f32).sqrt();
                 let even = 2.0 / 15.0 / 12_f32.sqrt();
                 assert!(off < even * 1.1, "{off} {even}");
             }
@@ -216,8 +220,8 @@ mod tests {
     #[test]
     fn weights_that_are_alike_are_kept() {
         for weight in [0.0, 0.25, -3.0] {
-            let tile = Nibbles::quantize(&[[weight; LANES]; GROUP]);
-            for k in 0..GROUP {
+            let tile = Nibbles::quantize(&[[weight; LANES]; SHORT]);
+            for k in 0..SHORT {
                 assert_eq!(tile.weight(k, k % LANES), weight);
             }
         }
@@ -226,7 +230,7 @@ mod tests {
     #[test]
     fn every_level_packs_the_same() {
         let mut random = Random(5);
-        let weights: [Lanes; GROUP] =
+        let weights: [Lanes; SHORT] =
             std::array::from_fn(|_| random.row(LANES).try_into().unwrap());
         let best = Nibbles::quantize(&weights);
         for &level in Level::all() {

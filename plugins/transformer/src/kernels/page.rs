@@ -7,6 +7,7 @@ use half::f16;
 use super::Level;
 use super::element::{Element, LANES};
 use super::level::for_each_level;
+use super::memory::{Memory, Piece};
 
 /// Positions of a page.
 pub(crate) const PAGE: usize = LANES;
@@ -53,18 +54,18 @@ pub(crate) struct Page {
 
 #[derive(Clone, Debug)]
 pub(super) enum Numbers {
-    F32(Box<[f32]>),
-    F16(Box<[f16]>),
+    F32(Piece<f32>),
+    F16(Piece<f16>),
 }
 
 impl Page {
-    /// A page with nothing in it.
-    pub(crate) fn new(layout: Layout) -> Self {
+    /// A page in which no position is set: what it holds is left from another, or 0.
+    pub(crate) fn new(layout: Layout, memory: &Memory) -> Self {
         let len = layout.start(layout.layers, 0);
         let numbers = if layout.is_half {
-            Numbers::F16(vec![f16::ZERO; len].into())
+            Numbers::F16(Piece::new(memory, len))
         } else {
-            Numbers::F32(vec![0.0; len].into())
+            Numbers::F32(Piece::new(memory, len))
         };
         Self { layout, numbers }
     }

@@ -7,7 +7,7 @@
 use super::element::{Element, Lanes};
 use super::level::{Level, Tier};
 use super::nibbles::{Nibbles, block as nibbles_block};
-use super::quantized::{GROUP, Group, Mark, Tile, Wide};
+use super::quantized::{GROUP, Group, Mark, ShortGroup, Tile, Wide};
 #[cfg(target_arch = "x86_64")]
 use super::{amx, avx2, avx512};
 
@@ -208,7 +208,7 @@ impl Product<'_, Tile, Wide> {
     }
 }
 
-impl Product<'_, Nibbles, Group> {
+impl Product<'_, Nibbles, ShortGroup> {
     /// As for 8 bits, to the bit.
     pub(super) fn add_to(self, level: Level, out: &mut [Lanes]) {
         match level.tier() {

@@ -6,12 +6,15 @@
 
 use super::element::{LANES, Lanes};
 use super::level::{Level, Tier, for_each_level};
+use super::memory::Plain;
 
 /// The largest input in 16 bits: its two bytes are in ±127 and -128 to 127.
 const LARGEST_WIDE: f32 = 32_512.0;
 
 /// Inputs that share a scale.
-pub(crate) const GROUP: usize = 64;
+pub(crate) const GROUP: usize = 128;
+/// Inputs that share a scale where weights are in 4 bits.
+pub(super) const SHORT: usize = 64;
 /// The largest byte.
 const LARGEST: f32 = 127.0;
 
@@ -27,9 +30,12 @@ pub(crate) struct Tile {
 
 /// A group of inputs of one row: four signed bytes in each number, the first
 /// one lowest.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 #[repr(C, align(64))]
-pub(crate) struct Group(pub(super) [i32; GROUP / 4]);
+pub(crate) struct Group<const QUADS: usize = { GROUP / 4 }>(pub(super) [i32; QUADS]);
+
+/// A group of inputs for weights in 4 bits.
+pub(crate) type ShortGroup = Group<{ SHORT / 4 }>;
 
 /// A group of inputs of one row in 16 bits, for the kernels of one level.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -53,6 +59,12 @@ pub(crate) struct Mark {
     pub(super) scale: f32,
 }
 
+impl<const QUADS: usize> Default for Group<QUADS> {
+    fn default() -> Self {
+        Self([0; QUADS])
+    }
+}
+
 impl Mark {
     #[inline(always)]
     fn new(sum: i32, scale: f32) -> Self {
@@ -63,6 +75,9 @@ impl Mark {
         }
     }
 }
+
+// SAFETY: arrays of numbers
+unsafe impl Plain for Tile {}
 
 impl Tile {
     /// Of weights `[input][output]`.
@@ -112,11 +127,11 @@ fn nearest(value: f32) -> i32 {
 
 /// The largest of a group's numbers, signs aside.
 #[inline(always)]
-fn largest_of(values: &[f32; GROUP]) -> f32 {
+fn largest_of<const N: usize>(values: &[f32; N]) -> f32 {
     // without their signs numbers are in the order of their bits, and whole
     // numbers become vector code
     let mut largest = 0;
-    for k in 0..GROUP {
+    for k in 0..N {
         largest = largest.max(values[k].to_bits() & 0x7FFF_FFFF);
     }
     f32::from_bits(largest)
@@ -125,13 +140,13 @@ fn largest_of(values: &[f32; GROUP]) -> f32 {
 /// Calls `$quantize` with each group of a row, where it lies, and what it is to fill; what
 /// the row ends with is filled up with zeros.
 macro_rules! each_group {
-    ($quantize:ident, $row:expr, $groups:expr, $marks:expr) => {{
-        let (whole, rest) = $row.as_chunks::<GROUP>();
+    ($quantize:ident, $len:expr, $row:expr, $groups:expr, $marks:expr) => {{
+        let (whole, rest) = $row.as_chunks::<{ $len }>();
         for g in 0..whole.len() {
             $quantize(&whole[g], &mut $groups[g], &mut $marks[g]);
         }
         if !rest.is_empty() {
-            let (mut last, g) = ([0.0; GROUP], whole.len());
+            let (mut last, g) = ([0.0; $len], whole.len());
             last[..rest.len()].copy_from_slice(rest);
             $quantize(&last, &mut $groups[g], &mut $marks[g]);
         }
@@ -140,9 +155,9 @@ macro_rules! each_group {
 
 /// Bytes in fours, the first one lowest.
 #[inline(always)]
-fn quads(bytes: &[u8; GROUP], quads: &mut [i32; GROUP / 4]) {
+fn quads<const QUADS: usize>(bytes: &[u8], quads: &mut [i32; QUADS]) {
     let (fours, _) = bytes.as_chunks();
-    for quad in 0..GROUP / 4 {
+    for quad in 0..QUADS {
         quads[quad] = i32::from_le_bytes(fours[quad]);
     }
 }
@@ -199,16 +214,20 @@ fn in_pairs(values: &[f32; GROUP], group: &mut Wide, mark: &mut Mark) {
 }
 
 #[inline(always)]
-fn in_8_bits(values: &[f32; GROUP], group: &mut Group, mark: &mut Mark) {
+fn in_8_bits<const N: usize, const QUADS: usize>(
+    values: &[f32; N],
+    group: &mut Group<QUADS>,
+    mark: &mut Mark,
+) {
     let largest = largest_of(values);
     let step = if largest > 0.0 {
         LARGEST / largest
     } else {
         0.0
     };
-    let mut bytes = [0_u8; GROUP];
+    let mut bytes = [0_u8; N];
     let mut sum = 0;
-    for k in 0..GROUP {
+    for k in 0..N {
         let whole = nearest(values[k] * step);
         sum += whole;
         bytes[k] = whole as u8;
@@ -219,21 +238,28 @@ fn in_8_bits(values: &[f32; GROUP], group: &mut Group, mark: &mut Mark) {
 
 for_each_level! {
     fn quantize_bytes(row: &[f32], groups: &mut [Wide], marks: &mut [Mark]) {
-        each_group!(in_bytes, row, groups, marks);
+        each_group!(in_bytes, GROUP, row, groups, marks);
     }
 }
 
 #[cfg(target_arch = "x86_64")]
 for_each_level! {
     fn quantize_pairs(row: &[f32], groups: &mut [Wide], marks: &mut [Mark]) {
-        each_group!(in_pairs, row, groups, marks);
+        each_group!(in_pairs, GROUP, row, groups, marks);
     }
 }
 
 for_each_level! {
     /// Quantizes a row; the last group is filled up with zeros.
     pub(crate) fn quantize(row: &[f32], groups: &mut [Group], marks: &mut [Mark]) {
-        each_group!(in_8_bits, row, groups, marks);
+        each_group!(in_8_bits, GROUP, row, groups, marks);
+    }
+}
+
+for_each_level! {
+    /// As [`quantize`], for weights in 4 bits.
+    pub(crate) fn quantize_short(row: &[f32], groups: &mut [ShortGroup], marks: &mut [Mark]) {
+        each_group!(in_8_bits, SHORT, row, groups, marks);
     }
 }
 

@@ -4,7 +4,7 @@ use super::Weights;
 use crate::checkpoint::Refusal;
 use crate::config::{Activation, Config, Norm as Kind};
 use crate::kernels::{
-    Dtype, Input, Lanes, Level, Matrix, Panel, Team, fill, gelu, gelu_tanh, normalize,
+    Dtype, Input, Lanes, Level, Matrix, Memory, Panel, Team, fill, gelu, gelu_tanh, normalize,
     normalize_rms, relu,
 };
 
@@ -85,10 +85,10 @@ impl Affine {
         parts: &[(String, usize)],
         inputs: usize,
         (has_bias, is_input_major): (bool, bool),
-        dtype: Dtype,
+        (dtype, memory): (Dtype, &Memory),
     ) -> Result<Self, Refusal> {
         let outputs: usize = parts.iter().map(|(_, outputs)| outputs).sum();
-        let mut weight = Matrix::empty(dtype, inputs, outputs);
+        let mut weight = Matrix::empty(dtype, inputs, outputs, memory);
         let mut biases = Vec::new();
         if is_input_major {
             let (name, _) = &parts[0];
@@ -157,7 +157,7 @@ impl Block {
         config: &Config,
         weights: &Weights<'_>,
         layer: usize,
-        dtype: Dtype,
+        held: (Dtype, &Memory),
     ) -> Result<Self, Refusal> {
         let (names, biases) = (config.names, config.biases);
         let (width, inner) = (config.width, config.inner);
@@ -174,7 +174,7 @@ impl Block {
                 &parts,
                 inputs,
                 (has_bias, names.is_input_major),
-                dtype,
+                held,
             )
         };
         let qkv: Vec<_> = match names.qkv {

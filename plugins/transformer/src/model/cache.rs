@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use crate::kernels::{Layout, Level, PAGE, Page, Panel};
+use crate::kernels::{Layout, Level, Memory, PAGE, Page, Panel};
 
 /// One sequence's keys and values, in pages that are made as they are needed.
 #[derive(Clone, Debug)]
 pub(crate) struct Cache {
     layout: Layout,
+    memory: Memory,
     pages: Vec<Arc<Page>>,
     len: usize,
 }
@@ -25,9 +26,10 @@ pub(super) struct Filling<'a> {
 
 impl Cache {
     /// A cache with nothing in it.
-    pub(super) fn new(layout: Layout) -> Self {
+    pub(super) fn new(layout: Layout, memory: Memory) -> Self {
         Self {
             layout,
+            memory,
             pages: Vec::new(),
             len: 0,
         }
@@ -62,7 +64,8 @@ impl Cache {
     pub(super) fn grow(&mut self, count: usize) {
         self.len += count;
         while self.pages.len() * PAGE < self.len {
-            self.pages.push(Arc::new(Page::new(self.layout)));
+            self.pages
+                .push(Arc::new(Page::new(self.layout, &self.memory)));
         }
     }
 

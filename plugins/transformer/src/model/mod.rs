@@ -23,7 +23,7 @@ pub(crate) use weights::Weights;
 
 use crate::checkpoint::Refusal;
 use crate::config::Config;
-use crate::kernels::{Dtype, Layout, Matrix};
+use crate::kernels::{Dtype, Layout, Matrix, Memory};
 use block::{Block, Norm};
 use rotary::Turns;
 
@@ -32,6 +32,8 @@ use rotary::Turns;
 pub(crate) struct Model {
     config: Config,
     dtype: Dtype,
+    /// Of all that steps read.
+    memory: Memory,
     /// The stream's width in inputs, the vocabulary in outputs.
     head: Matrix,
     /// The same shape, where the head does not serve as the embedding too.
@@ -52,8 +54,9 @@ impl Model {
         dtype: Dtype,
     ) -> Result<Self, Refusal> {
         let (names, width) = (config.names, config.width);
+        let memory = Memory::default();
         let by_token = |name: &str, dtype: Dtype| -> Result<Matrix, Refusal> {
-            let mut matrix = Matrix::empty(dtype, width, config.vocab);
+            let mut matrix = Matrix::empty(dtype, width, config.vocab, &memory);
             let part = (format!("{name}.weight"), config.vocab);
             weights.stack(&[part], width, &mut matrix)?;
             Ok(matrix)
@@ -70,8 +73,8 @@ impl Model {
         } else {
             Vec::new()
         };
-        let blocks =
-            (0..config.layers.len()).map(|layer| Block::load(config, weights, layer, dtype));
+        let blocks = (0..config.layers.len())
+            .map(|layer| Block::load(config, weights, layer, (dtype, &memory)));
         let turns = config.rotaries.iter();
         Ok(Self {
             head,
@@ -84,6 +87,7 @@ impl Model {
             norm: Norm::load(config, weights, names.norm, width)?,
             config: config.clone(),
             dtype,
+            memory,
         })
     }
 
@@ -100,7 +104,7 @@ impl Model {
     /// A sequence of which nothing was seen yet. Its keys and values are held
     /// in 32 bits where the weights are, otherwise in 16.
     pub(crate) fn cache(&self) -> Cache {
-        Cache::new(self.layout())
+        Cache::new(self.layout(), self.memory.clone())
     }
 
     /// Bytes of the keys and values of 16 positions.

@@ -1,0 +1,214 @@
+//! Memory in the system's large pages.
+//!
+//! A step reads all weights, and keys and values of all that came before. The
+//! processor has to find out where each page of it is, and can remember 2,000 or
+//! so: that is 8 MB in pages of 4 KiB, and 4 GB in pages of 2 MiB.
+
+use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
+use std::any::TypeId;
+use std::collections::HashMap;
+use std::ops::{Deref, DerefMut};
+use std::ptr::NonNull;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Bytes of a large page.
+const LARGE: usize = 1 << 21;
+/// Bytes asked for at once. What is not used yet is an address and no memory.
+const CHUNK: usize = 32 * LARGE;
+/// Bytes of a line of the cache, where each piece begins.
+const LINE: usize = 64;
+
+/// Numbers, or arrays of them.
+///
+/// # Safety
+/// Zeros are a value, and there is nothing to drop.
+pub(super) unsafe trait Plain: Send + Sync + 'static {}
+
+// SAFETY: a number
+unsafe impl Plain for f32 {}
+// SAFETY: a number
+unsafe impl Plain for half::f16 {}
+// SAFETY: a number
+unsafe impl Plain for half::bf16 {}
+// SAFETY: what its items are
+unsafe impl<T: Plain, const N: usize> Plain for [T; N] {}
+
+/// Where pieces of memory come from. They go back to it, and it goes back to the
+/// system after the last of them.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Memory(Arc<Mutex<Chunks>>);
+
+#[derive(Debug, Default)]
+struct Chunks {
+    all: Vec<Chunk>,
+    /// Bytes that are taken of the last one.
+    taken: usize,
+    /// Pieces that came back, by what they are of and how many.
+    free: HashMap<(TypeId, usize), Vec<NonNull<u8>>>,
+}
+
+/// Bytes that were asked for at once.
+#[derive(Debug)]
+struct Chunk {
+    start: NonNull<u8>,
+    layout: Layout,
+}
+
+/// A boxed slice out of [`Memory`].
+#[derive(Debug)]
+pub(super) struct Piece<T: Plain> {
+    memory: Memory,
+    start: NonNull<T>,
+    len: usize,
+}
+
+// SAFETY: the pointers are those of memory that nobody else has
+unsafe impl Send for Chunks {}
+// SAFETY: it owns its items, as a box does
+unsafe impl<T: Plain> Send for Piece<T> {}
+// SAFETY: as above
+unsafe impl<T: Plain> Sync for Piece<T> {}
+
+impl Memory {
+    fn chunks(&self) -> MutexGuard<'_, Chunks> {
+        // nothing panics while it is changed
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Chunks {
+    /// So many bytes, a multiple of lines, that nobody has had.
+    fn take(&mut self, bytes: usize) -> NonNull<u8> {
+        let room = self.all.last().map_or(0, |chunk| chunk.layout.size());
+        if self.taken + bytes > room {
+            self.all.push(Chunk::new(bytes.max(CHUNK)));
+            self.taken = 0;
+        }
+        let start = self.all[self.all.len() - 1].start;
+        // SAFETY: the chunk has so much room
+        let piece = unsafe { start.add(self.taken) };
+        self.taken += bytes;
+        piece
+    }
+}
+
+impl Chunk {
+    fn new(bytes: usize) -> Self {
+        let bytes = bytes.next_multiple_of(LARGE);
+        let layout = Layout::from_size_align(bytes, LARGE);
+        let layout = layout.expect("fewer bytes than there are addresses");
+        // SAFETY: there are bytes in it
+        let start = unsafe { alloc(layout) };
+        let Some(start) = NonNull::new(start) else {
+            handle_alloc_error(layout)
+        };
+        // a wish: where the system has no large pages it is refused, and nothing is amiss
+        #[cfg(target_os = "linux")]
+        // SAFETY: the range is ours, and nobody sees a change
+        unsafe {
+            libc::madvise(start.as_ptr().cast(), bytes, libc::MADV_HUGEPAGE);
+        }
+        Self { start, layout }
+    }
+}
+
+impl Drop for Chunk {
+    fn drop(&mut self) {
+        // SAFETY: it was allocated so, and every piece of it has come back
+        unsafe { dealloc(self.start.as_ptr(), self.layout) };
+    }
+}
+
+impl<T: Plain> Piece<T> {
+    /// So many zeros, or, where a piece of this size came back, what it held.
+    pub(super) fn new(memory: &Memory, len: usize) -> Self {
+        assert!(align_of::<T>() <= LINE && !std::mem::needs_drop::<T>());
+        let mut chunks = memory.chunks();
+        let start = match chunks.free.get_mut(&Self::key(len)).and_then(Vec::pop) {
+            Some(start) => start.cast(),
+            None => {
+                let bytes = len * size_of::<T>();
+                let start = chunks.take(bytes.next_multiple_of(LINE)).cast();
+                // SAFETY: there is room for `len`, and zeros are a value
+                unsafe { start.write_bytes(0, len) };
+                start
+            }
+        };
+        drop(chunks);
+        Self {
+            memory: memory.clone(),
+            start,
+            len,
+        }
+    }
+
+    /// What pieces have in common that can take each other's place.
+    fn key(len: usize) -> (TypeId, usize) {
+        (TypeId::of::<T>(), len)
+    }
+}
+
+impl<T: Plain> Drop for Piece<T> {
+    fn drop(&mut self) {
+        let free = &mut self.memory.chunks().free;
+        let alike = free.entry(Self::key(self.len)).or_default();
+        alike.push(self.start.cast());
+    }
+}
+
+impl<T: Plain + Clone> Clone for Piece<T> {
+    fn clone(&self) -> Self {
+        let mut piece = Self::new(&self.memory, self.len);
+        piece.clone_from_slice(self);
+        piece
+    }
+}
+
+impl<T: Plain> Deref for Piece<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        // SAFETY: there are `len` values, and it owns them
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
+    }
+}
+
+impl<T: Plain> DerefMut for Piece<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        // SAFETY: as above
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_are_apart_and_come_back() {
+        let memory = Memory::default();
+        let lens = [1, 16, 17, 0, 1000, CHUNK / 4 + 1, 5];
+        let mut pieces: Vec<Piece<f32>> = lens.map(|len| Piece::new(&memory, len)).into();
+        for (number, piece) in pieces.iter_mut().enumerate() {
+            assert!(piece.iter().all(|&n| n == 0.0));
+            assert!(piece.as_ptr().addr().is_multiple_of(LINE));
+            piece.fill(number as f32);
+        }
+        for (number, (piece, len)) in pieces.iter().zip(lens).enumerate() {
+            assert_eq!(piece.len(), len);
+            assert!(piece.iter().all(|&n| n == number as f32));
+        }
+        let copy = pieces[4].clone();
+        assert_eq!(*copy, *pieces[4]);
+
+        let place = pieces.remove(2).as_ptr();
+        // of the same size, and of something else
+        let other = Piece::<[f32; 1]>::new(&memory, 17);
+        assert_eq!(*other, [[0.0]; 17]);
+        let again = Piece::<f32>::new(&memory, 17);
+        assert_eq!((again.as_ptr(), &*again), (place, &[2.0; 17][..]));
+        // what is left keeps the memory
+        drop((memory, pieces));
+        assert_eq!(copy[999], 4.0);
+    }
+}
