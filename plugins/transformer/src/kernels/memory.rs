@@ -79,8 +79,8 @@ impl Memory {
 impl Chunks {
     /// So many bytes, a multiple of lines, that nobody has had.
     fn take(&mut self, bytes: usize) -> NonNull<u8> {
-        let room = self.all.last().map_or(0, |chunk| chunk.layout.size());
-        if self.taken + bytes > room {
+        let is_full = |chunk: &Chunk| self.taken + bytes > chunk.layout.size();
+        if self.all.last().is_none_or(is_full) {
             self.all.push(Chunk::new(bytes.max(CHUNK)));
             self.taken = 0;
         }
@@ -187,7 +187,7 @@ mod tests {
     #[test]
     fn pieces_are_apart_and_come_back() {
         let memory = Memory::default();
-        let lens = [1, 16, 17, 0, 1000, CHUNK / 4 + 1, 5];
+        let lens = [0, 1, 16, 17, 1000, CHUNK / 4 + 1, 5];
         let mut pieces: Vec<Piece<f32>> = lens.map(|len| Piece::new(&memory, len)).into();
         for (number, piece) in pieces.iter_mut().enumerate() {
             assert!(piece.iter().all(|&n| n == 0.0));
@@ -201,12 +201,12 @@ mod tests {
         let copy = pieces[4].clone();
         assert_eq!(*copy, *pieces[4]);
 
-        let place = pieces.remove(2).as_ptr();
+        let place = pieces.remove(3).as_ptr();
         // of the same size, and of something else
         let other = Piece::<[f32; 1]>::new(&memory, 17);
         assert_eq!(*other, [[0.0]; 17]);
         let again = Piece::<f32>::new(&memory, 17);
-        assert_eq!((again.as_ptr(), &*again), (place, &[2.0; 17][..]));
+        assert_eq!((again.as_ptr(), &*again), (place, &[3.0; 17][..]));
         // what is left keeps the memory
         drop((memory, pieces));
         assert_eq!(copy[999], 4.0);
