@@ -19,11 +19,12 @@ const LAYERS: [&[&str]; 9] = [
 ];
 
 /// Crates, and the only places that may name them.
-const FENCES: [(&str, &[&str]); 19] = [
+const FENCES: [(&str, &[&str]); 20] = [
     ("axum", &["http", "app.rs"]),
     ("axum_extra", &["http"]),
-    ("hyper", &["http"]),
-    ("hyper_util", &["http"]),
+    ("hyper", &["http", "models/component/network"]),
+    ("hyper_util", &["http", "models/component/network"]),
+    ("hyper_rustls", &["models/component/network"]),
     ("tower_http", &["http"]),
     ("maud", &["http/dashboard"]),
     ("sqlx", &["store"]),
