@@ -6,6 +6,8 @@ use serde_json::{Value, json};
 use crate::harness::{Act, GPT2, Host, Purse, Setup, Upstream, eventually, lawgent, nanos};
 
 const PROMPT: &str = "Once upon a time";
+/// A piece of an upstream's answer.
+const PIECE: &str = "data: {\"choices\":[{\"text\":\" and\"}]}\n\n";
 
 /// Nano-dollars of a token at the default price.
 const TOKEN: i64 = 10_000;
@@ -34,9 +36,11 @@ fn audit(host: &Host) {
 
 #[tokio::test]
 async fn what_is_held_is_freed_when_a_client_leaves() {
-    let host = Host::start().await.ready().await;
+    // the second piece never comes, so that the answer does not end before the client leaves
+    let (host, _upstream) = both(Act::Stream(&[PIECE, PIECE])).await;
     let purse = Purse::prepaid(&host, DOLLAR).await;
-    let body = json!({ "text": PROMPT, "model_id": 1, "max_new_tokens": 400, "stream": true });
+    let mut body = ask(400);
+    body["stream"] = json!(true);
     let mut stream = purse.customer.stream("/generate", body).await;
     stream.next().await.expect("an event");
     let (balance, held) = purse.balance().await;
