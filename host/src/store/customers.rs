@@ -80,6 +80,13 @@ pub struct CustomerChange {
     pub concurrent_limit: Option<Option<u32>>,
 }
 
+/// Of a row that was read after this was held.
+fn customer_with(held: &ledger::Held, row: &Row) -> Result<Customer, Error> {
+    let mut customer = customer(row)?;
+    customer.held.0 += held.of(customer.id).0;
+    Ok(customer)
+}
+
 fn customer(row: &Row) -> Result<Customer, Error> {
     let (posted, near_at): (i64, Option<i64>) = (row.try_get("posted")?, row.try_get("near_at")?);
     Ok(Customer {
@@ -180,14 +187,8 @@ impl Store {
     /// # Errors
     /// [`Error::NotFound`] when there is none.
     pub async fn customer(&self, id: i64) -> Result<Customer, Error> {
-        self.customer_of(&query(BY_ID).bind(id).fetch_one(&self.read).await?)
-    }
-
-    /// Of a row, with what is held for it here.
-    fn customer_of(&self, row: &Row) -> Result<Customer, Error> {
-        let mut customer = customer(row)?;
-        customer.held.0 += self.books.lock().held_of(customer.id).0;
-        Ok(customer)
+        let held = self.books.lock().held();
+        customer_with(&held, &query(BY_ID).bind(id).fetch_one(&self.read).await?)
     }
 
     /// The customer with this address, in any case.
@@ -198,7 +199,8 @@ impl Store {
         let sql = "SELECT customers.*, posted, held, credit_limit, near_at FROM customers \
              JOIN accounts ON customer_id = customers.id \
              WHERE lower(email) = lower($1) AND deleted_at IS NULL";
-        self.customer_of(&query(sql).bind(email).fetch_one(&self.read).await?)
+        let held = self.books.lock().held();
+        customer_with(&held, &query(sql).bind(email).fetch_one(&self.read).await?)
     }
 
     /// At most `limit` customers with numbers above `after`, in order.
@@ -209,12 +211,14 @@ impl Store {
         let sql = "SELECT customers.*, posted, held, credit_limit, near_at FROM customers \
              JOIN accounts ON customer_id = customers.id \
              WHERE customers.id > $1 AND deleted_at IS NULL ORDER BY customers.id LIMIT $2";
+        let held = self.books.lock().held();
         let rows = query(sql)
             .bind(after)
             .bind(limit)
             .fetch_all(&self.read)
             .await?;
-        rows.iter().map(|row| self.customer_of(row)).collect()
+        let customers = rows.iter().map(|row| customer_with(&held, row));
+        customers.collect()
     }
 
     /// Changes a customer. A credit limit holds for requests that begin from now on.
@@ -230,7 +234,8 @@ impl Store {
     ) -> Result<Customer, Error> {
         let limited = self.limited.change(id).await;
         let mut transaction = self.begin_with_money_of(id).await?;
-        let one = |row: Row| self.customer_of(&row);
+        let held = self.books.lock().held();
+        let one = |row: Row| customer_with(&held, &row);
         let before = one(query(BY_ID).bind(id).fetch_one(&mut transaction).await?)?;
         query(
             "UPDATE customers SET name = coalesce($2, name), company = coalesce($3, company), \

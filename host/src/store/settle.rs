@@ -185,6 +185,7 @@ impl Writer {
         // an asker may be gone; what is written is written all the same
         match outcome {
             Ok(written) => {
+                self.books.lock().written();
                 self.unsettled.clear();
                 for (near, _) in &written.near {
                     near.log();

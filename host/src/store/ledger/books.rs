@@ -77,10 +77,18 @@ pub(in crate::store) struct Books {
     /// The last day that they know, in milliseconds since 1970.
     day: i64,
     holds: Holds,
+    /// What was held here for requests that the commit under way settles.
+    ending: Vec<Hold>,
     charges: Vec<Charge>,
     /// Customers of whom something is to be written.
     changed: BTreeSet<i64>,
 }
+
+/// What is held here at one moment, also for requests whose cost is about to be on the
+/// disk. Who shows it with what the database tells asks for it first: then a request that
+/// ends meanwhile may be in both, and never in neither.
+#[derive(Debug)]
+pub(in crate::store) struct Held(Vec<Hold>);
 
 /// Books that stay open; clones are the same.
 #[derive(Clone, Debug)]
@@ -118,6 +126,7 @@ impl Books {
             counted: HashSet::new(),
             day: 0,
             holds,
+            ending: Vec::new(),
             charges: Vec::new(),
             changed: BTreeSet::new(),
         }
@@ -172,12 +181,13 @@ impl Books {
     /// When it read what cannot be.
     pub fn read(&mut self, asked: Asked<'_>, ran: &Ran) -> Result<usize, Error> {
         let Asked { scope, .. } = asked;
+        let held = self.held();
         for (customer_id, mut account) in accounts::by_customer(ran.rows(asked.accounts))? {
-            account.held += self.held_of(customer_id).0;
+            account.held += held.of(customer_id).0;
             self.accounts.insert(customer_id, account);
         }
         for mut row in budgets::found(ran.rows(asked.budgets))? {
-            row.hold(self.held_in(&row.spending).0, false);
+            row.hold(held.counting_in(&row.spending).0, false);
             let rows = self
                 .budgets
                 .entry(row.spending.owner.customer_id)
@@ -206,16 +216,14 @@ impl Books {
         }
     }
 
-    /// What is held for requests of a customer, beside what the database tells.
-    pub fn held_of(&self, customer_id: i64) -> NanoDollars {
-        let is_its = |hold: &Hold| hold.owner.customer_id == customer_id;
-        NanoDollars(self.holds.sum(is_its))
+    /// What is held beside what the database tells.
+    pub fn held(&self) -> Held {
+        Held(self.holds.own().chain(&self.ending).copied().collect())
     }
 
-    /// The same of those that count in a budget.
-    pub fn held_in(&self, spending: &Spending) -> NanoDollars {
-        let counts = |hold: &Hold| spending.counts(hold.owner, hold.created_at);
-        NanoDollars(self.holds.sum(counts))
+    /// What was to be written is on the disk.
+    pub fn written(&mut self) {
+        self.ending.clear();
     }
 
     /// For how many requests something is held, beside those that the database knows.
@@ -263,6 +271,7 @@ impl Books {
             && let Some(hold) = holds.remove(&usage.request_id)
         {
             self.add_to_held(&hold, -hold.amount.0)?;
+            self.ending.push(hold);
         }
         let cost = usage.cost;
         if cost.0 == 0 {
@@ -363,5 +372,22 @@ impl Books {
         self.holds.write(transaction, script);
         accounts::write(transaction, script, &accounts);
         charges::write(transaction, script, &take(&mut self.charges));
+    }
+}
+
+impl Held {
+    /// For requests of a customer.
+    pub fn of(&self, customer_id: i64) -> NanoDollars {
+        self.sum(|hold| hold.owner.customer_id == customer_id)
+    }
+
+    /// For those that count in a budget.
+    pub fn counting_in(&self, spending: &Spending) -> NanoDollars {
+        self.sum(|hold| spending.counts(hold.owner, hold.created_at))
+    }
+
+    fn sum(&self, is_of_it: impl Fn(&Hold) -> bool) -> NanoDollars {
+        let amounts = self.0.iter().filter(|hold| is_of_it(hold));
+        NanoDollars(amounts.map(|hold| hold.amount.0).sum())
     }
 }

@@ -394,10 +394,10 @@ impl Store {
         are_all: bool,
         now: OffsetDateTime,
     ) -> Result<Vec<Spending>, Error> {
+        let held = self.books.lock().held();
         let rows = rows(&self.read, owner, are_all, now).await?;
-        let books = self.books.lock();
         let spending = rows.into_iter().map(|Row { mut spending, .. }| {
-            spending.held.0 += books.held_in(&spending).0;
+            spending.held.0 += held.counting_in(&spending).0;
             spending
         });
         Ok(spending.collect())

@@ -151,15 +151,13 @@ impl Holds {
         }
     }
 
-    /// The sum of those here of which this is true.
-    pub fn sum(&self, is_of_it: impl Fn(&Hold) -> bool) -> i64 {
-        match self {
-            Self::Shared { .. } => 0,
-            Self::Own(holds) => {
-                let amounts = holds.values().filter(|hold| is_of_it(hold));
-                amounts.map(|hold| hold.amount.0).sum()
-            }
-        }
+    /// Those here.
+    pub fn own(&self) -> impl Iterator<Item = &Hold> {
+        let own = match self {
+            Self::Shared { .. } => None,
+            Self::Own(holds) => Some(holds.values()),
+        };
+        own.into_iter().flatten()
     }
 
     /// Has a script write those that are yet to be.

@@ -14,6 +14,7 @@ use super::budgets::{Budget, Owner, Spending};
 use super::{Cap, Period, Reservation, Reserved};
 use crate::money::{NanoDollars, Price};
 use crate::store::audit::Actor;
+use crate::store::customers::Customer;
 use crate::store::db::query;
 use crate::store::scratch::{Scratch, create_customer, create_key};
 use crate::store::usage::{Status, Usage};
@@ -353,6 +354,13 @@ async fn what_a_request_cost_is_nobodys_while_it_is_settled() {
                 })
             })
             .collect();
+        let (store, over) = (ledger.store.clone(), Arc::clone(&is_over));
+        let watching = tokio::spawn(async move {
+            while !over.load(Ordering::Relaxed) {
+                let Customer { balance, held, .. } = store.customer(1).await.expect("read");
+                assert!(balance <= held, "{balance:?} with {held:?} held");
+            }
+        });
         // a period that begins in the same commit takes it a while
         let past = ledger.reservation(owner(0), 1, 1, NOW - Duration::days(turn));
         let (_, past) = tokio::join!(ledger.settle(&request, 100), ledger.settler.reserve(past));
@@ -361,6 +369,7 @@ async fn what_a_request_cost_is_nobodys_while_it_is_settled() {
         for other in others {
             other.await.expect("refused each time");
         }
+        watching.await.expect("no more than there is");
     }
     assert_eq!(ledger.check().await, Some(0));
 }
