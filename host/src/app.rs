@@ -50,12 +50,10 @@ pub async fn open(config: &Config, server: &Server) -> anyhow::Result<(Store, Ke
         Outbox::Off
     };
     let place = place(config, folder);
-    let mut store = Store::open(&place, outbox)
+    let notices = config.webhook.url.is_some().then(Arc::default);
+    let store = Store::open(&place, outbox, notices)
         .await
         .with_context(|| format!("cannot open the database {place}"))?;
-    if config.webhook.url.is_some() {
-        store = store.with_notices();
-    }
     let secret = Secret::open(&folder.join("secret"))?;
     let keys = Keys::new(store.clone(), secret, Clock);
     keys.check_secret().await?;

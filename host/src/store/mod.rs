@@ -78,19 +78,19 @@ impl From<sqlx::Error> for Error {
 pub struct Store(Arc<Inner>);
 
 /// What a [`Store`] is a handle to.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Inner {
     write: Pool,
     read: Pool,
     outbox: Outbox,
     /// Notified of new notices; without, there are none.
     notices: Option<Arc<Notify>>,
-    key_changes: Arc<AtomicU64>,
+    key_changes: AtomicU64,
     limited: Limited,
     /// Of a file; what is in those of a server is in the database as well.
     books: OpenBooks,
     hearing: Hearing,
-    turns: Arc<Turns>,
+    turns: Turns,
 }
 
 impl Deref for Store {
@@ -102,11 +102,16 @@ impl Deref for Store {
 }
 
 impl Store {
-    /// Opens the database, making and migrating it as needed.
+    /// Opens the database, making and migrating it as needed. Notices for the operator's
+    /// webhook are written to it if `notices` is there to be told.
     ///
     /// # Errors
     /// When it cannot be reached or migrated.
-    pub async fn open(place: &Place, outbox: Outbox) -> Result<Self, Error> {
+    pub async fn open(
+        place: &Place,
+        outbox: Outbox,
+        notices: Option<Arc<Notify>>,
+    ) -> Result<Self, Error> {
         let write = db::writers(place).await?;
         migrations::run(&write).await?;
         Ok(Self(Arc::new(Inner {
@@ -116,20 +121,10 @@ impl Store {
             read: db::readers(place).await?,
             write,
             outbox,
-            notices: None,
-            key_changes: Arc::default(),
-            turns: Arc::default(),
-        })))
-    }
-
-    /// The same, which also writes notices for the operator's webhook.
-    #[must_use]
-    pub fn with_notices(self) -> Self {
-        let notices = Some(Arc::default());
-        Self(Arc::new(Inner {
             notices,
-            ..Inner::clone(&self)
-        }))
+            key_changes: AtomicU64::default(),
+            turns: Turns::default(),
+        })))
     }
 
     /// Begins a transaction that has the money of a customer to itself until its end:

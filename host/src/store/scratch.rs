@@ -54,7 +54,7 @@ impl Scratch {
 
     /// Opens it, once more if it is open.
     pub async fn open(&self, outbox: Outbox) -> Store {
-        Store::open(&self.place(), outbox)
+        Store::open(&self.place(), outbox, None)
             .await
             .expect("a database")
     }

@@ -149,16 +149,15 @@ async fn read(
     mut take: impl FnMut(&str),
 ) -> Result<Usage, plugin_sdk::Error> {
     let mut completion = backend.generate(request).await?;
-    let mut usage = None;
-    while usage.is_none() {
+    let usage = 'answer: loop {
         for event in completion.next().await? {
             match event {
                 Event::Text(text) => take(&text),
-                Event::Finish(finish) => usage = Some(finish.usage),
+                Event::Finish(finish) => break 'answer finish.usage,
                 _ => {}
             }
         }
-    }
+    };
     completion.end().await;
-    Ok(usage.unwrap_or_default())
+    Ok(usage)
 }

@@ -180,8 +180,11 @@ impl Books {
     /// # Errors
     /// When it read what cannot be.
     pub fn read(&mut self, asked: Asked<'_>, ran: &Ran) -> Result<usize, Error> {
-        let Asked { scope, .. } = asked;
-        let held = self.held();
+        let held = match (asked.accounts, asked.budgets) {
+            // all of it was known: nearly always, on a file
+            (None, None) => Held(Vec::new()),
+            _ => self.held(),
+        };
         for (customer_id, mut account) in accounts::by_customer(ran.rows(asked.accounts))? {
             account.held += held.of(customer_id).0;
             self.accounts.insert(customer_id, account);
@@ -196,7 +199,7 @@ impl Books {
                 rows.push(row);
             }
         }
-        self.counted.extend(scope.counted);
+        self.counted.extend(asked.scope.counted);
         let closed = hold::closed(ran.rows(asked.closed))?;
         for hold in &closed {
             self.add_to_held(hold, -hold.amount.0)?;

@@ -1,6 +1,5 @@
 //! The HTTP client of a gate: hyper's own, over TLS. What reqwest puts around it (redirects,
-//! proxies, retries) would lead past the grant or is of no use here, and takes as long
-//! as the exchange itself.
+//! proxies, retries) would lead past the grant or is of no use here, and has its price.
 
 use std::time::Duration;
 
