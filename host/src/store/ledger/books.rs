@@ -78,7 +78,7 @@ pub(in crate::store) struct Books {
     day: i64,
     holds: Holds,
     /// What was held here for requests that the commit under way settles.
-    ending: Vec<Hold>,
+    ending: HashMap<String, Hold>,
     charges: Vec<Charge>,
     /// Customers of whom something is to be written.
     changed: BTreeSet<i64>,
@@ -126,7 +126,7 @@ impl Books {
             counted: HashSet::new(),
             day: 0,
             holds,
-            ending: Vec::new(),
+            ending: HashMap::new(),
             charges: Vec::new(),
             changed: BTreeSet::new(),
         }
@@ -221,12 +221,23 @@ impl Books {
 
     /// What is held beside what the database tells.
     pub fn held(&self) -> Held {
-        Held(self.holds.own().chain(&self.ending).copied().collect())
+        let all = self.holds.own().chain(self.ending.values());
+        Held(all.copied().collect())
     }
 
     /// What was to be written is on the disk.
     pub fn written(&mut self) {
         self.ending.clear();
+    }
+
+    /// The commit under way is not: what it freed here is held again, and the rest is read
+    /// again.
+    pub fn undo(&mut self) {
+        let freed = take(&mut self.ending);
+        self.forget();
+        if let Holds::Own(holds) = &mut self.holds {
+            holds.extend(freed);
+        }
     }
 
     /// For how many requests something is held, beside those that the database knows.
@@ -267,15 +278,22 @@ impl Books {
         Ok(())
     }
 
-    /// Books a request that has just got its usage row: frees what is held for it here and
-    /// posts its cost, at one moment, since others may reserve at any.
-    pub fn settle(&mut self, usage: &Usage) -> Result<Settled, Error> {
+    /// Frees what is held here for a request that is over.
+    pub fn free(&mut self, request_id: &str) -> Result<(), Error> {
         if let Holds::Own(holds) = &mut self.holds
-            && let Some(hold) = holds.remove(&usage.request_id)
+            && let Some((request_id, hold)) = holds.remove_entry(request_id)
         {
             self.add_to_held(&hold, -hold.amount.0)?;
-            self.ending.push(hold);
+            self.ending.insert(request_id, hold);
         }
+        Ok(())
+    }
+
+    /// Books a request that has just got its usage row, or will get it in this commit: frees
+    /// what is held for it here and posts its cost, at one moment, since others may reserve
+    /// at any.
+    pub fn settle(&mut self, usage: &Usage) -> Result<Settled, Error> {
+        self.free(&usage.request_id)?;
         let cost = usage.cost;
         if cost.0 == 0 {
             return Ok(Settled::default());

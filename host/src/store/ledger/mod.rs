@@ -26,7 +26,7 @@ mod tests;
 
 use crate::money::NanoDollars;
 
-pub(super) use books::{Books, Held, OpenBooks, Scope};
+pub(super) use books::{Asked, Books, Held, OpenBooks, Scope};
 pub(super) use credit::renew_near;
 pub use credit::{NEAR_PERCENT, Nearly, Transfer};
 pub use hold::{Cap, Reservation, Reserved};

@@ -4,6 +4,8 @@
 mod retention;
 mod sums;
 
+use std::collections::HashSet;
+
 use serde::Serialize;
 use time::OffsetDateTime;
 
@@ -174,6 +176,13 @@ pub(super) fn insert<'a>(
     let rows: Vec<_> = usage.into_iter().map(Stored::from).collect();
     let then = "ON CONFLICT (request_id) DO NOTHING RETURNING request_id";
     transaction.insert_rows("usage", STORED, &rows, then)
+}
+
+/// Ids of the requests for which [`insert`] wrote these rows.
+pub(super) fn inserted(rows: &[Row]) -> Result<HashSet<String>, Error> {
+    rows.iter()
+        .map(|row| Ok(row.try_get("request_id")?))
+        .collect()
 }
 
 impl Store {

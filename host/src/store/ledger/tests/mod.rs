@@ -419,6 +419,25 @@ async fn what_could_not_be_settled_is_freed_by_what_can_be_written_next() {
 }
 
 #[tokio::test]
+async fn nothing_stays_held_for_a_request_that_is_on_record() {
+    let mut ledger = Ledger::new(Some(100)).await;
+    // as when a commit is said to have failed and has not
+    for _ in 0..2 {
+        ledger.requests = 0;
+        let reserved = ledger.reserve(owner(0), 1, 60, NOW).await;
+        assert!(matches!(reserved, Reserved::Held { .. }), "{reserved:?}");
+        let open = Open {
+            id: "req_1".into(),
+            owner: owner(0),
+            held: Some(NanoDollars(60)),
+            at: NOW,
+        };
+        ledger.settle(&open, 40).await;
+        assert_eq!(ledger.check().await, Some(60));
+    }
+}
+
+#[tokio::test]
 async fn only_what_was_not_paid_before_is_asked_for() {
     let ledger = Ledger::new(None).await;
     let ten = NanoDollars(10);

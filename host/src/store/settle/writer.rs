@@ -1,5 +1,5 @@
-//! The one writer of usage and holds. What waits together is committed together,
-//! since a commit costs a write to the disk whatever is in it.
+//! The task that writes. What waits together is committed together, since a commit
+//! costs a write to the disk whatever is in it.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
@@ -7,127 +7,24 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use time::OffsetDateTime;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use super::answers::{self, KeptAnswer};
-use super::at_work::{self, NamedRequest};
-use super::db::{Script, Transaction};
-use super::ledger::{self, Books, Ended, OpenBooks, Reservation, Reserved, Scope, budgets};
-use super::outbox::{self, Owed};
-use super::usage::{self, Status, Usage};
-use super::{Error, Outbox, Store, millis, notices, servers};
+use super::{Job, Reply, Settlement};
 use crate::money::NanoDollars;
+use crate::store::db::{Query, Script, Transaction};
+use crate::store::ledger::{
+    self, Asked, Books, Ended, OpenBooks, Reservation, Reserved, Scope, budgets,
+};
+use crate::store::outbox::{self, Owed};
+use crate::store::usage::{self, Status, Usage};
+use crate::store::{Error, Outbox, Store, answers, millis, notices, servers};
 
-/// Jobs that may wait; more wait in their senders.
-const QUEUE: usize = 1024;
 /// Most jobs of one commit.
 const BATCH: usize = 256;
 /// How long a commit waits for those who are about to settle.
 const PATIENCE: Duration = Duration::from_millis(1);
-
-type Reply<T> = oneshot::Sender<Result<T, Error>>;
-
-/// A request at its end.
-#[derive(Debug)]
-pub struct Settlement {
-    /// What it used.
-    pub usage: Arc<Usage>,
-    /// Its answer, if it may be repeated.
-    pub answer: Option<KeptAnswer>,
-    /// Whether something may be held for it.
-    pub is_held: bool,
-}
-
-#[derive(Debug)]
-enum Job {
-    Settle(Box<Settlement>, Reply<()>),
-    Reserve(Box<Reservation>, Reply<Reserved>),
-}
-
-/// A handle to the task that writes.
-#[derive(Clone, Debug)]
-pub struct Settler {
-    jobs: mpsc::Sender<Job>,
-    store: Store,
-    process: Arc<str>,
-}
-
-impl Settler {
-    /// Starts the task; `process` names this run of the server in holds. It ends,
-    /// with nothing left unwritten, when the last handle is dropped.
-    pub fn start(store: Store, process: String) -> (Self, JoinHandle<()>) {
-        let (jobs, queue) = mpsc::channel(QUEUE);
-        let this = Self {
-            jobs,
-            store,
-            process: process.into(),
-        };
-        let writer = Writer {
-            books: match this.store.write.is_shared() {
-                true => OpenBooks::new(Books::shared(Arc::clone(&this.process))),
-                false => this.store.books.clone(),
-            },
-            store: this.store.clone(),
-            process: Arc::clone(&this.process),
-            unsettled: Vec::new(),
-        };
-        (this, tokio::spawn(writer.run(queue)))
-    }
-
-    /// Takes a request's name among the servers of a shared database, or returns the
-    /// hash of the request that has it. It is free again when the request is settled
-    /// with an answer, or by [`Store::free_name`].
-    ///
-    /// # Errors
-    /// When the database fails: it may be taken all the same then.
-    pub async fn take_name(&self, request: &NamedRequest) -> Result<Option<Vec<u8>>, Error> {
-        // no job of the writer's: it may have to wait for another server
-        at_work::take(&self.store, &self.process, request).await
-    }
-
-    /// Returns when it is on the disk, and what was held for it is free. A second
-    /// one of the same request changes nothing.
-    ///
-    /// # Errors
-    /// [`Error::TakenOver`] when another server took its name meanwhile: it is on
-    /// record as failed. Else when it could not be written.
-    pub async fn settle(&self, settlement: Settlement) -> Result<(), Error> {
-        // to measure what being on record costs; no build for users has this
-        #[cfg(feature = "twins")]
-        if settlement.usage.model_name.starts_with("unrecorded") {
-            let request_id = &settlement.usage.request_id;
-            self.store.books.lock().give_up(request_id);
-            return Ok(());
-        }
-        self.send(|reply| Job::Settle(Box::new(settlement), reply))
-            .await
-    }
-
-    /// Holds what a request may come to cost, as far as its caps leave it. What is
-    /// held stays so until the request is settled, even if this is given up.
-    ///
-    /// # Errors
-    /// When it could not be written.
-    pub async fn reserve(&self, reservation: Reservation) -> Result<Reserved, Error> {
-        let reserved = self.store.books.lock().reserve_at_once(&reservation);
-        if let Some(reserved) = reserved {
-            return reserved;
-        }
-        self.send(|reply| Job::Reserve(Box::new(reservation), reply))
-            .await
-    }
-
-    async fn send<T>(&self, job: impl FnOnce(Reply<T>) -> Job) -> Result<T, Error> {
-        let (reply, done) = oneshot::channel();
-        self.jobs
-            .send(job(reply))
-            .await
-            .map_err(|_| Error::Stopping)?;
-        done.await.map_err(|_| Error::Stopping)?
-    }
-}
 
 /// Jobs of one commit.
 #[derive(Default)]
@@ -156,6 +53,24 @@ struct Writer {
     unsettled: Vec<Arc<Usage>>,
 }
 
+/// Starts it; it ends once nobody can have a job for it.
+pub(super) fn start(
+    store: &Store,
+    process: &Arc<str>,
+    queue: mpsc::Receiver<Job>,
+) -> JoinHandle<()> {
+    let writer = Writer {
+        books: match store.write.is_shared() {
+            true => OpenBooks::new(Books::shared(Arc::clone(process))),
+            false => store.books.clone(),
+        },
+        store: store.clone(),
+        process: Arc::clone(process),
+        unsettled: Vec::new(),
+    };
+    tokio::spawn(writer.run(queue))
+}
+
 impl Writer {
     async fn run(mut self, mut queue: mpsc::Receiver<Job>) {
         let mut jobs = Vec::with_capacity(BATCH);
@@ -181,7 +96,12 @@ impl Writer {
 
     /// Commits a batch and answers those who wait for it.
     async fn commit(&mut self, batch: Batch) {
-        let outcome = self.write(&batch).await;
+        let mut outcome = self.write(&batch, true).await;
+        if outcome.is_err() && !self.store.write.is_shared() {
+            // a row may be there already, or how the commit ended is unknown
+            self.books.lock().undo();
+            outcome = self.write(&batch, false).await;
+        }
         // an asker may be gone; what is written is written all the same
         match outcome {
             Ok(written) => {
@@ -226,7 +146,9 @@ impl Writer {
         }
     }
 
-    async fn write(&self, batch: &Batch) -> Result<Written, Error> {
+    /// Writes a batch. Where nothing need be read and all its requests are expected to be
+    /// `new`, it fails if one is not.
+    async fn write(&self, batch: &Batch, are_new: bool) -> Result<Written, Error> {
         let mut transaction = self.store.write.begin().await?;
         if self.store.write.is_shared() {
             // others may have changed what they were about
@@ -238,32 +160,28 @@ impl Writer {
         let mut script = Script::default();
         let scope = self.scope(batch);
         let asked = self.books.lock().ask(&transaction, &mut script, scope);
-        let inserted = (!rows.is_empty()).then(|| {
-            if let Some(show) = servers::show_rows(&transaction) {
-                script.add(show);
-            }
-            script.add(usage::insert(&transaction, rows.iter().map(|row| &**row)))
-        });
-        let ran = script.run(&mut transaction).await?;
-        self.books.lock().read(asked, &ran)?;
-        for (wanted, _) in &batch.reservations {
-            let unopened = self.books.lock().unopened(wanted);
-            for mut row in unopened {
-                budgets::open(&mut transaction, &mut row).await?;
-                self.books.lock().opened(row);
-            }
+        // what nobody else writes and is known: then one trip to the disk is enough
+        let is_at_once = are_new
+            && !self.store.write.is_shared()
+            && script.is_empty()
+            && batch.reservations.is_empty();
+        let insert = usage::insert(&transaction, rows.iter().map(|row| &**row));
+        let mut new = None;
+        if is_at_once {
+            script.add_change_of(rows.len(), insert);
+        } else {
+            let read = std::mem::take(&mut script);
+            let ran = self.read(&mut transaction, read, asked, insert, batch);
+            new = Some(ran.await?);
         }
 
-        let mut script = Script::default();
         let mut written = Written::default();
         let mut owed = BTreeMap::new();
         {
             let mut books = self.books.lock();
             // before the reservations, for which they free what was held
             if !rows.is_empty() {
-                let ids = ran.rows(inserted).iter();
-                let new: Result<_, Error> = ids.map(|row| Ok(row.try_get("request_id")?)).collect();
-                let booked = settle(&mut books, &rows, new?, &mut written, &mut owed)?;
+                let booked = settle(&mut books, &rows, new, &mut written, &mut owed)?;
                 script.add(usage::add_to_sums(&transaction, booked));
             }
             if !batch.reservations.is_empty()
@@ -279,6 +197,34 @@ impl Writer {
         self.tell(&mut transaction, &mut written, owed).await?;
         script.run_last(transaction).await?;
         Ok(written)
+    }
+
+    /// Reads what the books are to know, and adds the rows that are not there yet. Returns
+    /// the ids of their requests.
+    async fn read<'q>(
+        &self,
+        transaction: &mut Transaction<'_>,
+        mut script: Script<'q>,
+        asked: Asked<'_>,
+        insert: Query<'q>,
+        batch: &Batch,
+    ) -> Result<HashSet<String>, Error> {
+        let inserted = (!batch.settlements.is_empty()).then(|| {
+            if let Some(show) = servers::show_rows(transaction) {
+                script.add(show);
+            }
+            script.add(insert)
+        });
+        let ran = script.run(transaction).await?;
+        self.books.lock().read(asked, &ran)?;
+        for (wanted, _) in &batch.reservations {
+            let unopened = self.books.lock().unopened(wanted);
+            for mut row in unopened {
+                budgets::open(transaction, &mut row).await?;
+                self.books.lock().opened(row);
+            }
+        }
+        usage::inserted(ran.rows(inserted))
     }
 
     /// Whose money a batch changes, and what it frees.
@@ -362,18 +308,19 @@ async fn gather(queue: &mut mpsc::Receiver<Job>, jobs: &mut Vec<Job>) {
     }
 }
 
-/// Books those of the rows that are `new`, and returns them: nothing changes for a
-/// request that is settled already.
+/// Books those of the rows that are `new`, or all, and returns them: nothing changes for a
+/// request that is settled already, but for what may be held for it.
 fn settle<'a>(
     books: &mut Books,
     rows: &'a [Cow<'_, Usage>],
-    mut new: HashSet<String>,
+    mut new: Option<HashSet<String>>,
     written: &mut Written,
     owed: &mut BTreeMap<i64, Owed>,
 ) -> Result<Vec<&'a Usage>, Error> {
     let mut booked = Vec::with_capacity(rows.len());
     for row in rows {
-        if !new.remove(&row.request_id) {
+        if new.as_mut().is_some_and(|new| !new.remove(&row.request_id)) {
+            books.free(&row.request_id)?;
             written.settled.push(Ok(()));
             continue;
         }
