@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::{Job, Reply, Settlement};
 use crate::money::NanoDollars;
-use crate::store::db::{Query, Script, Transaction};
+use crate::store::db::{Script, Transaction};
 use crate::store::ledger::{
     self, Asked, Books, Ended, OpenBooks, Reservation, Reserved, Scope, budgets,
 };
@@ -165,13 +165,12 @@ impl Writer {
             && !self.store.write.is_shared()
             && script.is_empty()
             && batch.reservations.is_empty();
-        let insert = usage::insert(&transaction, rows.iter().map(|row| &**row));
         let mut new = None;
         if is_at_once {
-            script.add_change_of(rows.len(), insert);
+            script.add(usage::insert(&transaction, rows.iter().map(|row| &**row)));
         } else {
             let read = std::mem::take(&mut script);
-            let ran = self.read(&mut transaction, read, asked, insert, batch);
+            let ran = self.read(&mut transaction, read, asked, &rows, batch);
             new = Some(ran.await?);
         }
 
@@ -201,19 +200,22 @@ impl Writer {
 
     /// Reads what the books are to know, and adds the rows that are not there yet. Returns
     /// the ids of their requests.
-    async fn read<'q>(
+    async fn read(
         &self,
         transaction: &mut Transaction<'_>,
-        mut script: Script<'q>,
+        mut script: Script<'_>,
         asked: Asked<'_>,
-        insert: Query<'q>,
+        rows: &[Cow<'_, Usage>],
         batch: &Batch,
     ) -> Result<HashSet<String>, Error> {
-        let inserted = (!batch.settlements.is_empty()).then(|| {
+        let inserted = (!rows.is_empty()).then(|| {
             if let Some(show) = servers::show_rows(transaction) {
                 script.add(show);
             }
-            script.add(insert)
+            script.add(usage::insert_new(
+                transaction,
+                rows.iter().map(|row| &**row),
+            ))
         });
         let ran = script.run(transaction).await?;
         self.books.lock().read(asked, &ran)?;

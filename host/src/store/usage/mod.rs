@@ -168,8 +168,17 @@ impl<'a> From<&'a Usage> for Stored<'a> {
     }
 }
 
-/// Writes rows; gives the `request_id` of those that had none yet.
+/// Writes rows; fails where a request has one.
 pub(super) fn insert<'a>(
+    transaction: &Transaction<'_>,
+    usage: impl IntoIterator<Item = &'a Usage>,
+) -> Query<'static> {
+    let rows: Vec<_> = usage.into_iter().map(Stored::from).collect();
+    transaction.insert_rows("usage", STORED, &rows, "")
+}
+
+/// Writes rows; gives the `request_id` of those that had none yet.
+pub(super) fn insert_new<'a>(
     transaction: &Transaction<'_>,
     usage: impl IntoIterator<Item = &'a Usage>,
 ) -> Query<'static> {
@@ -178,7 +187,7 @@ pub(super) fn insert<'a>(
     transaction.insert_rows("usage", STORED, &rows, then)
 }
 
-/// Ids of the requests for which [`insert`] wrote these rows.
+/// Ids of the requests for which [`insert_new`] wrote these rows.
 pub(super) fn inserted(rows: &[Row]) -> Result<HashSet<String>, Error> {
     rows.iter()
         .map(|row| Ok(row.try_get("request_id")?))
