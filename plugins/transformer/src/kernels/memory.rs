@@ -4,12 +4,13 @@
 //! processor has to find out where each page of it is, and can remember 2,000 or
 //! so: that is 8 MB in pages of 4 KiB, and 4 GB in pages of 2 MiB.
 
-use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::any::TypeId;
 use std::collections::HashMap;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use memmap2::MmapMut;
 
 /// Bytes of a large page.
 const LARGE: usize = 1 << 21;
@@ -22,7 +23,7 @@ const LINE: usize = 64;
 ///
 /// # Safety
 /// Zeros are a value, and there is nothing to drop.
-pub(super) unsafe trait Plain: Send + Sync + 'static {}
+pub(crate) unsafe trait Plain: Send + Sync + 'static {}
 
 // SAFETY: a number
 unsafe impl Plain for f32 {}
@@ -47,11 +48,14 @@ struct Chunks {
     free: HashMap<(TypeId, usize), Vec<NonNull<u8>>>,
 }
 
-/// Bytes that were asked for at once.
+/// Bytes that were asked for at once: zeros, and no memory until they are touched.
 #[derive(Debug)]
 struct Chunk {
+    /// Where its first large page begins, and bytes from there on.
     start: NonNull<u8>,
-    layout: Layout,
+    len: usize,
+    /// What gives it back to the system.
+    _map: MmapMut,
 }
 
 /// A boxed slice out of [`Memory`].
@@ -79,7 +83,7 @@ impl Memory {
 impl Chunks {
     /// So many bytes, a multiple of lines, that nobody has had.
     fn take(&mut self, bytes: usize) -> NonNull<u8> {
-        let is_full = |chunk: &Chunk| self.taken + bytes > chunk.layout.size();
+        let is_full = |chunk: &Chunk| self.taken + bytes > chunk.len;
         if self.all.last().is_none_or(is_full) {
             self.all.push(Chunk::new(bytes.max(CHUNK)));
             self.taken = 0;
@@ -93,29 +97,20 @@ impl Chunks {
 }
 
 impl Chunk {
+    /// # Panics
+    /// When the system has no more.
     fn new(bytes: usize) -> Self {
-        let bytes = bytes.next_multiple_of(LARGE);
-        let layout = Layout::from_size_align(bytes, LARGE);
-        let layout = layout.expect("fewer bytes than there are addresses");
-        // SAFETY: there are bytes in it
-        let start = unsafe { alloc(layout) };
-        let Some(start) = NonNull::new(start) else {
-            handle_alloc_error(layout)
-        };
+        let len = bytes.next_multiple_of(LARGE);
+        let mut map = MmapMut::map_anon(len + LARGE).expect("memory for a model");
+        let start = map.as_ptr().align_offset(LARGE);
         // a wish: where the system has no large pages it is refused, and nothing is amiss
         #[cfg(target_os = "linux")]
-        // SAFETY: the range is ours, and nobody sees a change
-        unsafe {
-            libc::madvise(start.as_ptr().cast(), bytes, libc::MADV_HUGEPAGE);
+        let _ = map.advise_range(memmap2::Advice::HugePage, start, len);
+        Self {
+            start: NonNull::from(&mut map[start..]).cast(),
+            len,
+            _map: map,
         }
-        Self { start, layout }
-    }
-}
-
-impl Drop for Chunk {
-    fn drop(&mut self) {
-        // SAFETY: it was allocated so, and every piece of it has come back
-        unsafe { dealloc(self.start.as_ptr(), self.layout) };
     }
 }
 
@@ -128,10 +123,7 @@ impl<T: Plain> Piece<T> {
             Some(start) => start.cast(),
             None => {
                 let bytes = len * size_of::<T>();
-                let start = chunks.take(bytes.next_multiple_of(LINE)).cast();
-                // SAFETY: there is room for `len`, and zeros are a value
-                unsafe { start.write_bytes(0, len) };
-                start
+                chunks.take(bytes.next_multiple_of(LINE)).cast()
             }
         };
         drop(chunks);
