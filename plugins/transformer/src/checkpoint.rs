@@ -3,8 +3,9 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{self, Read};
 use std::num::NonZeroUsize;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use serde::Deserialize;
@@ -98,11 +99,7 @@ impl Bytes {
                 bytes.set_position(from);
                 bytes.read_exact(to)
             }
-            Self::File(file) => {
-                let mut file = file;
-                file.seek(SeekFrom::Start(from))?;
-                file.read_exact(to)
-            }
+            Self::File(file) => file.read_exact_at(to, from),
         }
     }
 }

@@ -1,13 +1,17 @@
 //! A matrix of weights, packed for the kernels.
 
+use std::ops::Range;
+
 use half::{bf16, f16};
 
 use super::element::{Element, LANES, Lanes};
-use super::memory::{Memory, Piece, Plain};
-use super::nibbles::Nibbles;
+use super::level::for_each_level;
+use super::memory::{Memory, Piece};
+use super::nibbles::{Nibbles, pack};
 use super::product::Product;
 use super::quantized::{
-    GROUP, Group, Mark, SHORT, ShortGroup, Tile, Wide, quantize, quantize_short, quantize_wide,
+    GROUP, Group, Mark, SHORT, ShortGroup, Tile, Wide, quantize, quantize_short, quantize_tile,
+    quantize_wide,
 };
 use super::{Level, Panel, Team};
 
@@ -62,6 +66,15 @@ impl Dtype {
     }
 }
 
+/// How numbers of a matrix lie in a file.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Order {
+    /// Of the first input those of all outputs, then of the next.
+    ByInput,
+    /// Of the first output those of all inputs, then of the next.
+    ByOutput,
+}
+
 /// Weights of every output over the inputs.
 #[derive(Debug)]
 pub(crate) struct Matrix {
@@ -110,11 +123,14 @@ impl Matrix {
         weight: impl Fn(usize, usize) -> f32,
     ) -> Self {
         let mut matrix = Self::empty(dtype, inputs, outputs, &Memory::default());
-        matrix.push(outputs, weight);
+        let numbers: Vec<_> = (0..inputs * outputs)
+            .map(|n| weight(n / outputs, n % outputs))
+            .collect();
+        matrix.set(0..inputs, 0..outputs, Order::ByInput, &numbers);
         matrix
     }
 
-    /// A matrix of `inputs` with room for `outputs`, and none of them yet.
+    /// A matrix of `inputs` by `outputs`, whose weights are to be [set](Self::set).
     pub(crate) fn empty(dtype: Dtype, inputs: usize, outputs: usize, memory: &Memory) -> Self {
         let tiles = outputs.div_ceil(LANES);
         let (numbers, groups) = (inputs * tiles, inputs.div_ceil(GROUP) * tiles);
@@ -129,42 +145,61 @@ impl Matrix {
         };
         Self {
             inputs,
-            outputs: 0,
+            outputs,
             tiles,
         }
     }
 
-    /// Packs the next `outputs`, numbered from 0 in `weight(input, output)`. All
-    /// but the last call bring whole tiles, multiples of 16.
-    pub(crate) fn push(&mut self, outputs: usize, weight: impl Fn(usize, usize) -> f32) {
-        assert!(self.outputs.is_multiple_of(LANES), "a tile is not whole");
-        let first = self.outputs / LANES;
-        self.outputs += outputs;
-        let inputs = self.inputs;
-        let lanes = |input: usize, tile: usize| -> Lanes {
-            std::array::from_fn(|lane| {
-                let output = tile * LANES + lane;
-                if input < inputs && output < outputs {
-                    weight(input, output)
-                } else {
-                    0.0
+    /// Packs the weights between some inputs and some outputs. They begin at
+    /// multiples of [`GROUP`] and of [`LANES`], and end at such or at the last.
+    pub(crate) fn set(
+        &mut self,
+        inputs: Range<usize>,
+        outputs: Range<usize>,
+        order: Order,
+        numbers: &[f32],
+    ) {
+        assert!(inputs.start.is_multiple_of(GROUP) && outputs.start.is_multiple_of(LANES));
+        let level = Level::best();
+        let (all, short) = (self.inputs.div_ceil(GROUP), self.inputs.div_ceil(SHORT));
+        for output in outputs.clone().step_by(LANES) {
+            for input in inputs.clone().step_by(GROUP) {
+                // what fills up the last group and the last tile stays 0
+                let mut lanes = [Lanes::default(); GROUP];
+                let len = GROUP.min(inputs.end - input);
+                let width = LANES.min(outputs.end - output);
+                let (input_there, output_there) = (input - inputs.start, output - outputs.start);
+                match order {
+                    Order::ByInput => {
+                        let rows = numbers.chunks_exact(outputs.len()).skip(input_there);
+                        for (lanes, row) in lanes[..len].iter_mut().zip(rows) {
+                            lanes[..width].copy_from_slice(&row[output_there..][..width]);
+                        }
+                    }
+                    Order::ByOutput => {
+                        let rows = numbers.chunks_exact(inputs.len()).skip(output_there);
+                        for (lane, row) in rows.take(width).enumerate() {
+                            for (lanes, number) in lanes.iter_mut().zip(&row[input_there..]) {
+                                lanes[lane] = *number;
+                            }
+                        }
+                    }
                 }
-            })
-        };
-        let (groups, short) = (inputs.div_ceil(GROUP), inputs.div_ceil(SHORT));
-        for tile in 0..outputs.div_ceil(LANES) {
-            let group = |g: usize| std::array::from_fn(|k| lanes(g * GROUP + k, tile));
-            let short_group = |g: usize| std::array::from_fn(|k| lanes(g * SHORT + k, tile));
-            let at = first + tile;
-            match &mut self.tiles {
-                Tiles::F32(tiles) => narrow(tiles, inputs, at, |input| lanes(input, tile)),
-                Tiles::F16(tiles) => narrow(tiles, inputs, at, |input| lanes(input, tile)),
-                Tiles::Bf16(tiles) => narrow(tiles, inputs, at, |input| lanes(input, tile)),
-                Tiles::Q8(tiles) | Tiles::W8A16(tiles) => {
-                    set(tiles, groups, at, |g| Tile::quantize(&group(g)));
-                }
-                Tiles::Q4(tiles) => {
-                    set(tiles, short, at, |g| Nibbles::quantize(&short_group(g)));
+                let tile = output / LANES;
+                let first = tile * self.inputs + input;
+                match &mut self.tiles {
+                    Tiles::F32(tiles) => narrow(level, &lanes[..len], &mut tiles[first..]),
+                    Tiles::F16(tiles) => narrow(level, &lanes[..len], &mut tiles[first..]),
+                    Tiles::Bf16(tiles) => narrow(level, &lanes[..len], &mut tiles[first..]),
+                    Tiles::Q8(tiles) | Tiles::W8A16(tiles) => {
+                        quantize_tile(level, &lanes, &mut tiles[tile * all + input / GROUP]);
+                    }
+                    Tiles::Q4(tiles) => {
+                        let tiles = &mut tiles[tile * short..][..short][input / SHORT..];
+                        for (lanes, tile) in lanes.as_chunks().0.iter().zip(tiles) {
+                            pack(level, lanes, tile);
+                        }
+                    }
                 }
             }
         }
@@ -302,18 +337,12 @@ fn first<T: Clone + Default>(items: &mut Vec<T>, len: usize) -> &mut [T] {
     &mut items[..len]
 }
 
-/// Sets the entries of a tile, of which each has `depth`.
-fn set<T: Plain>(tiles: &mut Piece<T>, depth: usize, tile: usize, entry: impl Fn(usize) -> T) {
-    for (k, to) in tiles[tile * depth..][..depth].iter_mut().enumerate() {
-        *to = entry(k);
+for_each_level! {
+    fn narrow<E: Element>(lanes: &[Lanes], to: &mut [[E; LANES]]) {
+        for k in 0..lanes.len() {
+            for lane in 0..LANES {
+                to[k][lane] = E::narrow(lanes[k][lane]);
+            }
+        }
     }
-}
-
-fn narrow<E: Element>(
-    tiles: &mut Piece<[E; LANES]>,
-    inputs: usize,
-    tile: usize,
-    lanes: impl Fn(usize) -> Lanes,
-) {
-    set(tiles, inputs, tile, |input| lanes(input).map(E::narrow));
 }

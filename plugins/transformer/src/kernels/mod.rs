@@ -49,12 +49,13 @@ mod tests;
 mod vector;
 
 pub(crate) use attention::{Scratch, Seen, attend};
-pub(crate) use element::Lanes;
+pub(crate) use element::{Element, Lanes};
 pub(crate) use level::Level;
-pub(crate) use matrix::{Dtype, Input, Matrix};
+pub(crate) use matrix::{Dtype, Input, Matrix, Order};
 pub(crate) use memory::Memory;
 pub(crate) use page::{Layout, PAGE, Page};
 pub(crate) use panel::Panel;
+pub(crate) use quantized::GROUP;
 pub(crate) use rows::{gelu_tanh_gate, normalize_rms, rotate, silu_gate};
 pub(crate) use team::Team;
 pub(crate) use vector::{fill, gelu, gelu_tanh, normalize, relu};

@@ -6,7 +6,6 @@
 
 use half::f16;
 
-use super::Level;
 use super::element::{Element, LANES, Lanes};
 use super::level::for_each_level;
 use super::memory::Plain;
@@ -39,17 +38,6 @@ pub(crate) struct Nibbles {
 unsafe impl Plain for Nibbles {}
 
 impl Nibbles {
-    /// Of weights `[input][output]`.
-    pub(super) fn quantize(weights: &[Lanes; SHORT]) -> Self {
-        let mut tile = Self {
-            weights: [[0; 64]; HIGH / 4],
-            scales: [f16::ZERO; LANES],
-            lowest: [f16::ZERO; LANES],
-        };
-        pack(Level::best(), weights, &mut tile);
-        tile
-    }
-
     /// What stands for the weight of output `lane` and input `k`.
     pub(super) fn weight(&self, k: usize, lane: usize) -> f32 {
         let byte = self.weights[k % HIGH / 4][lane * 4 + k % 4];
@@ -81,9 +69,9 @@ fn steps(scales: &Lanes) -> Lanes {
 }
 
 for_each_level! {
-    /// Fills a tile: the best of a few ranges, moved to the least squares of what
+    /// Fills a tile, of weights `[input][output]`: the best of a few ranges, moved to the least squares of what
     /// its nibbles leave over.
-    fn pack(weights: &[Lanes; SHORT], tile: &mut Nibbles) {
+    pub(super) fn pack(weights: &[Lanes; SHORT], tile: &mut Nibbles) {
         let (mut low, mut high) = (weights[0], weights[0]);
         for k in 1..SHORT {
             for lane in 0..LANES {
@@ -198,7 +186,18 @@ pub(super) fn block<const T: usize, const R: usize>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::Level;
     use crate::kernels::tests::Random;
+
+    fn packed(level: Level, weights: &[Lanes; SHORT]) -> Nibbles {
+        let mut tile = Nibbles {
+            weights: [[0; 64]; HIGH / 4],
+            scales: [f16::ZERO; LANES],
+            lowest: [f16::ZERO; LANES],
+        };
+        pack(level, weights, &mut tile);
+        tile
+    }
 
     #[test]
     fn a_weight_is_off_by_little_more_than_half_a_step_unless_it_is_cut_off() {
@@ -206,7 +205,7 @@ mod tests {
         for _ in 0..20 {
             let weights: [Lanes; SHORT] =
                 std::array::from_fn(|_| random.row(LANES).try_into().unwrap());
-            let tile = Nibbles::quantize(&weights);
+            let tile = packed(Level::best(), &weights);
             for lane in 0..LANES {
                 // 16 even steps over -1 to 1: the error of a uniform number
                 let squares = (0..SHORT).map(|k| (tile.weight(k, lane) - weights[k][lane]).powi(2));
@@ -220,7 +219,7 @@ mod tests {
     #[test]
     fn weights_that_are_alike_are_kept() {
         for weight in [0.0, 0.25, -3.0] {
-            let tile = Nibbles::quantize(&[[weight; LANES]; SHORT]);
+            let tile = packed(Level::best(), &[[weight; LANES]; SHORT]);
             for k in 0..SHORT {
                 assert_eq!(tile.weight(k, k % LANES), weight);
             }
@@ -232,11 +231,9 @@ mod tests {
         let mut random = Random(5);
         let weights: [Lanes; SHORT] =
             std::array::from_fn(|_| random.row(LANES).try_into().unwrap());
-        let best = Nibbles::quantize(&weights);
+        let best = packed(Level::best(), &weights);
         for &level in Level::all() {
-            let mut tile = best.clone();
-            tile.weights = [[0; 64]; HIGH / 4];
-            pack(level, &weights, &mut tile);
+            let tile = packed(level, &weights);
             assert_eq!(tile.weights, best.weights, "{level:?}");
             assert_eq!(tile.scales, best.scales, "{level:?}");
         }

@@ -80,39 +80,47 @@ impl Mark {
 unsafe impl Plain for Tile {}
 
 impl Tile {
-    /// Of weights `[input][output]`.
-    pub(super) fn quantize(weights: &[Lanes; GROUP]) -> Self {
-        let mut largest = Lanes::default();
-        for weights in weights {
-            for (largest, weight) in largest.iter_mut().zip(weights) {
-                *largest = largest.max(weight.abs());
-            }
-        }
-        let scales = largest.map(|largest| largest / LARGEST);
-        let steps = largest.map(|largest| {
-            if largest > 0.0 {
-                LARGEST / largest
-            } else {
-                0.0
-            }
-        });
-        let mut tile = Self {
-            weights: [[0; 64]; GROUP / 4],
-            scales,
-        };
-        for (k, weights) in weights.iter().enumerate() {
-            for lane in 0..LANES {
-                let byte = nearest(weights[lane] * steps[lane]);
-                tile.weights[k / 4][lane * 4 + k % 4] = byte as i8;
-            }
-        }
-        tile
-    }
-
     /// What stands for the weight of output `lane` and input `k`.
     pub(super) fn weight(&self, k: usize, lane: usize) -> f32 {
         let byte = self.weights[k / 4][lane * 4 + k % 4];
         self.scales[lane] * f32::from(byte)
+    }
+}
+
+for_each_level! {
+    /// Fills a tile, of weights `[input][output]`.
+    pub(super) fn quantize_tile(weights: &[Lanes; GROUP], tile: &mut Tile) {
+        let mut largest = Lanes::default();
+        for k in 0..GROUP {
+            for lane in 0..LANES {
+                largest[lane] = largest[lane].max(weights[k][lane].abs());
+            }
+        }
+        let mut steps = Lanes::default();
+        for lane in 0..LANES {
+            tile.scales[lane] = largest[lane] / LARGEST;
+            steps[lane] = if largest[lane] > 0.0 {
+                LARGEST / largest[lane]
+            } else {
+                0.0
+            };
+        }
+        let (fours, _) = weights.as_chunks::<4>();
+        for quad in 0..GROUP / 4 {
+            // the first input's byte is the lowest one
+            let mut bytes = [0; LANES];
+            for k in 0..4 {
+                for lane in 0..LANES {
+                    let byte = nearest(fours[quad][k][lane] * steps[lane]) & 0xFF;
+                    bytes[lane] |= byte << (8 * k);
+                }
+            }
+            let (to, _) = tile.weights[quad].as_chunks_mut::<4>();
+            for lane in 0..LANES {
+                let [a, b, c, d] = bytes[lane].to_le_bytes();
+                to[lane] = [a as i8, b as i8, c as i8, d as i8];
+            }
+        }
     }
 }
 
@@ -299,7 +307,19 @@ mod tests {
         }
         let weights: [Lanes; GROUP] =
             std::array::from_fn(|_| random.row(LANES).try_into().unwrap());
-        let tile = Tile::quantize(&weights);
+        let mut tiles: Vec<Tile> = Vec::new();
+        for &level in Level::all() {
+            let mut tile = Tile {
+                weights: [[0; 64]; GROUP / 4],
+                scales: Lanes::default(),
+            };
+            quantize_tile(level, &weights, &mut tile);
+            tiles.push(tile);
+        }
+        let tile = &tiles[0];
+        for other in &tiles {
+            assert_eq!((other.weights, other.scales), (tile.weights, tile.scales));
+        }
         for (k, weights) in weights.iter().enumerate() {
             for (lane, weight) in weights.iter().enumerate() {
                 let off = (tile.weight(k, lane) - weight).abs();

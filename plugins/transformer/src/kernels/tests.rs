@@ -3,7 +3,7 @@
 use std::num::NonZeroUsize;
 
 use super::element::LANES;
-use super::{Dtype, Input, Level, Matrix, Panel, Team};
+use super::{Dtype, GROUP, Input, Level, Matrix, Memory, Order, Panel, Team};
 
 /// Numbers in -1 to 1 out of a seed.
 pub(crate) struct Random(pub(crate) u64);
@@ -170,6 +170,41 @@ fn weights_are_held_to_the_precision_of_their_type() {
             for (held, weight) in held.iter().zip(&weights[output * 100..]) {
                 assert!((held - weight).abs() <= step, "{dtype:?}: {held} {weight}");
             }
+        }
+    }
+}
+
+#[test]
+fn a_matrix_is_the_same_however_its_file_has_it() {
+    let mut random = Random(9);
+    let (inputs, outputs) = (300, 90);
+    let by_input = random.row(inputs * outputs);
+    let by_output: Vec<_> = (0..inputs * outputs)
+        .map(|n| by_input[n % inputs * outputs + n / inputs])
+        .collect();
+    for dtype in Dtype::ALL {
+        let empty = || Matrix::empty(dtype, inputs, outputs, &Memory::default());
+        let (mut whole, mut bands, mut rows) = (empty(), empty(), empty());
+        whole.set(0..inputs, 0..outputs, Order::ByInput, &by_input);
+        for band in [0..GROUP, GROUP..inputs] {
+            let numbers = &by_input[band.start * outputs..band.end * outputs];
+            bands.set(band, 0..outputs, Order::ByInput, numbers);
+        }
+        for part in [0..32, 32..outputs] {
+            let numbers = &by_output[part.start * inputs..part.end * inputs];
+            rows.set(0..inputs, part, Order::ByOutput, numbers);
+        }
+        let weights = |matrix: &Matrix| -> Vec<f32> {
+            let mut weights = vec![0.0; inputs * outputs];
+            for (output, weights) in weights.chunks_exact_mut(inputs).enumerate() {
+                matrix.output(output, weights);
+            }
+            weights
+        };
+        assert_eq!(weights(&bands), weights(&whole), "{dtype:?}");
+        assert_eq!(weights(&rows), weights(&whole), "{dtype:?}");
+        if dtype == Dtype::F32 {
+            assert_eq!(weights(&whole), by_output);
         }
     }
 }

@@ -92,8 +92,7 @@ impl Affine {
         let mut biases = Vec::new();
         if is_input_major {
             let (name, _) = &parts[0];
-            let numbers = weights.get(&format!("{name}.weight"), &[inputs, outputs])?;
-            weight.push(outputs, |input, output| numbers[input * outputs + output]);
+            weights.turn(&format!("{name}.weight"), inputs, &mut weight)?;
         } else {
             let name = |name: &String| format!("{name}.weight");
             let parts: Vec<_> = parts.iter().map(|(part, of)| (name(part), *of)).collect();

@@ -21,6 +21,8 @@ pub(crate) use cache::Cache;
 pub(crate) use step::{Predict, Run, Workspace};
 pub(crate) use weights::Weights;
 
+use rayon::iter::{IntoParallelIterator, ParallelIterator};
+
 use crate::checkpoint::Refusal;
 use crate::config::Config;
 use crate::kernels::{Dtype, Layout, Matrix, Memory};
@@ -61,20 +63,28 @@ impl Model {
             weights.stack(&[part], width, &mut matrix)?;
             Ok(matrix)
         };
-        let (head, embedding) = if config.is_tied {
-            (by_token(names.tokens, dtype.of_output())?, None)
-        } else {
-            let embedding = by_token(names.tokens, dtype)?;
-            (by_token(names.head, dtype.of_output())?, Some(embedding))
+        let outer = || -> Result<_, Refusal> {
+            Ok(if config.is_tied {
+                (by_token(names.tokens, dtype.of_output())?, None)
+            } else {
+                let embedding = by_token(names.tokens, dtype)?;
+                (by_token(names.head, dtype.of_output())?, Some(embedding))
+            })
         };
+        let blocks = || {
+            let layers = (0..config.layers.len()).into_par_iter();
+            let blocks = layers.map(|layer| Block::load(config, weights, layer, (dtype, &memory)));
+            blocks.collect::<Result<Vec<_>, _>>()
+        };
+        // all processors pack
+        let (outer, blocks) = rayon::join(outer, blocks);
+        let (head, embedding) = outer?;
         let positions = if config.has_positions {
             let name = format!("{}.weight", names.positions);
             weights.get(&name, &[config.positions, width])?
         } else {
             Vec::new()
         };
-        let blocks = (0..config.layers.len())
-            .map(|layer| Block::load(config, weights, layer, (dtype, &memory)));
         let turns = config.rotaries.iter();
         Ok(Self {
             head,
@@ -83,7 +93,7 @@ impl Model {
             turns: turns
                 .map(|rotary| Turns::new(rotary, config.context))
                 .collect(),
-            blocks: blocks.collect::<Result<_, _>>()?,
+            blocks: blocks?,
             norm: Norm::load(config, weights, names.norm, width)?,
             config: config.clone(),
             dtype,

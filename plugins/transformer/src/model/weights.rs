@@ -11,7 +11,7 @@ use safetensors::Dtype;
 use safetensors::tensor::Metadata;
 
 use crate::checkpoint::{Bytes, Refusal, WEIGHTS};
-use crate::kernels::Matrix;
+use crate::kernels::{Element, GROUP, Matrix, Order};
 
 /// Rows in memory as they are read: whole tiles.
 const ROWS_AT_ONCE: usize = 256;
@@ -175,7 +175,8 @@ impl<'a> Weights<'a> {
         matrix: &mut Matrix,
     ) -> Result<(), Refusal> {
         let mut rows = Vec::with_capacity(ROWS_AT_ONCE * inputs);
-        let mut left: usize = parts.iter().map(|(_, outputs)| outputs).sum();
+        // the output that the first of the rows is of
+        let mut begun = 0;
         for (name, outputs) in parts {
             let tensor = self.find(name, &[*outputs, inputs])?;
             let mut first = 0;
@@ -184,13 +185,34 @@ impl<'a> Weights<'a> {
                 let count = (ROWS_AT_ONCE - held).min(outputs - first);
                 rows.resize((held + count) * inputs, 0.0);
                 tensor.rows(first, inputs, &mut rows[held * inputs..])?;
-                (first, left) = (first + count, left - count);
-                // a matrix takes whole tiles, but for the last
-                if held + count == ROWS_AT_ONCE || left == 0 {
-                    matrix.push(held + count, |input, output| rows[output * inputs + input]);
+                first += count;
+                // whole tiles, but for the last
+                let end = begun + held + count;
+                if held + count == ROWS_AT_ONCE || end == matrix.outputs() {
+                    matrix.set(0..inputs, begun..end, Order::ByOutput, &rows);
                     rows.clear();
+                    begun = end;
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// Fills `matrix` with a tensor of `[inputs, outputs]`.
+    pub(crate) fn turn(
+        &self,
+        name: &str,
+        inputs: usize,
+        matrix: &mut Matrix,
+    ) -> Result<(), Refusal> {
+        let outputs = matrix.outputs();
+        let tensor = self.find(name, &[inputs, outputs])?;
+        let mut rows = vec![0.0; GROUP.min(inputs) * outputs];
+        for first in (0..inputs).step_by(GROUP) {
+            let group = first..inputs.min(first + GROUP);
+            let rows = &mut rows[..group.len() * outputs];
+            tensor.read(first * outputs, rows)?;
+            matrix.set(group, 0..outputs, Order::ByInput, rows);
         }
         Ok(())
     }
@@ -274,20 +296,26 @@ impl Tensor<'_> {
                 .read(at, piece)
                 .map_err(|error| refuse(error.to_string()))?;
             at += piece.len() as u64;
-            match self.held {
-                Held::Floats(Dtype::F32) => widen(piece, numbers, f32::from_le_bytes),
-                Held::Floats(Dtype::F16) => {
-                    widen(piece, numbers, |bytes| f16::from_le_bytes(bytes).to_f32());
-                }
-                Held::Floats(_) => {
-                    widen(piece, numbers, |bytes| bf16::from_le_bytes(bytes).to_f32());
-                }
+            let are_finite = match self.held {
+                Held::Floats(Dtype::F32) => widen(piece, numbers, |bytes| {
+                    let number = f32::from_le_bytes(bytes);
+                    (number, number.is_finite())
+                }),
+                Held::Floats(Dtype::F16) => widen(piece, numbers, |bytes| {
+                    let number = f16::from_le_bytes(bytes);
+                    (number.widen(), number.is_finite())
+                }),
+                Held::Floats(_) => widen(piece, numbers, |bytes| {
+                    let number = bf16::from_le_bytes(bytes);
+                    (number.widen(), number.is_finite())
+                }),
                 Held::Blocks(dtype) => {
                     let read = unpack(dtype, piece, numbers.len());
                     numbers.copy_from_slice(&read.map_err(|error| refuse(error.to_string()))?);
+                    numbers.iter().all(|number| number.is_finite())
                 }
-            }
-            if !numbers.iter().all(|number| number.is_finite()) {
+            };
+            if !are_finite {
                 return Err(refuse("it has numbers that are not finite".to_owned()));
             }
         }
@@ -301,8 +329,20 @@ fn unpack(dtype: GgmlDType, blocks: &[u8], numbers: usize) -> candle_core::Resul
     tensor.dequantize(&Device::Cpu)?.to_vec1()
 }
 
-fn widen<const N: usize>(bytes: &[u8], numbers: &mut [f32], number: impl Fn([u8; N]) -> f32) {
+/// Fills in the numbers that the bytes stand for; `number` gives each, and whether it is
+/// finite. Returns whether all are.
+#[inline(always)]
+fn widen<const N: usize>(
+    bytes: &[u8],
+    numbers: &mut [f32],
+    number: impl Fn([u8; N]) -> (f32, bool),
+) -> bool {
+    // to the end in any case: a loop without a way out becomes vector code
+    let mut are_finite = true;
     for (to, bytes) in numbers.iter_mut().zip(bytes.as_chunks().0) {
-        *to = number(*bytes);
+        let (number, is_finite) = number(*bytes);
+        *to = number;
+        are_finite &= is_finite;
     }
+    are_finite
 }
