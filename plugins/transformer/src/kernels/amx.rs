@@ -302,6 +302,7 @@ macro_rules! in_blocks {
         // all blocks of a tile together fetch the next one
         let lines = size_of_val(&product.weights[0]).div_ceil(ROW * rows.div_ceil(ROWS));
         for tile in 0..tiles {
+            let base = product.base.of(tile);
             let next = product.weights.as_ptr().wrapping_add((tile + 1) * depth);
             for begin in (0..rows).step_by(ROWS) {
                 let row = begin.min(rows.saturating_sub(ROWS));
@@ -320,7 +321,7 @@ macro_rules! in_blocks {
                     ($r:literal, $all:literal) => {{
                         let sums = $block::<$r, $all>(&block);
                         for (r, &sums) in sums[..block.rows].iter().enumerate().skip(begin - row) {
-                            add(&mut out[tile * rows + row + r], sums);
+                            add(&mut out[tile * rows + row + r], base, sums);
                         }
                     }};
                 }

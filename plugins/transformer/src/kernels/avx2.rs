@@ -259,12 +259,21 @@ fn fetch<W, const R: usize>(tile: &[W], g: usize) {
 
 #[target_feature(enable = "avx2")]
 #[inline]
-fn add(out: &mut Lanes, sums: Pair) {
-    let [low, high] = load(out);
-    store(
-        out,
-        [_mm256_add_ps(low, sums[0]), _mm256_add_ps(high, sums[1])],
-    );
+fn add(out: &mut Lanes, (bias, is_sum): (&Lanes, bool), sums: Pair) {
+    let mut base = load(bias);
+    if is_sum {
+        base = plus(load(out), base);
+    }
+    store(out, plus(base, sums));
+}
+
+#[target_feature(enable = "avx2")]
+#[inline]
+fn plus(one: Pair, other: Pair) -> Pair {
+    [
+        _mm256_add_ps(one[0], other[0]),
+        _mm256_add_ps(one[1], other[1]),
+    ]
 }
 
 #[target_feature(enable = "avx2")]

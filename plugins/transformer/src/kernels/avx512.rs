@@ -280,8 +280,14 @@ fn next<W, const T: usize>(
 
 #[target_feature(enable = "avx512f")]
 #[inline]
-pub(super) fn add(out: &mut Lanes, sums: __m512) {
-    store(out, _mm512_add_ps(load(out), sums));
+pub(super) fn add(out: &mut Lanes, (bias, is_sum): (&Lanes, bool), sums: __m512) {
+    let bias = load(bias);
+    let base = if is_sum {
+        _mm512_add_ps(load(out), bias)
+    } else {
+        bias
+    };
+    store(out, _mm512_add_ps(base, sums));
 }
 
 #[target_feature(enable = "avx512f")]

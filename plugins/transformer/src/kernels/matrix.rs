@@ -8,7 +8,7 @@ use super::element::{Element, LANES, Lanes};
 use super::level::for_each_level;
 use super::memory::{Memory, Piece};
 use super::nibbles::{Nibbles, pack};
-use super::product::Product;
+use super::product::{Base, Product};
 use super::quantized::{
     GROUP, Group, Mark, SHORT, ShortGroup, Tile, Wide, quantize, quantize_short, quantize_tile,
     quantize_wide,
@@ -281,29 +281,34 @@ impl Matrix {
         }
     }
 
-    /// Multiplies the rows of `input` with this matrix into `out`. `before`
-    /// prepares what the product is added to, `after` ends it; both get some
-    /// tiles' lanes, the first by tile.
+    /// Sets `out` to the product of the rows of `input` with this matrix, added to `base`.
+    /// `after` ends it; it gets some tiles' lanes.
     pub(crate) fn multiply(
         &self,
         level: Level,
         team: &mut Team,
         input: &Input,
+        base: Base<'_>,
         out: &mut Panel,
-        before: impl Fn(usize, &mut [Lanes]) + Sync,
         after: impl Fn(&mut [Lanes]) + Sync,
     ) {
         let rows = out.rows();
         team.each(out.lanes_mut(), rows, |first, out| {
-            for (tile, out) in out.chunks_exact_mut(rows).enumerate() {
-                before(first + tile, out);
-            }
-            self.add_product(level, first, input, out);
+            let bias = base.bias.get(first..).unwrap_or_default();
+            let base = Base { bias, ..base };
+            self.add_product(level, first, input, base, out);
             after(out);
         });
     }
 
-    fn add_product(&self, level: Level, first: usize, input: &Input, out: &mut [Lanes]) {
+    fn add_product(
+        &self,
+        level: Level,
+        first: usize,
+        input: &Input,
+        base: Base<'_>,
+        out: &mut [Lanes],
+    ) {
         let rows = input.rows;
         macro_rules! product {
             ($tiles:expr, $rows:expr, $depth:expr, $marks:expr) => {
@@ -312,6 +317,7 @@ impl Matrix {
                     depth: $depth,
                     rows: &$rows[..rows * $depth],
                     marks: $marks,
+                    base,
                 }
                 .add_to(level, out)
             };

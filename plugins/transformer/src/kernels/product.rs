@@ -4,7 +4,7 @@
 //! of a block of rows and tiles in registers. Each sum runs along the inputs
 //! in their order, whatever the block, so a row's result depends on no other.
 
-use super::element::{Element, Lanes};
+use super::element::{Element, LANES, Lanes};
 use super::level::{Level, Tier};
 use super::nibbles::{Nibbles, block as nibbles_block};
 use super::quantized::{GROUP, Group, Mark, ShortGroup, Tile, Wide};
@@ -26,6 +26,17 @@ pub(super) struct Product<'a, W, X> {
     pub(super) rows: &'a [X],
     /// What goes with `rows`, if anything does.
     pub(super) marks: &'a [Mark],
+    /// What it is added to.
+    pub(super) base: Base<'a>,
+}
+
+/// What a product is added to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Base<'a> {
+    /// By tile; where there is none it is 0.
+    pub(crate) bias: &'a [Lanes],
+    /// Whether what the output was before counts too.
+    pub(crate) is_sum: bool,
 }
 
 /// So many tiles' weights, so many rows' inputs, and their marks.
@@ -133,8 +144,9 @@ macro_rules! in_blocks {
                     };
                     let sums: [[_; $r]; $t] = $block(weights, inputs, marks, share);
                     for (t, sums) in sums.iter().enumerate() {
+                        let base = product.base.of(tile + t);
                         for (r, &sums) in sums.iter().enumerate() {
-                            add(&mut out[(tile + t) * rows + row + r], sums);
+                            add(&mut out[(tile + t) * rows + row + r], base, sums);
                         }
                     }
                 }};
@@ -156,8 +168,8 @@ macro_rules! in_blocks {
 pub(super) use in_blocks;
 
 impl<E: Element> Product<'_, [E; 16], f32> {
-    /// Adds the product to `out`, which holds all rows of the first tile, then
-    /// of the next.
+    /// Sets `out`, which holds all rows of the first tile, then of the next, to the
+    /// product added to its base.
     pub(super) fn add_to(self, level: Level, out: &mut [Lanes]) {
         match level.tier() {
             Tier::Portable => in_blocks!(self, out, 1, dense),
@@ -236,10 +248,24 @@ pub(super) fn alike<T, const N: usize>(slices: &mut [&[T]; N], len: usize) {
     }
 }
 
+impl Base<'_> {
+    /// Of a tile the bias, and whether what is there counts.
+    #[inline(always)]
+    pub(super) fn of(&self, tile: usize) -> (&Lanes, bool) {
+        const NONE: &Lanes = &[0.0; LANES];
+        (self.bias.get(tile).unwrap_or(NONE), self.is_sum)
+    }
+}
+
 #[inline(always)]
-fn add(out: &mut Lanes, sums: Lanes) {
-    for (out, sum) in out.iter_mut().zip(sums) {
-        *out += sum;
+fn add(out: &mut Lanes, (bias, is_sum): (&Lanes, bool), sums: Lanes) {
+    for lane in 0..LANES {
+        let base = if is_sum {
+            out[lane] + bias[lane]
+        } else {
+            bias[lane]
+        };
+        out[lane] = base + sums[lane];
     }
 }
 

@@ -3,7 +3,7 @@
 use std::num::NonZeroUsize;
 
 use super::element::LANES;
-use super::{Dtype, GROUP, Input, Level, Matrix, Memory, Order, Panel, Team};
+use super::{Base, Dtype, GROUP, Input, Level, Matrix, Memory, Order, Panel, Team};
 
 /// Numbers in -1 to 1 out of a seed.
 pub(crate) struct Random(pub(crate) u64);
@@ -41,8 +41,13 @@ fn multiply(
     });
     let mut out = Panel::default();
     out.resize(rows.len(), matrix.tiles());
-    let ones = |_, lanes: &mut [[f32; LANES]]| lanes.fill([1.0; LANES]);
-    matrix.multiply(level, &mut team, &input, &mut out, ones, |_| ());
+    let ones = vec![[1.0; LANES]; matrix.tiles()];
+    // nothing is in a new panel
+    let base = Base {
+        bias: &ones,
+        is_sum: threads > 1,
+    };
+    matrix.multiply(level, &mut team, &input, base, &mut out, |_| ());
     let read = |row| {
         let mut values = vec![0.0; outputs];
         out.read(row, 0, &mut values);

@@ -63,15 +63,6 @@ pub(super) fn exp(x: f32) -> f32 {
 }
 
 for_each_level! {
-    /// Sets all numbers to those of `one`, 16 at a time.
-    pub(crate) fn fill(values: &mut [Lanes], one: &Lanes) {
-        for k in 0..values.len() {
-            values[k] = *one;
-        }
-    }
-}
-
-for_each_level! {
     /// Layer norm of `row`, in place.
     pub(crate) fn normalize(row: &mut [f32], gain: &[f32], bias: &[f32], epsilon: f32) {
         let width = row.len();

@@ -4,7 +4,7 @@ use super::Weights;
 use crate::checkpoint::Refusal;
 use crate::config::{Activation, Config, Norm as Kind};
 use crate::kernels::{
-    Dtype, Input, Lanes, Level, Matrix, Memory, Panel, Team, fill, gelu, gelu_tanh, normalize,
+    Base, Dtype, Input, Lanes, Level, Matrix, Memory, Panel, Team, gelu, gelu_tanh, normalize,
     normalize_rms, relu,
 };
 
@@ -126,7 +126,6 @@ impl Affine {
         out: &mut Panel,
         activation: Option<Activation>,
     ) {
-        let bias = |tile: usize, lanes: &mut [Lanes]| fill(level, lanes, &self.bias[tile]);
         let activate = |lanes: &mut [Lanes]| match activation {
             // SiLU is always a gate
             None | Some(Activation::Silu) => {}
@@ -134,20 +133,20 @@ impl Affine {
             Some(Activation::Gelu) => gelu(lanes),
             Some(Activation::Relu) => relu(level, lanes),
         };
+        let base = self.base(false);
         self.weight
-            .multiply(level, team, input, out, bias, activate);
+            .multiply(level, team, input, base, out, activate);
     }
 
     /// Adds the product of the rows in `input` to `out`.
     pub(super) fn add_to(&self, level: Level, team: &mut Team, input: &Input, out: &mut Panel) {
-        let bias = |tile: usize, lanes: &mut [Lanes]| {
-            for number in lanes {
-                for (number, bias) in number.iter_mut().zip(self.bias[tile]) {
-                    *number += bias;
-                }
-            }
-        };
-        self.weight.multiply(level, team, input, out, bias, |_| ());
+        let base = self.base(true);
+        self.weight.multiply(level, team, input, base, out, |_| ());
+    }
+
+    fn base(&self, is_sum: bool) -> Base<'_> {
+        let bias = &self.bias;
+        Base { bias, is_sum }
     }
 }
 

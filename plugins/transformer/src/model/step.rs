@@ -6,7 +6,7 @@ use super::block::{Affine, Norm};
 use super::{Cache, Model};
 use crate::config::Activation;
 use crate::kernels::{
-    Input, Lanes, Level, PAGE, Panel, Scratch, Seen, Team, attend, fill, gelu_tanh_gate, silu_gate,
+    Base, Input, Level, PAGE, Panel, Scratch, Seen, Team, attend, gelu_tanh_gate, silu_gate,
 };
 
 /// The next tokens of one sequence.
@@ -362,9 +362,12 @@ impl Model {
                 self.norm.apply(*level, numbers);
             });
         logits.resize(predicted.len(), self.head.tiles());
-        let zero = |_, lanes: &mut [Lanes]| fill(*level, lanes, &Lanes::default());
+        let nothing = Base {
+            bias: &[],
+            is_sum: false,
+        };
         self.head
-            .multiply(*level, team, input, logits, zero, |_| ());
+            .multiply(*level, team, input, nothing, logits, |_| ());
     }
 }
 
