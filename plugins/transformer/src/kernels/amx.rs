@@ -30,6 +30,7 @@ const _: () = assert!(GROUP == 2 * ROW && SHORT == ROW);
 struct Sums([[i32; LANES]; ROWS]);
 
 /// Weights of 4 bits, a byte each.
+#[derive(Clone)]
 #[repr(C, align(64))]
 struct Unpacked([[u8; ROW]; SHORT / 4]);
 
@@ -201,6 +202,8 @@ struct Block<'a, W, X> {
     marks: *const Mark,
     depth: usize,
     rows: usize,
+    /// Weights of 4 bits by group, where many blocks share the work of unpacking them.
+    unpacked: &'a [Unpacked],
     /// Of what comes next, what this block is to fetch, and how many lines with
     /// each group.
     next: *const i8,
@@ -291,9 +294,10 @@ impl<W, X> Block<'_, W, X> {
 
 /// Calls `$block::<ROWS, whether all are there>` for each block of `$product`, of
 /// a number of rows that is a multiple of 4. The last block begins sooner where
-/// rows are left over, and what was added already is not added again.
+/// rows are left over, and what was added already is not added again. `$unpack` readies
+/// the weights of a tile that several blocks share.
 macro_rules! in_blocks {
-    ($product:expr, $out:expr, $block:ident) => {{
+    ($product:expr, $out:expr, $block:ident, $unpack:expr) => {{
         let (product, out): (_, &mut [Lanes]) = ($product, $out);
         let rows = product.row_count();
         // SAFETY: the level exists only where there is AMX
@@ -301,8 +305,12 @@ macro_rules! in_blocks {
         let (tiles, depth) = (product.weights.len() / product.depth, product.depth);
         // all blocks of a tile together fetch the next one
         let lines = size_of_val(&product.weights[0]).div_ceil(ROW * rows.div_ceil(ROWS));
+        let mut unpacked = Vec::new();
         for tile in 0..tiles {
             let base = product.base.of(tile);
+            if rows > ROWS {
+                $unpack(product.tile(tile), &mut unpacked);
+            }
             let next = product.weights.as_ptr().wrapping_add((tile + 1) * depth);
             for begin in (0..rows).step_by(ROWS) {
                 let row = begin.min(rows.saturating_sub(ROWS));
@@ -312,6 +320,7 @@ macro_rules! in_blocks {
                     marks: product.marks[row * product.depth..].as_ptr(),
                     depth: product.depth,
                     rows: rows.min(ROWS),
+                    unpacked: &unpacked,
                     next: next
                         .cast::<i8>()
                         .wrapping_add(begin / ROWS * depth * lines * ROW),
@@ -340,19 +349,19 @@ macro_rules! in_blocks {
 /// See [`Product::add_to`].
 #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 pub(super) fn quantized(product: Product<'_, Tile, Group>, out: &mut [Lanes]) {
-    in_blocks!(product, out, quantized_block);
+    in_blocks!(product, out, quantized_block, as_they_are);
 }
 
 /// See [`Product::add_to`].
 #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 pub(super) fn wide(product: Product<'_, Tile, Wide>, out: &mut [Lanes]) {
-    in_blocks!(product, out, wide_block);
+    in_blocks!(product, out, wide_block, as_they_are);
 }
 
 /// See [`Product::add_to`].
 #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 pub(super) fn nibbles(product: Product<'_, Nibbles, ShortGroup>, out: &mut [Lanes]) {
-    in_blocks!(product, out, nibbles_block);
+    in_blocks!(product, out, nibbles_block, unpack_all);
 }
 
 #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
@@ -424,18 +433,25 @@ fn nibbles_block<const R: usize, const ALL: bool>(
 ) -> [__m512; R] {
     let mut bytes = [const { Unpacked([[0; ROW]; SHORT / 4]) }; 2];
     let mut held = [_mm512_setzero_ps(); R];
-    unpack(&block.weights[0], &mut bytes[0]);
+    let is_unpacked = !block.unpacked.is_empty();
+    if !is_unpacked {
+        unpack(&block.weights[0], &mut bytes[0]);
+    }
     block.run::<ALL, _>(
         &mut [const { Sums([[0; LANES]; ROWS]) }; 2],
         |g| {
+            let weights = match is_unpacked {
+                true => &block.unpacked[g],
+                false => &bytes[g % 2],
+            };
             // SAFETY: the tiles are cut, and the rows of the block are there
             unsafe {
-                load_short_weights(bytes[g % 2].0.as_ptr(), ROW);
+                load_short_weights(weights.0.as_ptr(), ROW);
                 load_short_inputs(block.input(g).cast(), block.stride());
             }
             // those of the next group, so that nobody waits for them
-            if let Some(weights) = block.weights.get(g + 1) {
-                unpack(weights, &mut bytes[(g + 1) % 2]);
+            if !is_unpacked && g + 1 < block.depth {
+                unpack(&block.weights[g + 1], &mut bytes[(g + 1) % 2]);
             }
         },
         // SAFETY: they are loaded before
@@ -454,6 +470,18 @@ fn nibbles_block<const R: usize, const ALL: bool>(
         },
     );
     held
+}
+
+/// Weights of 8 bits are multiplied as they are.
+fn as_they_are<W>(_: &[W], _: &mut Vec<Unpacked>) {}
+
+#[target_feature(enable = "avx512f,avx512bw")]
+#[inline]
+fn unpack_all(tile: &[Nibbles], unpacked: &mut Vec<Unpacked>) {
+    unpacked.resize(tile.len(), const { Unpacked([[0; ROW]; SHORT / 4]) });
+    for (nibbles, bytes) in tile.iter().zip(unpacked) {
+        unpack(nibbles, bytes);
+    }
 }
 
 #[target_feature(enable = "avx512f,avx512bw")]
