@@ -3,7 +3,7 @@
 use std::sync::LazyLock;
 
 #[cfg(target_arch = "x86_64")]
-use super::amx;
+use super::amx_tiles;
 
 /// The instructions that kernels are chosen by. One that is not portable can
 /// only be had where its instructions were found.
@@ -46,7 +46,7 @@ impl Level {
             all.extend(avx2.then_some(Self(Tier::Avx2)));
             if avx2 && avx512 {
                 all.push(Self(Tier::Avx512));
-                all.extend(amx::is_there().then_some(Self(Tier::Amx)));
+                all.extend(amx_tiles::is_there().then_some(Self(Tier::Amx)));
             }
             all
         }

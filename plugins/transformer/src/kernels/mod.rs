@@ -7,8 +7,9 @@
 //! - `memory`: where both lie
 //! - `vector`: the rest, and `rows`: what Llama adds to it; `panel`: rows as
 //!   products leave them
-//! - `level`: which instructions; `avx2`, `avx512` and `amx`, and `avx2_attention` and
-//!   `avx512_attention`, have those that the compiler does not find by itself
+//! - `level`: which instructions; `avx2`, `avx512` and `amx` with `amx_tiles`, and
+//!   `avx2_attention` and `avx512_attention`, have those that the compiler does not find by
+//!   itself
 //!
 //! Every sum has one order, whatever else is computed beside it: a row of a
 //! batch gives the same bits as the row alone.
@@ -24,6 +25,8 @@
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
+#[cfg(target_arch = "x86_64")]
+mod amx_tiles;
 mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
