@@ -99,7 +99,7 @@ impl Writer {
         let mut outcome = self.write(&batch, true).await;
         if outcome.is_err() && !self.store.write.is_shared() {
             // a row may be there already, or how the commit ended is unknown
-            self.books.lock().undo();
+            self.undo(&batch);
             outcome = self.write(&batch, false).await;
         }
         // an asker may be gone; what is written is written all the same
@@ -129,9 +129,8 @@ impl Writer {
                 let rows = batch.settlements.len();
                 tracing::error!(%error, rows, "usage could not be written");
                 let failed = || Error::Database(error.to_string());
+                self.undo(&batch);
                 let mut books = self.books.lock();
-                // they may be ahead of the database
-                books.forget();
                 for (settlement, reply) in batch.settlements {
                     if settlement.is_held && !books.give_up(&settlement.usage.request_id) {
                         self.unsettled.push(settlement.usage);
@@ -144,6 +143,15 @@ impl Writer {
                 }
             }
         }
+    }
+
+    /// Has the books as they were before a batch that could not be written.
+    fn undo(&self, batch: &Batch) {
+        let mut books = self.books.lock();
+        for (wanted, _) in &batch.reservations {
+            books.give_up(&wanted.request_id);
+        }
+        books.undo();
     }
 
     /// Writes a batch. Where nothing need be read and all its requests are expected to be
