@@ -424,7 +424,7 @@ async fn a_commit_that_is_tried_again_holds_once() {
     if ledger.store.write.is_shared() {
         return;
     }
-    let fails = "CREATE TRIGGER fails BEFORE INSERT ON usage WHEN random() % 2 = 0 \
+    let fails = "CREATE TRIGGER fails BEFORE INSERT ON transfers WHEN random() % 2 = 0 \
         BEGIN SELECT raise(ABORT, 'now and then'); END";
     change(&ledger, fails).await;
     let mut open: Option<Open> = None;
