@@ -135,11 +135,14 @@ impl Books {
     /// Forgets all but what is held here and nowhere else: it is read again.
     pub fn forget(&mut self) {
         let none = Holds::Own(HashMap::new());
-        let holds = match std::mem::replace(&mut self.holds, none) {
-            Holds::Shared { process, .. } => return *self = Self::shared(process),
-            holds @ Holds::Own(_) => holds,
+        *self = match std::mem::replace(&mut self.holds, none) {
+            Holds::Shared { process, .. } => Self::shared(process),
+            holds @ Holds::Own(_) => Self {
+                // the commit under way may fail
+                ending: take(&mut self.ending),
+                ..Self::new(holds)
+            },
         };
-        *self = Self::new(holds);
     }
 
     /// Has a script read what is not in them.
@@ -233,11 +236,10 @@ impl Books {
     /// The commit under way is not: what it freed here is held again, and the rest is read
     /// again.
     pub fn undo(&mut self) {
-        let freed = take(&mut self.ending);
-        self.forget();
         if let Holds::Own(holds) = &mut self.holds {
-            holds.extend(freed);
+            holds.extend(take(&mut self.ending));
         }
+        self.forget();
     }
 
     /// For how many requests something is held, beside those that the database knows.

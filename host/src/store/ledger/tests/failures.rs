@@ -102,3 +102,26 @@ async fn nothing_stays_held_for_a_request_that_is_on_record() {
         assert_eq!(ledger.check().await, Some(60));
     }
 }
+
+#[tokio::test]
+async fn what_a_commit_freed_is_held_again_if_it_fails_and_others_change_money_meanwhile() {
+    let mut ledger = Ledger::new(Some(100)).await;
+    if ledger.store.write.is_shared() {
+        return;
+    }
+    let reserved = ledger.reserve(owner(0), 1, 60, NOW).await;
+    assert!(matches!(reserved, Reserved::Held { .. }), "{reserved:?}");
+    let open = Open {
+        id: "req_1".into(),
+        owner: owner(0),
+        held: Some(NanoDollars(60)),
+        at: NOW,
+    };
+    let mut books = ledger.store.books.lock();
+    let usage = settlement(&open, 40).usage;
+    books.settle(&usage).expect("the books know the customer");
+    // a payment, which is next to write
+    books.forget();
+    books.undo();
+    assert_eq!(books.held().of(1), NanoDollars(60));
+}
