@@ -97,8 +97,11 @@ impl Writer {
     /// Commits a batch and answers those who wait for it.
     async fn commit(&mut self, batch: Batch) {
         let mut outcome = self.write(&batch, true).await;
-        if outcome.is_err() && !self.store.write.is_shared() {
+        if let Err(error) = &outcome
+            && !self.store.write.is_shared()
+        {
             // a row may be there already, or how the commit ended is unknown
+            tracing::warn!(%error, "usage is written once more");
             self.undo(&batch);
             outcome = self.write(&batch, false).await;
         }

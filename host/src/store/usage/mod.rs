@@ -173,8 +173,7 @@ pub(super) fn insert<'a>(
     transaction: &Transaction<'_>,
     usage: impl IntoIterator<Item = &'a Usage>,
 ) -> Query<'static> {
-    let rows: Vec<_> = usage.into_iter().map(Stored::from).collect();
-    transaction.insert_rows("usage", STORED, &rows, "")
+    insert_rows(transaction, usage, "")
 }
 
 /// Writes rows; gives the `request_id` of those that had none yet.
@@ -182,8 +181,16 @@ pub(super) fn insert_new<'a>(
     transaction: &Transaction<'_>,
     usage: impl IntoIterator<Item = &'a Usage>,
 ) -> Query<'static> {
-    let rows: Vec<_> = usage.into_iter().map(Stored::from).collect();
     let then = "ON CONFLICT (request_id) DO NOTHING RETURNING request_id";
+    insert_rows(transaction, usage, then)
+}
+
+fn insert_rows<'a>(
+    transaction: &Transaction<'_>,
+    usage: impl IntoIterator<Item = &'a Usage>,
+    then: &str,
+) -> Query<'static> {
+    let rows: Vec<_> = usage.into_iter().map(Stored::from).collect();
     transaction.insert_rows("usage", STORED, &rows, then)
 }
 
