@@ -120,7 +120,7 @@ async fn what_is_not_on_record_is_counted_as_such() {
         .ready()
         .await;
     let customer = host.customer().await;
-    host.database().refuse_rows("usage").await;
+    host.database().refuse_usage().await;
     let body = json!({ "text": "Once", "model_id": 1, "max_new_tokens": 2 });
     let refused = customer.post("/generate", body).await;
     assert_eq!(refused.expect_error(503), "not_recorded");

@@ -47,7 +47,7 @@ const LONGEST: usize = 500;
 const LONGEST_TEST: usize = 400;
 
 /// Merged migrations with their SHA-256: a database that ran one keeps its checksum.
-const MIGRATIONS: [(&str, &str); 11] = [
+const MIGRATIONS: [(&str, &str); 12] = [
     (
         "postgres/0001_start.sql",
         "8d3ed484e26fd3245cb6eaa641eb255350e3809c31f1fd62b4c74d39fc74fc96",
@@ -91,6 +91,10 @@ const MIGRATIONS: [(&str, &str); 11] = [
     (
         "sqlite/0008_usage_sums.sql",
         "8e4c3e187d8657760e5f95ffb59901addcd833570b8f4185ac9f0759e7b62d6f",
+    ),
+    (
+        "sqlite/0009_journal.sql",
+        "f8774813f803f6c8d0b32e543c8f6379272814928e8ea0e5596e99229aada4d8",
     ),
 ];
 

@@ -60,9 +60,10 @@ impl Store {
     /// When a server runs on the other or it has rows, when a row is not the same
     /// there, or when a database fails.
     pub async fn copy_to(&self, other: &Self) -> Result<Vec<Copied>, Error> {
-        let (Transaction::Sqlite(mut from), Transaction::Postgres(mut to)) =
-            (self.read.moment().await?, other.write.begin().await?)
-        else {
+        let (Transaction::Sqlite(mut from), Transaction::Postgres(mut to)) = (
+            self.up_to_date().await?.moment().await?,
+            other.write.begin().await?,
+        ) else {
             return Err(refused("only a file can be copied, and only to a server"));
         };
         prepare(&mut to).await?;
@@ -130,10 +131,11 @@ async fn columns(from: &mut SqliteConnection, table: &'static str) -> Result<Vec
     Ok(sqlx::query_scalar(sql).bind(table).fetch_all(from).await?)
 }
 
-/// That no table of the file was left out.
+/// That no table of the file was left out, but for the journal, of which all is posted.
 async fn all_are_known(from: &mut SqliteConnection) -> Result<(), Error> {
     let sql = "SELECT name FROM sqlite_schema WHERE type = 'table' \
-               AND name NOT LIKE 'sqlite_%' AND name NOT LIKE '\\_sqlx%' ESCAPE '\\'";
+               AND name NOT LIKE 'sqlite_%' AND name NOT LIKE '\\_sqlx%' ESCAPE '\\' \
+               AND (name <> 'journal' OR EXISTS (SELECT 1 FROM journal))";
     let names: Vec<String> = sqlx::query_scalar(sql).fetch_all(from).await?;
     let unknown = names
         .iter()

@@ -188,7 +188,13 @@ impl Store {
     /// [`Error::NotFound`] when there is none.
     pub async fn customer(&self, id: i64) -> Result<Customer, Error> {
         let held = self.books.lock().held();
-        customer_with(&held, &query(BY_ID).bind(id).fetch_one(&self.read).await?)
+        customer_with(
+            &held,
+            &query(BY_ID)
+                .bind(id)
+                .fetch_one(self.up_to_date().await?)
+                .await?,
+        )
     }
 
     /// The customer with this address, in any case.
@@ -200,7 +206,13 @@ impl Store {
              JOIN accounts ON customer_id = customers.id \
              WHERE lower(email) = lower($1) AND deleted_at IS NULL";
         let held = self.books.lock().held();
-        customer_with(&held, &query(sql).bind(email).fetch_one(&self.read).await?)
+        customer_with(
+            &held,
+            &query(sql)
+                .bind(email)
+                .fetch_one(self.up_to_date().await?)
+                .await?,
+        )
     }
 
     /// At most `limit` customers with numbers above `after`, in order.
@@ -215,7 +227,7 @@ impl Store {
         let rows = query(sql)
             .bind(after)
             .bind(limit)
-            .fetch_all(&self.read)
+            .fetch_all(self.up_to_date().await?)
             .await?;
         let customers = rows.iter().map(|row| customer_with(&held, row));
         customers.collect()

@@ -12,7 +12,7 @@ use super::db::Pool;
 /// Version, name and text.
 type Script = (i64, &'static str, &'static str);
 
-const SQLITE: [Script; 8] = [
+const SQLITE: [Script; 9] = [
     (
         1,
         "start",
@@ -52,6 +52,11 @@ const SQLITE: [Script; 8] = [
         8,
         "usage sums",
         include_str!("../../../migrations/sqlite/0008_usage_sums.sql"),
+    ),
+    (
+        9,
+        "journal",
+        include_str!("../../../migrations/sqlite/0009_journal.sql"),
     ),
 ];
 

@@ -134,6 +134,7 @@ impl Store {
         transaction.lock_customer(customer_id).await?;
         if !self.write.is_shared() {
             // once the file is this transaction's, before anything of it is changed
+            self.post(&mut transaction).await?;
             self.books.lock().forget();
         }
         Ok(transaction)

@@ -143,6 +143,16 @@ impl Database {
         self.execute(&sql).await.expect("rows are refused");
     }
 
+    /// Refuses to have usage on record, which a file has in its journal first.
+    pub async fn refuse_usage(&self) {
+        let table = if self.is_on_server() {
+            "usage"
+        } else {
+            "journal"
+        };
+        self.refuse_rows(table).await;
+    }
+
     /// Whether it is on a server.
     pub fn is_on_server(&self) -> bool {
         matches!(self, Self::Server(_))

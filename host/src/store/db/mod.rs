@@ -29,11 +29,12 @@ use sqlx::sqlite::{
 use sqlx::{ConnectOptions as _, Postgres, Sqlite};
 
 use super::Error;
-use writer::{Turn, Writer};
+use writer::Writer;
 
 pub use query::{On, Query, query};
 pub use row::Row;
 pub use script::{Place as PlaceInScript, Ran, Script};
+pub use writer::Turn;
 
 /// Connections to PostgreSQL that write: for settling, for the server's lease, for
 /// its ear, for Stripe, for the webhook, for what is rare, and four for the names of
@@ -204,6 +205,14 @@ impl Transaction<'_> {
     /// Whether others may write at the same time.
     pub fn is_shared(&self) -> bool {
         matches!(self, Self::Postgres(_))
+    }
+
+    /// The turn that it is in, where it is one that may write a file.
+    pub fn turn(&mut self) -> Option<&mut Turn> {
+        match self {
+            Self::Writer(turn) => Some(turn),
+            Self::Sqlite(_) | Self::Postgres(_) => None,
+        }
     }
 
     /// Makes what was written last.

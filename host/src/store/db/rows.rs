@@ -50,6 +50,15 @@ impl Transaction<'_> {
         })
     }
 
+    /// A query that adds all rows of one table to another, in the order of their ids; `then`
+    /// goes on after them.
+    pub fn insert_from<'q>(&self, from: &str, into: &str, columns: &str, then: &str) -> Query<'q> {
+        let names = names(columns).collect::<Vec<_>>().join(", ");
+        query(AssertSqlSafe(format!(
+            "INSERT INTO {into} ({names}) SELECT {names} FROM {from} WHERE TRUE ORDER BY id {then}"
+        )))
+    }
+
     /// What a query ends with that has the rows of a table to itself from then on,
     /// where others may write too.
     pub fn lock(&self, table: &str) -> String {

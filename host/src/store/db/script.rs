@@ -4,7 +4,7 @@ use futures_util::TryStreamExt;
 use sqlx::{AssertSqlSafe, Either, Executor, SqliteConnection};
 
 use super::query::{Done, query};
-use super::{Query, Row, Transaction};
+use super::{Query, Row, Transaction, Turn};
 use crate::store::Error;
 
 /// Queries to be run in order. For a file they are one trip to the thread that has it.
@@ -89,15 +89,23 @@ impl<'q> Script<'q> {
     /// # Errors
     /// Those of [`Self::run`]; whether it was committed is unknown where the database fails.
     pub async fn run_last(self, mut transaction: Transaction<'_>) -> Result<(), Error> {
-        if let Transaction::Writer(mut turn) = transaction {
-            let begin = turn.begin();
-            self.run_on_file(begin, turn.connection()?, Some("COMMIT"))
-                .await?;
-            turn.end();
-            return Ok(());
+        if let Transaction::Writer(turn) = &mut transaction {
+            return self.commit_in(turn).await;
         }
         self.run(&mut transaction).await?;
         Ok(transaction.commit().await?)
+    }
+
+    /// Runs them all and commits what is theirs of a turn, which goes on.
+    ///
+    /// # Errors
+    /// Those of [`Self::run_last`].
+    pub async fn commit_in(self, turn: &mut Turn) -> Result<(), Error> {
+        let begin = turn.begin();
+        self.run_on_file(begin, turn.connection()?, Some("COMMIT"))
+            .await?;
+        turn.committed();
+        Ok(())
     }
 
     /// Runs them as one, with something before and after them.

@@ -25,8 +25,8 @@ const CHANGED: &str = "PRAGMA temp_store = memory; CREATE TEMP TABLE changed (ro
 #[derive(Clone)]
 pub struct Writer(Arc<Mutex<Option<SqliteConnection>>>);
 
-/// A turn at it, for one transaction. What is not committed when it is dropped is undone
-/// before the next one.
+/// A turn at it, for a transaction, or several that nobody is to come between. What is not
+/// committed when it is dropped is undone before the next one.
 pub struct Turn {
     connection: Option<OwnedMutexGuard<Option<SqliteConnection>>>,
     /// Whether the transaction may have begun.
@@ -94,7 +94,7 @@ impl Turn {
     }
 
     /// Says that the transaction is committed.
-    pub(super) fn end(mut self) {
+    pub(super) fn committed(&mut self) {
         self.is_open = false;
     }
 
@@ -106,7 +106,20 @@ impl Turn {
         if self.is_open {
             self.connection()?.execute("COMMIT").await?;
         }
-        self.end();
+        self.committed();
+        Ok(())
+    }
+
+    /// Undoes what was written; the turn goes on.
+    ///
+    /// # Errors
+    /// When the file is closed.
+    pub async fn undo(&mut self) -> Result<(), sqlx::Error> {
+        if self.is_open {
+            // it fails where nothing had begun, or the database undid it
+            let _ = self.connection()?.execute("ROLLBACK").await;
+            self.is_open = false;
+        }
         Ok(())
     }
 }

@@ -125,7 +125,7 @@ impl Store {
     /// # Errors
     /// When the database fails.
     pub async fn audit(&self, now: OffsetDateTime) -> Result<Audit, Error> {
-        let mut moment = self.read.moment().await?;
+        let mut moment = self.up_to_date().await?.moment().await?;
         moment.take_long().await?;
         let row = query(
             "SELECT (SELECT count(*) FROM accounts) AS accounts, \

@@ -6,7 +6,8 @@
 //! held is written, for all to see. A file is one process's alone: its books stay
 //! open from commit to commit, and what is held is in them and nowhere else, since it
 //! ends with the process. So nothing is written to reserve, and for a customer that
-//! is known nothing is read.
+//! is known nothing is read. What they have of requests goes to the file later than the
+//! requests' usage: see [`journal`](super::journal).
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::mem::take;
@@ -19,10 +20,11 @@ use super::budgets::{self, Counted, Owner, Spending};
 use super::charges::{self, Charge};
 use super::credit::Nearly;
 use super::hold::{self, Ended, Hold, Holds};
-use super::{Cap, Near, Reservation, Reserved, Settled};
+use super::{Booked, Cap, Near, Reservation, Reserved};
 use crate::money::NanoDollars;
 use crate::store::db::{PlaceInScript as Place, Ran, Script, Transaction};
-use crate::store::usage::Usage;
+use crate::store::outbox::Owed;
+use crate::store::usage::{self, Usage};
 use crate::store::{Error, millis};
 
 /// For how many customers, and their keys, books stay open. More are read again; in
@@ -56,6 +58,11 @@ impl<'a> Scope<'a> {
         self.count(request.owner, request.created_at);
         self.ended.push(request);
     }
+
+    /// The last day of which budgets are to know, in milliseconds since 1970.
+    fn day(&self) -> Option<i64> {
+        self.counted.iter().map(Counted::day).max()
+    }
 }
 
 /// What a script will read for books.
@@ -77,16 +84,17 @@ pub(in crate::store) struct Books {
     /// The last day that they know, in milliseconds since 1970.
     day: i64,
     holds: Holds,
-    /// What was held here for requests that the commit under way settles.
-    ending: HashMap<String, Hold>,
+    /// What is in them of requests and yet to be written.
+    booked: Booked,
     charges: Vec<Charge>,
     /// Customers of whom something is to be written.
     changed: BTreeSet<i64>,
+    /// Whether it is unknown which part of what is in them the file has.
+    is_behind: bool,
 }
 
-/// What is held here at one moment, also for requests whose cost is about to be on the
-/// disk. Who shows it with what the database tells asks for it first: then a request that
-/// ends meanwhile may be in both, and never in neither.
+/// What is held here at one moment. Who shows it with what the database tells asks for it
+/// first: then a request that ends meanwhile may be in both, and never in neither.
 #[derive(Debug)]
 pub(in crate::store) struct Held(Vec<Hold>);
 
@@ -126,9 +134,10 @@ impl Books {
             counted: HashSet::new(),
             day: 0,
             holds,
-            ending: HashMap::new(),
+            booked: Booked::default(),
             charges: Vec::new(),
             changed: BTreeSet::new(),
+            is_behind: false,
         }
     }
 
@@ -138,11 +147,51 @@ impl Books {
         *self = match std::mem::replace(&mut self.holds, none) {
             Holds::Shared { process, .. } => Self::shared(process),
             holds @ Holds::Own(_) => Self {
-                // the commit under way may fail
-                ending: take(&mut self.ending),
+                is_behind: self.is_any_unposted(),
                 ..Self::new(holds)
             },
         };
+    }
+
+    /// Forgets it, as the journal may have what is not in them.
+    pub fn fall_behind(&mut self) {
+        self.forget();
+        self.is_behind = true;
+    }
+
+    /// What was to be written is, all that the journal had.
+    pub fn catch_up(&mut self) {
+        self.is_behind = false;
+    }
+
+    /// Whether the journal itself is to be read, to post what is in it.
+    pub fn is_behind(&self) -> bool {
+        self.is_behind
+    }
+
+    /// Whether there may be anything to be posted.
+    pub fn is_any_unposted(&self) -> bool {
+        self.is_behind || !self.booked.usage.is_empty()
+    }
+
+    /// Whether nothing need be read for these.
+    pub fn have_all(&self, scope: &Scope<'_>) -> bool {
+        let (customers, counted) = self.lacking(scope);
+        customers.is_empty() && counted.is_empty() && !self.must_forget(scope)
+    }
+
+    /// Whose accounts they lack, and what of budgets.
+    fn lacking<'a>(&'a self, scope: &'a Scope<'_>) -> (BTreeSet<i64>, Vec<&'a Counted>) {
+        let is_new = |id: &&i64| !self.accounts.contains_key(*id);
+        let customers = scope.customers.iter().filter(is_new).copied().collect();
+        let counted = scope.counted.difference(&self.counted).collect();
+        (customers, counted)
+    }
+
+    /// Whether a new day has begun, so that those of past ones do not pile up, or they
+    /// are too many.
+    fn must_forget(&self, scope: &Scope<'_>) -> bool {
+        scope.day() > Some(self.day) || self.accounts.len() + self.counted.len() > MOST
     }
 
     /// Has a script read what is not in them.
@@ -152,16 +201,13 @@ impl Books {
         script: &mut Script<'_>,
         scope: Scope<'a>,
     ) -> Asked<'a> {
-        let day = scope.counted.iter().map(Counted::day).max();
-        let day = day.unwrap_or_default().max(self.day);
-        // of a new day, so that those of past ones do not pile up
-        if day > self.day || self.accounts.len() + self.counted.len() > MOST {
+        if self.must_forget(&scope) {
+            self.day = self.day.max(scope.day().unwrap_or_default());
+            let day = self.day;
             self.forget();
             self.day = day;
         }
-        let is_new = |id: &&i64| !self.accounts.contains_key(*id);
-        let customers: BTreeSet<_> = scope.customers.iter().filter(is_new).copied().collect();
-        let counted: Vec<_> = scope.counted.difference(&self.counted).collect();
+        let (customers, counted) = self.lacking(&scope);
         // first of all, since what is read after it nobody else changes
         let accounts =
             (!customers.is_empty()).then(|| script.add(accounts::lock(transaction, &customers)));
@@ -211,35 +257,16 @@ impl Books {
     }
 
     /// Frees what is held for a request that could not be settled, if that takes no
-    /// commit; returns whether it did. To be followed by [`Books::forget`].
+    /// commit; returns whether it did.
     pub fn give_up(&mut self, request_id: &str) -> bool {
-        match &mut self.holds {
-            Holds::Shared { .. } => false,
-            Holds::Own(holds) => {
-                holds.remove(request_id);
-                true
-            }
-        }
+        // an account that they lack is read later, without this
+        self.free(request_id).ok();
+        !self.holds.are_shared()
     }
 
     /// What is held beside what the database tells.
     pub fn held(&self) -> Held {
-        let all = self.holds.own().chain(self.ending.values());
-        Held(all.copied().collect())
-    }
-
-    /// What was to be written is on the disk.
-    pub fn written(&mut self) {
-        self.ending.clear();
-    }
-
-    /// The commit under way is not: what it freed here is held again, and the rest is read
-    /// again.
-    pub fn undo(&mut self) {
-        if let Holds::Own(holds) = &mut self.holds {
-            holds.extend(take(&mut self.ending));
-        }
-        self.forget();
+        Held(self.holds.own().copied().collect())
     }
 
     /// For how many requests something is held, beside those that the database knows.
@@ -247,6 +274,16 @@ impl Books {
         match &self.holds {
             Holds::Shared { .. } => 0,
             Holds::Own(holds) => holds.len(),
+        }
+    }
+
+    /// # Errors
+    /// [`Error::NotFound`] where they lack the account of one of these customers.
+    pub fn must_have(&self, customers: impl IntoIterator<Item = i64>) -> Result<(), Error> {
+        let mut customers = customers.into_iter();
+        match customers.all(|id| self.accounts.contains_key(&id)) {
+            true => Ok(()),
+            false => Err(Error::NotFound),
         }
     }
 
@@ -283,26 +320,31 @@ impl Books {
     /// Frees what is held here for a request that is over.
     pub fn free(&mut self, request_id: &str) -> Result<(), Error> {
         if let Holds::Own(holds) = &mut self.holds
-            && let Some((request_id, hold)) = holds.remove_entry(request_id)
+            && let Some(hold) = holds.remove(request_id)
         {
             self.add_to_held(&hold, -hold.amount.0)?;
-            self.ending.insert(request_id, hold);
         }
         Ok(())
     }
 
-    /// Books a request that has just got its usage row, or will get it in this commit: frees
-    /// what is held for it here and posts its cost, at one moment, since others may reserve
-    /// at any.
-    pub fn settle(&mut self, usage: &Usage) -> Result<Settled, Error> {
+    /// Books a request that has its usage row, or gets it in this commit: frees what is
+    /// held for it here and posts its cost, at one moment, since others may reserve at any.
+    pub fn settle(&mut self, usage: &Arc<Usage>) -> Result<(), Error> {
         self.free(&usage.request_id)?;
-        let cost = usage.cost;
-        if cost.0 == 0 {
-            return Ok(Settled::default());
+        if usage.cost.0 > 0 {
+            self.charge(usage)?;
         }
+        self.booked.usage.push(Arc::clone(usage));
+        Ok(())
+    }
+
+    /// Takes what a request cost.
+    fn charge(&mut self, usage: &Usage) -> Result<(), Error> {
+        let cost = usage.cost;
         let account = self.account(usage.customer_id)?;
         account.post(cost.0);
         let paid = (account.posted + cost.0).clamp(0, cost.0);
+        let owed = cost.0 - paid;
         let mut near = Vec::new();
         if let (Some(limit), Some(near_at)) = (account.credit_limit, account.near_at)
             && account.posted <= near_at
@@ -322,10 +364,17 @@ impl Books {
         let owner = Owner::of_request(usage.customer_id, usage.api_key_id);
         let rows = self.budgets(owner, usage.created_at);
         near.extend(rows.filter_map(|row| row.spend(cost)).map(Near::Budget));
-        Ok(Settled {
-            owed: NanoDollars(cost.0 - paid),
-            near,
-        })
+        let near = near.into_iter().map(|near| (near, usage.created_at));
+        self.booked.near.extend(near);
+        if owed > 0 {
+            let owing = self.booked.owed.entry(usage.customer_id).or_insert(Owed {
+                customer_id: usage.customer_id,
+                amount: 0,
+                created_at: at,
+            });
+            owing.amount += owed;
+        }
+        Ok(())
     }
 
     /// The budgets that a reservation counts in whose periods have not begun.
@@ -382,9 +431,16 @@ impl Books {
         Ok(Reserved::Held { amount, capped_by })
     }
 
-    /// Has a script write what has changed. The house's account comes last: all servers
+    /// Has a script write what has changed, but for the rows of usage; returns what
+    /// requests are booked by that. A file's books are behind from then on, until they
+    /// [catch up](Self::catch_up). The house's account comes last: all servers
     /// of a database have it in common, and wait for each other from then on.
-    pub fn write(&mut self, transaction: &Transaction<'_>, script: &mut Script<'_>) {
+    pub fn write(&mut self, transaction: &Transaction<'_>, script: &mut Script<'_>) -> Booked {
+        self.is_behind = !self.holds.are_shared();
+        let booked = take(&mut self.booked);
+        if !booked.usage.is_empty() {
+            script.add(usage::add_to_sums(transaction, &booked.usage));
+        }
         let (mut budgets, mut accounts) = (Vec::new(), Vec::new());
         for id in take(&mut self.changed) {
             let rows = self.budgets.get_mut(&id).into_iter().flatten();
@@ -395,6 +451,7 @@ impl Books {
         self.holds.write(transaction, script);
         accounts::write(transaction, script, &accounts);
         charges::write(transaction, script, &take(&mut self.charges));
+        booked
     }
 }
 

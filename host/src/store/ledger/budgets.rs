@@ -395,7 +395,7 @@ impl Store {
         now: OffsetDateTime,
     ) -> Result<Vec<Spending>, Error> {
         let held = self.books.lock().held();
-        let rows = rows(&self.read, owner, are_all, now).await?;
+        let rows = rows(self.up_to_date().await?, owner, are_all, now).await?;
         let spending = rows.into_iter().map(|Row { mut spending, .. }| {
             spending.held.0 += held.counting_in(&spending).0;
             spending

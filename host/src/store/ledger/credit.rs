@@ -213,7 +213,7 @@ impl Store {
         .bind(customer_id)
         .bind(after)
         .bind(limit)
-        .fetch_all(&self.read)
+        .fetch_all(self.up_to_date().await?)
         .await?;
         rows.iter().map(transfer).collect()
     }

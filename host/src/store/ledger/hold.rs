@@ -87,7 +87,7 @@ pub enum Reserved {
 
 impl Reservation {
     /// Who asks.
-    pub(super) fn owner(&self) -> Owner {
+    pub(in crate::store) fn owner(&self) -> Owner {
         Owner::of_request(self.customer_id, self.api_key_id)
     }
 }
@@ -238,15 +238,14 @@ pub(in crate::store) async fn void(
 
 impl Store {
     /// Frees what other runs of the server hold, which must be over: nobody else
-    /// would. Returns how many holds that were.
+    /// would. Posts what they left in the journal. Returns how many holds that were.
     ///
     /// # Errors
     /// When the database fails.
     pub async fn void_holds_of_others(&self, process: &str) -> Result<usize, Error> {
         let mut transaction = self.write.begin().await?;
-        if !self.write.is_shared() {
-            self.books.lock().forget();
-        }
+        self.post_what_was_left(&mut transaction).await?;
+        self.books.lock().forget();
         let sql = format!("SELECT {HELD} FROM holds WHERE process <> $1");
         let rows = query(AssertSqlSafe(sql))
             .bind(process)

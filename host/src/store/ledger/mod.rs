@@ -7,26 +7,28 @@
 //! transaction of its usage row. What is stored beside transfers, usage and
 //! holds (`posted`, `held`, `spending`) is a sum of them, kept so that no sum
 //! must be made for a request; [`Store::audit`](super::Store::audit) makes them again.
-//! What is held of a file is not stored: see [`books`].
+//! What is held of a file is not stored: see [`books`]; and what its requests used is
+//! there first and posted to the rest a little later: see [`journal`].
 //!
 //! Whatever is settled, and held on a server, is written by the one task of
 //! [`Settler`](super::Settler).
 
 mod accounts;
 mod audit;
+mod booked;
 mod books;
 pub mod budgets;
 mod charges;
 mod credit;
 mod hold;
+mod journal;
 mod limited;
 mod period;
 #[cfg(test)]
 mod tests;
 
-use crate::money::NanoDollars;
-
-pub(super) use books::{Asked, Books, Held, OpenBooks, Scope};
+pub(super) use booked::Booked;
+pub(super) use books::{Books, Held, OpenBooks, Scope};
 pub(super) use credit::renew_near;
 pub use credit::{NEAR_PERCENT, Nearly, Transfer};
 pub use hold::{Cap, Reservation, Reserved};
@@ -54,14 +56,4 @@ impl Near {
             Self::Credit(near) => near.log(),
         }
     }
-}
-
-/// What booking a request has come to.
-#[derive(Debug, Default)]
-pub(super) struct Settled {
-    /// The part of its cost that the customer has not paid before, and is to be
-    /// asked for.
-    pub owed: NanoDollars,
-    /// What it brings near its end.
-    pub near: Vec<Near>,
 }

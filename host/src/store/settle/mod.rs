@@ -1,5 +1,7 @@
 //! What requests ask of the one writer of usage and holds.
 
+mod file;
+mod server;
 mod writer;
 
 use std::sync::Arc;

@@ -5,6 +5,7 @@ mod retention;
 mod sums;
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use serde::Serialize;
 use time::OffsetDateTime;
@@ -168,33 +169,47 @@ impl<'a> From<&'a Usage> for Stored<'a> {
     }
 }
 
-/// Writes rows; fails where a request has one.
-pub(super) fn insert<'a>(
-    transaction: &Transaction<'_>,
-    usage: impl IntoIterator<Item = &'a Usage>,
-) -> Query<'static> {
-    insert_rows(transaction, usage, "")
-}
-
 /// Writes rows; gives the `request_id` of those that had none yet.
-pub(super) fn insert_new<'a>(
-    transaction: &Transaction<'_>,
-    usage: impl IntoIterator<Item = &'a Usage>,
-) -> Query<'static> {
-    let then = "ON CONFLICT (request_id) DO NOTHING RETURNING request_id";
-    insert_rows(transaction, usage, then)
+pub(super) fn insert_new(transaction: &Transaction<'_>, usage: &[Arc<Usage>]) -> Query<'static> {
+    transaction.insert_rows("usage", STORED, &stored(usage), IF_NEW)
 }
 
-fn insert_rows<'a>(
+/// Writes rows to the journal.
+pub(super) fn add_to_journal(
     transaction: &Transaction<'_>,
-    usage: impl IntoIterator<Item = &'a Usage>,
-    then: &str,
+    usage: &[Arc<Usage>],
 ) -> Query<'static> {
-    let rows: Vec<_> = usage.into_iter().map(Stored::from).collect();
-    transaction.insert_rows("usage", STORED, &rows, then)
+    transaction.insert_rows("journal", STORED, &stored(usage), "")
 }
 
-/// Ids of the requests for which [`insert_new`] wrote these rows.
+/// Writes what is in the journal; fails where a request has a row.
+pub(super) fn post(transaction: &Transaction<'_>) -> Query<'static> {
+    transaction.insert_from("journal", "usage", STORED, "")
+}
+
+/// Writes what is in the journal; gives what [`insert_new`] does.
+pub(super) fn post_new(transaction: &Transaction<'_>) -> Query<'static> {
+    transaction.insert_from("journal", "usage", STORED, IF_NEW)
+}
+
+const IF_NEW: &str = "ON CONFLICT (request_id) DO NOTHING RETURNING request_id";
+
+fn stored(usage: &[Arc<Usage>]) -> Vec<Stored<'_>> {
+    usage.iter().map(|usage| Stored::from(&**usage)).collect()
+}
+
+/// What is in the journal, in order.
+pub(super) async fn in_journal(
+    transaction: &mut Transaction<'_>,
+) -> Result<Vec<Arc<Usage>>, Error> {
+    let rows = query("SELECT * FROM journal ORDER BY id").fetch_all(transaction);
+    let rows = rows.await?;
+    rows.iter()
+        .map(|row| Ok(Arc::new(usage_row(row)?.usage)))
+        .collect()
+}
+
+/// Ids of the requests for which [`insert_new`] or [`post_new`] wrote these rows.
 pub(super) fn inserted(rows: &[Row]) -> Result<HashSet<String>, Error> {
     rows.iter()
         .map(|row| Ok(row.try_get("request_id")?))
@@ -213,7 +228,8 @@ impl Store {
         after: i64,
         limit: u32,
     ) -> Result<Vec<UsageRow>, Error> {
-        let before = servers::whole_before(&self.read).await?;
+        let read = self.up_to_date().await?;
+        let before = servers::whole_before(read).await?;
         // two queries, for the sake of their indices
         let of_customer = "SELECT * FROM usage WHERE customer_id = $4 AND id > $1 AND id < $2 \
              ORDER BY id LIMIT $3";
@@ -230,7 +246,7 @@ impl Store {
             Some(customer_id) => rows.bind(customer_id),
             None => rows,
         };
-        let rows = rows.fetch_all(&self.read).await?;
+        let rows = rows.fetch_all(read).await?;
         rows.iter().map(usage_row).collect()
     }
 
@@ -242,7 +258,7 @@ impl Store {
         let rows = query("SELECT * FROM usage WHERE customer_id = $1 ORDER BY id DESC LIMIT $2")
             .bind(customer_id)
             .bind(limit)
-            .fetch_all(&self.read)
+            .fetch_all(self.up_to_date().await?)
             .await?;
         rows.iter().map(usage_row).collect()
     }

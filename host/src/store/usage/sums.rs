@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 
 use serde::Serialize;
 use sqlx::AssertSqlSafe;
@@ -101,10 +102,7 @@ const SUM: &str = "period TEXT, customer_id BIGINT, start BIGINT, api_key_id BIG
     cost BIGINT, model_name TEXT, latest BIGINT";
 
 /// Adds rows of usage to all sums that they are part of.
-pub fn add<'a>(
-    transaction: &Transaction<'_>,
-    usage: impl IntoIterator<Item = &'a Usage>,
-) -> Query<'static> {
+pub fn add(transaction: &Transaction<'_>, usage: &[Arc<Usage>]) -> Query<'static> {
     let mut sums = BTreeMap::new();
     for usage in usage {
         let at = millis(usage.created_at);
@@ -162,7 +160,7 @@ impl Store {
             None => query(AssertSqlSafe(sums(""))),
         };
         let mut by_model: Vec<ModelTotals> = Vec::new();
-        for row in rows.fetch_all(&self.read).await? {
+        for row in rows.fetch_all(self.up_to_date().await?).await? {
             let (model_id, model_name) = (row.try_get("model_id")?, row.try_get("model_name")?);
             match by_model.last_mut() {
                 // a later name of the same
@@ -195,7 +193,7 @@ impl Store {
         let rows = query(AssertSqlSafe(sql))
             .bind(customers.start())
             .bind(customers.end())
-            .fetch_all(&self.read)
+            .fetch_all(self.up_to_date().await?)
             .await?;
         rows.iter()
             .map(|row| Ok((row.try_get("customer_id")?, totals(row)?)))
@@ -222,7 +220,7 @@ impl Store {
             .bind(customer_id)
             .bind(millis(since))
             .bind(period_ms)
-            .fetch_all(&self.read)
+            .fetch_all(self.up_to_date().await?)
             .await?;
         rows.iter()
             .map(|row| {

@@ -1,8 +1,15 @@
 //! What a commit that fails, or is said to, leaves behind.
 
-use super::super::Reserved;
+use std::future::poll_fn;
+use std::pin::pin;
+use std::task::Poll;
+
+use super::super::{Period, Reserved};
 use super::{Ledger, NOW, Open, change, owner, settlement};
 use crate::money::NanoDollars;
+use crate::store::Store;
+use crate::store::db::query;
+use crate::store::scratch::Scratch;
 
 #[tokio::test]
 async fn what_could_not_be_settled_is_freed_by_what_can_be_written_next() {
@@ -15,17 +22,12 @@ async fn what_could_not_be_settled_is_freed_by_what_can_be_written_next() {
             "ALTER TABLE usage DROP CONSTRAINT is_full",
         ),
         false => (
-            "CREATE TRIGGER full BEFORE INSERT ON usage BEGIN SELECT raise(ABORT, 'full'); END",
+            "CREATE TRIGGER full BEFORE INSERT ON journal BEGIN SELECT raise(ABORT, 'full'); END",
             "DROP TRIGGER full",
         ),
     };
     change(&ledger, fill).await;
-    let open = Open {
-        id: "req_1".into(),
-        owner: owner(0),
-        held: Some(NanoDollars(60)),
-        at: NOW,
-    };
+    let open = held("req_1", 60);
     let settled = ledger.settler.settle(settlement(&open, 60)).await;
     settled.expect_err("the disk is full");
     // other servers cannot be told of it yet
@@ -49,38 +51,120 @@ async fn what_could_not_be_settled_is_freed_by_what_can_be_written_next() {
 }
 
 #[tokio::test]
-async fn a_commit_that_is_tried_again_holds_once() {
-    let mut ledger = Ledger::new(Some(10_000)).await;
-    if ledger.store.write.is_shared() {
-        return;
-    }
-    let fails = "CREATE TRIGGER fails BEFORE INSERT ON transfers WHEN random() % 2 = 0 \
-        BEGIN SELECT raise(ABORT, 'now and then'); END";
+async fn what_could_not_be_posted_is_posted_later() {
+    let mut ledger = Ledger::on(Scratch::file(), Some(1000)).await;
+    let fails =
+        "CREATE TRIGGER fails BEFORE INSERT ON transfers BEGIN SELECT raise(ABORT, 'no'); END";
     change(&ledger, fails).await;
-    let mut open: Option<Open> = None;
-    let mut left = 10_000;
-    for _ in 0..60 {
-        let wanted = ledger.reservation(owner(0), 1, 60, NOW);
-        let next = Open {
-            id: wanted.request_id.clone(),
-            owner: owner(0),
-            held: Some(NanoDollars(60)),
-            at: NOW,
-        };
-        // the one is settled and the other reserved by one commit
-        ledger.store.books.lock().forget();
-        let settler = &ledger.settler;
-        let reserve = settler.reserve(wanted);
-        if let Some(last) = &open {
-            let (settled, reserved) = tokio::join!(settler.settle(settlement(last, 40)), reserve);
-            left -= if settled.is_ok() { 40 } else { 0 };
-            let held = if reserved.is_ok() { 60 } else { 0 };
-            assert_eq!(ledger.check().await, Some(left - held));
-            open = reserved.is_ok().then_some(next);
-        } else {
-            reserve.await.expect("no row is written");
-            open = Some(next);
+    let mut open = Vec::new();
+    for id in ["req_1", "req_2", "req_3"] {
+        let reserved = ledger.reserve(owner(0), 1, 60, NOW).await;
+        assert!(matches!(reserved, Reserved::Held { .. }), "{reserved:?}");
+        open.push(held(id, 60));
+    }
+    ledger.settle(&open[0], 40).await;
+    // nobody is told what lacks it
+    for _ in 0..2 {
+        let customer = ledger.store.customer(1).await;
+        customer.expect_err("it cannot be posted");
+        let rows = ledger.store.usage_rows(None, 0, 10).await;
+        rows.expect_err("it cannot be posted");
+    }
+    // nor does anybody spend by it
+    let wanted = ledger.reservation(owner(1), 1, 60, NOW);
+    let reserved = ledger.settler.reserve(wanted).await;
+    reserved.expect_err("it cannot be posted");
+    let settled = ledger.settler.settle(settlement(&open[1], 40)).await;
+    settled.expect_err("it cannot be posted");
+
+    change(&ledger, "DROP TRIGGER fails").await;
+    // what is held for the third
+    assert_eq!(ledger.check().await, Some(1000 - 40 - 60));
+    ledger.settle(&open[2], 50).await;
+    assert_eq!(ledger.check().await, Some(1000 - 40 - 50));
+    let rows = ledger.store.usage_rows(None, 0, 10).await.expect("rows");
+    let ids: Vec<_> = rows.iter().map(|row| &*row.usage.request_id).collect();
+    assert_eq!(ids, ["req_1", "req_3"]);
+}
+
+#[tokio::test]
+async fn what_was_on_record_when_a_server_died_is_posted_by_the_next() {
+    let mut ledger = Ledger::on(Scratch::file(), Some(1000)).await;
+    ledger.budgets(owner(0), &[(Period::Day, 500)]).await;
+    for (id, cost) in [("req_1", 40), ("req_2", 50)] {
+        let reserved = ledger.reserve(owner(0), 1, 60, NOW).await;
+        assert!(matches!(reserved, Reserved::Held { .. }), "{reserved:?}");
+        ledger.settle(&held(id, 60), cost).await;
+    }
+    let rows =
+        "SELECT (SELECT count(*) FROM journal) AS journal, (SELECT count(*) FROM usage) AS usage";
+    let count = async |store: &Store| {
+        let row = query(rows).fetch_one(&store.write).await.expect("a row");
+        let count = |name| row.try_get::<i64>(name).expect("a count");
+        (count("journal"), count("usage"))
+    };
+    assert_eq!(count(&ledger.store).await, (2, 0));
+    ledger.crash().await;
+    assert_eq!(count(&ledger.store).await, (0, 2));
+    assert_eq!(ledger.check().await, Some(1000 - 40 - 50));
+    let budgets = ledger.store.budgets(owner(0), NOW).await.expect("budgets");
+    assert_eq!(budgets[0].spent, NanoDollars(90));
+}
+
+#[tokio::test]
+async fn posting_may_be_cut_off_anywhere() {
+    let mut ledger = Ledger::on(Scratch::file(), Some(100_000)).await;
+    ledger.budgets(owner(0), &[(Period::Day, 50_000)]).await;
+    let mut left = 100_000;
+    for polls in 0..12 {
+        // the fast way, and the one from the journal itself
+        for is_behind in [false, true] {
+            let wanted = ledger.reservation(owner(0), 1, 60, NOW);
+            let open = held(&wanted.request_id, 60);
+            let reserved = ledger.settler.reserve(wanted).await.expect("an answer");
+            assert!(matches!(reserved, Reserved::Held { .. }), "{reserved:?}");
+            ledger.settle(&open, 40).await;
+            left -= 40;
+            if is_behind {
+                ledger.store.books.lock().fall_behind();
+            }
+            // as when a client leaves that asked for its balance
+            cut_off(ledger.store.up_to_date(), polls).await;
+            let wanted = ledger.reservation(owner(1), 1, 70, NOW);
+            let other = held(&wanted.request_id, 70);
+            ledger.settler.reserve(wanted).await.expect("an answer");
+            assert_eq!(ledger.check().await, Some(left - 70));
+            let other = Open {
+                owner: owner(1),
+                ..other
+            };
+            ledger.settle(&other, 0).await;
         }
+    }
+    assert_eq!(ledger.check().await, Some(left));
+}
+
+/// Drops something that is still not done when it has waited so many times.
+async fn cut_off(doing: impl Future, mut polls: usize) {
+    let mut doing = pin!(doing);
+    poll_fn(|context| {
+        let is_done = doing.as_mut().poll(context).is_ready() || polls == 0;
+        polls = polls.saturating_sub(1);
+        match is_done {
+            true => Poll::Ready(()),
+            false => Poll::Pending,
+        }
+    })
+    .await;
+}
+
+/// A request of the first key, and what is held for it.
+fn held(id: &str, amount: i64) -> Open {
+    Open {
+        id: id.into(),
+        owner: owner(0),
+        held: Some(NanoDollars(amount)),
+        at: NOW,
     }
 }
 
@@ -92,36 +176,8 @@ async fn nothing_stays_held_for_a_request_that_is_on_record() {
         ledger.requests = 0;
         let reserved = ledger.reserve(owner(0), 1, 60, NOW).await;
         assert!(matches!(reserved, Reserved::Held { .. }), "{reserved:?}");
-        let open = Open {
-            id: "req_1".into(),
-            owner: owner(0),
-            held: Some(NanoDollars(60)),
-            at: NOW,
-        };
+        let open = held("req_1", 60);
         ledger.settle(&open, 40).await;
         assert_eq!(ledger.check().await, Some(60));
     }
-}
-
-#[tokio::test]
-async fn what_a_commit_freed_is_held_again_if_it_fails_and_others_change_money_meanwhile() {
-    let mut ledger = Ledger::new(Some(100)).await;
-    if ledger.store.write.is_shared() {
-        return;
-    }
-    let reserved = ledger.reserve(owner(0), 1, 60, NOW).await;
-    assert!(matches!(reserved, Reserved::Held { .. }), "{reserved:?}");
-    let open = Open {
-        id: "req_1".into(),
-        owner: owner(0),
-        held: Some(NanoDollars(60)),
-        at: NOW,
-    };
-    let mut books = ledger.store.books.lock();
-    let usage = settlement(&open, 40).usage;
-    books.settle(&usage).expect("the books know the customer");
-    // a payment, which is next to write
-    books.forget();
-    books.undo();
-    assert_eq!(books.held().of(1), NanoDollars(60));
 }

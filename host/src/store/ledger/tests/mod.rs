@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use time::macros::datetime;
 use time::{Duration, OffsetDateTime};
+use tokio::task::JoinHandle;
 
 use super::budgets::{Budget, Owner, Spending};
 use super::{Cap, Period, Reservation, Reserved};
@@ -28,6 +29,7 @@ const NOW: OffsetDateTime = datetime!(2026-01-31 23:00 UTC);
 struct Ledger {
     store: Store,
     settler: Settler,
+    writer: JoinHandle<()>,
     starts: u32,
     scratch: Scratch,
     requests: u32,
@@ -59,10 +61,11 @@ impl Ledger {
                 create_key(&store, customer_id, format!("{number}{key}"), NOW).await;
             }
         }
-        let (settler, _) = Settler::start(store.clone(), "0".into());
+        let (settler, writer) = Settler::start(store.clone(), "0".into());
         Self {
             store,
             settler,
+            writer,
             starts: 0,
             scratch,
             requests: 0,
@@ -75,11 +78,13 @@ impl Ledger {
     async fn crash(&mut self) {
         self.starts += 1;
         self.open.clear();
+        self.writer.abort();
+        (&mut self.writer).await.expect_err("it is cut off");
         let process = self.starts.to_string();
         self.store = open(&self.scratch).await;
         let voided = self.store.void_holds_of_others(&process).await;
         voided.expect("holds are voided");
-        (self.settler, _) = Settler::start(self.store.clone(), process);
+        (self.settler, self.writer) = Settler::start(self.store.clone(), process);
     }
 
     fn reservation(
@@ -395,7 +400,8 @@ async fn only_what_was_not_paid_before_is_asked_for() {
         let row = query(
             "SELECT CAST(coalesce(sum(amount), 0) AS BIGINT) AS owed FROM outbox WHERE kind = 'usage'",
         );
-        let row = row.fetch_one(&ledger.store.read).await.expect("a sum");
+        let read = ledger.store.up_to_date().await.expect("posted");
+        let row = row.fetch_one(read).await.expect("a sum");
         assert_eq!(row.try_get::<i64>("owed").expect("a sum"), owed, "{id}");
     }
 }
