@@ -10,7 +10,8 @@ use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use wasmtime::{Store, UpdateDeadline};
 
-use super::{failure, runtime};
+use super::failure;
+use super::runtime::{self, TICK};
 
 /// A guest computed for longer than it may.
 #[derive(Debug, thiserror::Error)]
@@ -19,6 +20,10 @@ struct Overrun;
 
 /// The time of one request. A call into the guest is only polled while the guest
 /// computes, so what its polls take of their thread's CPU time is the guest's.
+///
+/// To ask for that is a call of the system, so it begins once a request has computed for
+/// a tick. Until then time counts as it passes, which is more if the thread has to wait
+/// meanwhile, and no more than a tick for a poll: at the next one it would be asked again.
 #[derive(Clone)]
 pub(super) struct Meter {
     clock: Arc<Mutex<Clock>>,
@@ -31,10 +36,17 @@ pub(super) struct Meter {
 #[derive(Default)]
 struct Clock {
     spent: Duration,
-    /// CPU time of the thread when the poll began that is under way on it.
-    since: Option<Duration>,
+    /// When the poll began that is under way.
+    since: Option<Since>,
     /// Held while the guest computes on, never while it waits.
     turn: Option<OwnedSemaphorePermit>,
+}
+
+#[derive(Clone, Copy)]
+enum Since {
+    Time(Instant),
+    /// In CPU time of the thread.
+    Cpu(Duration),
 }
 
 impl Meter {
@@ -46,14 +58,19 @@ impl Meter {
         }
     }
 
-    /// Makes the guest wait for its turn at every tick of the engine's clock, and
-    /// stop once it has computed for `budget`.
+    /// Makes the guest wait for its turn at every tick of the engine's clock at which it
+    /// computes on, and stop once it has computed for `budget`.
     pub(super) fn limit<T>(&self, store: &mut Store<T>, budget: Duration) {
         let meter = self.clone();
         store.set_epoch_deadline(1);
         store.epoch_deadline_callback(move |_| {
-            if meter.with(|clock| clock.spent + clock.running()) > budget {
+            let (spent, running) = meter.with(|clock| (clock.spent, clock.running()));
+            if spent + running > budget {
                 return Err(Overrun.into());
+            }
+            // it has waited for something else while the clock ticked
+            if running < TICK / 2 {
+                return Ok(UpdateDeadline::Continue(1));
             }
             let turn = meter.clone().take_turn();
             Ok(UpdateDeadline::YieldCustom(1, Box::pin(turn)))
@@ -108,7 +125,7 @@ impl Meter {
     ) -> Result<T, Error> {
         let mut call = pin!(call);
         let metered = poll_fn(|context| {
-            self.with(|clock| clock.since = Some(thread_cpu_time()));
+            self.with(|clock| clock.since = Some(Since::now(clock.spent)));
             let poll = call.as_mut().poll(context);
             self.with(|clock| {
                 clock.spent += clock.running();
@@ -137,9 +154,22 @@ impl Meter {
 
 impl Clock {
     fn running(&self) -> Duration {
-        self.since.map_or(Duration::ZERO, |since| {
-            thread_cpu_time().saturating_sub(since)
-        })
+        match self.since {
+            None => Duration::ZERO,
+            Some(Since::Time(since)) => since.elapsed().min(TICK),
+            Some(Since::Cpu(since)) => thread_cpu_time().saturating_sub(since),
+        }
+    }
+}
+
+impl Since {
+    /// For a request that has computed for so long.
+    fn now(spent: Duration) -> Self {
+        if spent < TICK {
+            Self::Time(Instant::now())
+        } else {
+            Self::Cpu(thread_cpu_time())
+        }
     }
 }
 

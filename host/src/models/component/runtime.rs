@@ -26,7 +26,7 @@ const HOST_STACK: usize = 1536 << 10;
 
 /// How often a computing guest gives way to other tasks, and its CPU time is
 /// looked at.
-const TICK: Duration = Duration::from_millis(2);
+pub(super) const TICK: Duration = Duration::from_millis(2);
 
 /// Most instances that wait for their request, of all components together; so many
 /// more than the operator allows to be at work. Only those that answer several requests
