@@ -93,6 +93,11 @@ impl Turn {
         (!is_open).then_some("BEGIN IMMEDIATE")
     }
 
+    /// Whether a transaction may have begun.
+    pub(super) fn is_open(&self) -> bool {
+        self.is_open
+    }
+
     /// Says that the transaction is committed.
     pub(super) fn committed(&mut self) {
         self.is_open = false;

@@ -14,8 +14,10 @@ use crate::store::{Error, Store, answers};
 /// So many requests are posted at once while more and more end: it takes so long that
 /// those who wait for it hardly notice.
 const MANY: usize = 256;
-/// How long a request waits at most until it is posted; and after that failed.
+/// How long a request waits at most until it is posted.
 const WAIT: Duration = Duration::from_millis(100);
+/// How much longer after that failed.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// Writes to a file.
 pub(super) struct File {
@@ -45,7 +47,7 @@ impl File {
         self.waiting = None;
         if let Err(error) = self.store.up_to_date().await {
             tracing::error!(%error, "usage could not be posted");
-            self.waiting = Some((Instant::now(), 0));
+            self.waiting = Some((Instant::now() + AGAIN, 0));
         }
     }
 

@@ -3,11 +3,15 @@
 use std::future::poll_fn;
 use std::pin::pin;
 use std::task::Poll;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use sqlx::AssertSqlSafe;
+use tokio::time::timeout;
 
 use super::super::{Period, Reserved};
 use super::{Ledger, NOW, Open, change, owner, settlement};
 use crate::money::NanoDollars;
-use crate::store::Store;
 use crate::store::db::query;
 use crate::store::scratch::Scratch;
 
@@ -91,24 +95,54 @@ async fn what_could_not_be_posted_is_posted_later() {
 async fn what_was_on_record_when_a_server_died_is_posted_by_the_next() {
     let mut ledger = Ledger::on(Scratch::file(), Some(1000)).await;
     ledger.budgets(owner(0), &[(Period::Day, 500)]).await;
-    for (id, cost) in [("req_1", 40), ("req_2", 50)] {
-        let reserved = ledger.reserve(owner(0), 1, 60, NOW).await;
-        assert!(matches!(reserved, Reserved::Held { .. }), "{reserved:?}");
-        ledger.settle(&held(id, 60), cost).await;
+    let reserved = ledger.reserve(owner(0), 1, 60, NOW).await;
+    assert!(matches!(reserved, Reserved::Held { .. }), "{reserved:?}");
+    ledger.settle(&held("req_1", 60), 40).await;
+    assert_eq!(ledger.check().await, Some(960));
+
+    // what a server has on record that dies now: one like it, and the same once more
+    ledger.writer.abort();
+    for (id, cost) in [("req_2", 50), ("req_1", 40)] {
+        let sql = format!(
+            "INSERT INTO journal SELECT NULL, '{id}', customer_id, api_key_id, model_id, \
+             model_name, plugin_digest, prompt_tokens, completion_tokens, tokens_estimated, \
+             prompt_price, completion_price, {cost}, status, error_code, latency_ms, created_at \
+             FROM usage"
+        );
+        let added = query(AssertSqlSafe(sql)).execute(&ledger.store.write).await;
+        assert_eq!(added.expect("added"), 1);
     }
-    let rows =
-        "SELECT (SELECT count(*) FROM journal) AS journal, (SELECT count(*) FROM usage) AS usage";
-    let count = async |store: &Store| {
-        let row = query(rows).fetch_one(&store.write).await.expect("a row");
-        let count = |name| row.try_get::<i64>(name).expect("a count");
-        (count("journal"), count("usage"))
-    };
-    assert_eq!(count(&ledger.store).await, (2, 0));
     ledger.crash().await;
-    assert_eq!(count(&ledger.store).await, (0, 2));
+    assert_eq!(in_journal_and_posted(&ledger).await, (0, 2));
     assert_eq!(ledger.check().await, Some(1000 - 40 - 50));
     let budgets = ledger.store.budgets(owner(0), NOW).await.expect("budgets");
     assert_eq!(budgets[0].spent, NanoDollars(90));
+}
+
+#[tokio::test]
+async fn what_is_on_record_is_posted_though_nobody_asks() {
+    let ledger = Ledger::on(Scratch::file(), Some(1000)).await;
+    for (number, settled) in [1, 300, 1].into_iter().enumerate() {
+        let requests: Vec<_> = (0..settled)
+            .map(|request| held(&format!("req_{number}_{request}"), 0))
+            .collect();
+        join_all(requests.iter().map(|open| ledger.settle(open, 0))).await;
+        let all = Duration::from_secs(10);
+        let posted = async { while in_journal_and_posted(&ledger).await.0 > 0 {} };
+        timeout(all, posted).await.expect("in time");
+    }
+    assert_eq!(in_journal_and_posted(&ledger).await, (0, 302));
+    ledger.check().await;
+}
+
+/// How many requests are in the journal, and in the list of usage.
+async fn in_journal_and_posted(ledger: &Ledger) -> (i64, i64) {
+    let counts = "SELECT (SELECT count(*) FROM journal) AS journal, \
+        (SELECT count(*) FROM usage) AS posted";
+    let row = query(counts).fetch_one(&ledger.store.read).await;
+    let row = row.expect("a row");
+    let count = |name| row.try_get(name).expect("a count");
+    (count("journal"), count("posted"))
 }
 
 #[tokio::test]
