@@ -188,13 +188,8 @@ impl Store {
     /// [`Error::NotFound`] when there is none.
     pub async fn customer(&self, id: i64) -> Result<Customer, Error> {
         let held = self.books.lock().held();
-        customer_with(
-            &held,
-            &query(BY_ID)
-                .bind(id)
-                .fetch_one(self.up_to_date().await?)
-                .await?,
-        )
+        let row = query(BY_ID).bind(id).fetch_one(self.up_to_date().await?);
+        customer_with(&held, &row.await?)
     }
 
     /// The customer with this address, in any case.
@@ -206,13 +201,8 @@ impl Store {
              JOIN accounts ON customer_id = customers.id \
              WHERE lower(email) = lower($1) AND deleted_at IS NULL";
         let held = self.books.lock().held();
-        customer_with(
-            &held,
-            &query(sql)
-                .bind(email)
-                .fetch_one(self.up_to_date().await?)
-                .await?,
-        )
+        let row = query(sql).bind(email).fetch_one(self.up_to_date().await?);
+        customer_with(&held, &row.await?)
     }
 
     /// At most `limit` customers with numbers above `after`, in order.
