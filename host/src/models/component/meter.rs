@@ -36,6 +36,8 @@ pub(super) struct Meter {
 #[derive(Default)]
 struct Clock {
     spent: Duration,
+    /// What was spent when it last had to wait for its turn.
+    at_turn: Duration,
     /// When the poll began that is under way.
     since: Option<Since>,
     /// Held while the guest computes on, never while it waits.
@@ -58,20 +60,22 @@ impl Meter {
         }
     }
 
-    /// Makes the guest wait for its turn at every tick of the engine's clock at which it
-    /// computes on, and stop once it has computed for `budget`.
+    /// Makes the guest wait for its turn at the ticks of the engine's clock, unless it has
+    /// computed for less than an eighth of one since it last did, and stop once it has computed
+    /// for `budget`.
     pub(super) fn limit<T>(&self, store: &mut Store<T>, budget: Duration) {
         let meter = self.clone();
         store.set_epoch_deadline(1);
         store.epoch_deadline_callback(move |_| {
-            let (spent, running) = meter.with(|clock| (clock.spent, clock.running()));
-            if spent + running > budget {
+            let (computed, since_turn) = meter.with(|clock| clock.computed());
+            if computed > budget {
                 return Err(Overrun.into());
             }
-            // it has waited for something else while the clock ticked
-            if running < TICK / 2 {
+            // it has mostly waited for something else while the clock ticked
+            if since_turn < TICK / 8 {
                 return Ok(UpdateDeadline::Continue(1));
             }
+            meter.with(|clock| clock.at_turn = computed);
             let turn = meter.clone().take_turn();
             Ok(UpdateDeadline::YieldCustom(1, Box::pin(turn)))
         });
@@ -85,7 +89,7 @@ impl Meter {
 
     /// Forgets what the request before has computed.
     pub(super) fn renew(&self) {
-        self.with(|clock| clock.spent = Duration::ZERO);
+        self.with(|clock| (clock.spent, clock.at_turn) = Default::default());
     }
 
     async fn take_turn(self) {
@@ -153,6 +157,12 @@ impl Meter {
 }
 
 impl Clock {
+    /// How long the guest has computed, and how long since it last waited for its turn.
+    fn computed(&self) -> (Duration, Duration) {
+        let computed = self.spent + self.running();
+        (computed, computed.saturating_sub(self.at_turn))
+    }
+
     fn running(&self) -> Duration {
         match self.since {
             None => Duration::ZERO,
