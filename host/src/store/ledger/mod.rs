@@ -7,8 +7,8 @@
 //! transaction of its usage row. What is stored beside transfers, usage and
 //! holds (`posted`, `held`, `spending`) is a sum of them, kept so that no sum
 //! must be made for a request; [`Store::audit`](super::Store::audit) makes them again.
-//! What is held of a file is not stored: see [`books`]; and what its requests used is
-//! there first and posted to the rest a little later: see [`journal`].
+//! What is held of a file is not stored: see [`books`]. What its requests used is on
+//! record in its journal first, and posted to the rest a little later: see [`journal`].
 //!
 //! Whatever is settled, and held on a server, is written by the one task of
 //! [`Settler`](super::Settler).
