@@ -24,6 +24,7 @@ use clap::Parser;
 use futures_util::future::join_all;
 use time::OffsetDateTime;
 use time::macros::datetime;
+use uuid::Uuid;
 
 use money::{NanoDollars, Price};
 use store::ledger::{Reservation, Reserved};
@@ -116,12 +117,7 @@ async fn measure(
         .collect();
     let work = (0..tasks).map(|task| {
         let customer_id = 1 + i64::try_from(task).unwrap_or_default() % customers;
-        tokio::spawn(work(
-            settlers[task % servers].clone(),
-            task,
-            customer_id,
-            time,
-        ))
+        tokio::spawn(work(settlers[task % servers].clone(), customer_id, time))
     });
     let took = join_all(work).await;
     let mut took: Vec<_> = took
@@ -148,10 +144,11 @@ async fn measure(
 }
 
 /// Holds and settles until the time is over; how long each reservation took.
-async fn work(settler: Settler, task: usize, customer_id: i64, time: Duration) -> Vec<Duration> {
+async fn work(settler: Settler, customer_id: i64, time: Duration) -> Vec<Duration> {
     let (mut took, end) = (Vec::new(), Instant::now() + time);
     while Instant::now() < end {
-        let request_id = format!("req_{task}_{}", took.len());
+        // in order of time, as the server's are
+        let request_id = format!("req_{}", Uuid::now_v7().simple());
         let wanted = Reservation {
             request_id: request_id.clone(),
             customer_id,
