@@ -33,6 +33,7 @@ use writer::Writer;
 
 pub use query::{On, Query, query};
 pub use row::Row;
+pub use rows::insert_from;
 pub use script::{Place as PlaceInScript, Ran, Script};
 pub use writer::Turn;
 

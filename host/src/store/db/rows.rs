@@ -50,15 +50,6 @@ impl Transaction<'_> {
         })
     }
 
-    /// A query that adds all rows of one table to another, in the order of their ids; `then`
-    /// goes on after them.
-    pub fn insert_from<'q>(&self, from: &str, into: &str, columns: &str, then: &str) -> Query<'q> {
-        let names = names(columns).collect::<Vec<_>>().join(", ");
-        query(AssertSqlSafe(format!(
-            "INSERT INTO {into} ({names}) SELECT {names} FROM {from} WHERE TRUE ORDER BY id {then}"
-        )))
-    }
-
     /// What a query ends with that has the rows of a table to itself from then on,
     /// where others may write too.
     pub fn lock(&self, table: &str) -> String {
@@ -68,6 +59,15 @@ impl Transaction<'_> {
             Self::Postgres(_) => format!("FOR NO KEY UPDATE OF {table}"),
         }
     }
+}
+
+/// A query that adds all rows of one table to another, in the order of their ids; `then`
+/// goes on after them.
+pub fn insert_from<'q>(from: &str, into: &str, columns: &str, then: &str) -> Query<'q> {
+    let names = names(columns).collect::<Vec<_>>().join(", ");
+    query(AssertSqlSafe(format!(
+        "INSERT INTO {into} ({names}) SELECT {names} FROM {from} WHERE TRUE ORDER BY id {then}"
+    )))
 }
 
 fn names(columns: &str) -> impl Iterator<Item = &str> {

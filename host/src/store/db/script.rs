@@ -49,18 +49,13 @@ impl<'q> Script<'q> {
         Place(self.steps.len() - 1)
     }
 
-    /// Whether it has no query.
-    pub fn is_empty(&self) -> bool {
-        self.steps.is_empty()
-    }
-
     /// Runs them all.
     ///
     /// # Errors
     /// When the database fails or a query has not changed what it must. Then the
     /// transaction is to be undone.
     pub async fn run(self, transaction: &mut Transaction<'_>) -> Result<Ran, Error> {
-        if self.is_empty() {
+        if self.steps.is_empty() {
             return Ok(Ran(Vec::new()));
         }
         match transaction {

@@ -169,6 +169,11 @@ impl Books {
         self.is_behind
     }
 
+    /// How many requests are in them and yet to be posted.
+    pub fn unposted(&self) -> usize {
+        self.booked.usage.len()
+    }
+
     /// Whether there may be anything to be posted.
     pub fn is_any_unposted(&self) -> bool {
         self.is_behind || !self.booked.usage.is_empty()
@@ -202,8 +207,7 @@ impl Books {
         scope: Scope<'a>,
     ) -> Asked<'a> {
         if self.must_forget(&scope) {
-            self.day = self.day.max(scope.day().unwrap_or_default());
-            let day = self.day;
+            let day = self.day.max(scope.day().unwrap_or_default());
             self.forget();
             self.day = day;
         }
@@ -256,12 +260,10 @@ impl Books {
         Ok(closed.len())
     }
 
-    /// Frees what is held for a request that could not be settled, if that takes no
-    /// commit; returns whether it did.
-    pub fn give_up(&mut self, request_id: &str) -> bool {
+    /// Frees what is held here for a request that could not be settled.
+    pub fn give_up(&mut self, request_id: &str) {
         // an account that they lack is read later, without this
         self.free(request_id).ok();
-        !self.holds.are_shared()
     }
 
     /// What is held beside what the database tells.

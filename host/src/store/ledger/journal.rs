@@ -2,8 +2,8 @@
 //! made of it, which is the list of usage, its sums, transfers, balances, budgets, and
 //! what the operator and Stripe are told.
 //!
-//! A row of the journal is one write to one table. What is made of it are a dozen, to
-//! tables with indices, and hardly more for hundreds of requests than for one. So a
+//! A row of the journal is one write to one table. What is made of it are a dozen
+//! statements, however many requests they are for, on tables with indices. So a
 //! request waits for its row alone, and the rest is done for many together: when they are
 //! many, or the first of them has waited, or somebody is to read it ([`Store::up_to_date`])
 //! or to change money in another way.
@@ -88,7 +88,7 @@ impl Store {
     /// Posts what the books have, which is all that is in the journal.
     async fn post_books(&self, transaction: &mut Transaction<'_>) -> Result<(), Error> {
         let mut script = Script::default();
-        script.add(usage::post(transaction));
+        script.add(usage::post());
         let booked = self.books.lock().write(transaction, &mut script);
         let rows = booked.usage.len();
         self.end_posting(transaction, script, booked, rows).await
@@ -105,7 +105,7 @@ impl Store {
         }
         let mut script = Script::default();
         let asked = self.books.lock().ask(transaction, &mut script, scope);
-        let inserted = script.add(usage::post_new(transaction));
+        let inserted = script.add(usage::post_new());
         let ran = script.run(transaction).await?;
         let new = usage::inserted(ran.rows(Some(inserted)))?;
 

@@ -11,8 +11,7 @@ use crate::store::ledger::{Scope, budgets};
 use crate::store::usage::{self, Usage};
 use crate::store::{Error, Store, answers};
 
-/// So many requests are posted at once while more and more end: it takes so long that
-/// those who wait for it hardly notice.
+/// As soon as so many requests wait they are posted: those who settle wait for it.
 const MANY: usize = 256;
 /// How long a request waits at most until it is posted.
 const WAIT: Duration = Duration::from_millis(100);
@@ -22,8 +21,8 @@ const AGAIN: Duration = Duration::from_secs(1);
 /// Writes to a file.
 pub(super) struct File {
     store: Store,
-    /// Since when something waits to be posted, and how much; others may have done it.
-    waiting: Option<(Instant, usize)>,
+    /// Since when something waits to be posted; others may have done it.
+    waiting: Option<Instant>,
 }
 
 impl File {
@@ -36,10 +35,9 @@ impl File {
 
     /// When what waits is to be posted, if anything does.
     pub fn must_post_at(&self) -> Option<Instant> {
-        self.waiting.map(|(since, rows)| match rows {
-            ..MANY => since + WAIT,
-            _ => since,
-        })
+        let since = self.waiting?;
+        let are_many = self.store.books.lock().unposted() >= MANY;
+        Some(if are_many { since } else { since + WAIT })
     }
 
     /// Posts what waits, or tries again later.
@@ -47,7 +45,7 @@ impl File {
         self.waiting = None;
         if let Err(error) = self.store.up_to_date().await {
             tracing::error!(%error, "usage could not be posted");
-            self.waiting = Some((Instant::now() + AGAIN, 0));
+            self.waiting = Some(Instant::now() + AGAIN);
         }
     }
 
@@ -131,8 +129,7 @@ impl File {
         let reserved = reserved.collect::<Result<_, _>>()?;
         drop(books);
         if !rows.is_empty() {
-            let (since, waiting) = self.waiting.unwrap_or((Instant::now(), 0));
-            self.waiting = Some((since, waiting + rows.len()));
+            self.waiting.get_or_insert_with(Instant::now);
         }
         Ok(Written {
             settled: rows.iter().map(|_| Ok(())).collect(),

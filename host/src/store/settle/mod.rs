@@ -71,7 +71,8 @@ impl Settler {
     }
 
     /// Returns when it is on the disk, and what was held for it is free. A second
-    /// one of the same request changes nothing.
+    /// one of the same request changes nothing; of a file, once it is posted: until then
+    /// the books count its cost twice.
     ///
     /// # Errors
     /// [`Error::TakenOver`] when another server took its name meanwhile: it is on

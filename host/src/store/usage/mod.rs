@@ -10,7 +10,7 @@ use std::sync::Arc;
 use serde::Serialize;
 use time::OffsetDateTime;
 
-use super::db::{Query, Row, Transaction, query};
+use super::db::{Query, Row, Transaction, insert_from, query};
 use super::{Error, Store, from_millis, millis, servers};
 use crate::money::{NanoDollars, Price};
 
@@ -183,13 +183,13 @@ pub(super) fn add_to_journal(
 }
 
 /// Writes what is in the journal; fails where a request has a row.
-pub(super) fn post(transaction: &Transaction<'_>) -> Query<'static> {
-    transaction.insert_from("journal", "usage", STORED, "")
+pub(super) fn post() -> Query<'static> {
+    insert_from("journal", "usage", STORED, "")
 }
 
 /// Writes what is in the journal; gives what [`insert_new`] does.
-pub(super) fn post_new(transaction: &Transaction<'_>) -> Query<'static> {
-    transaction.insert_from("journal", "usage", STORED, IF_NEW)
+pub(super) fn post_new() -> Query<'static> {
+    insert_from("journal", "usage", STORED, IF_NEW)
 }
 
 const IF_NEW: &str = "ON CONFLICT (request_id) DO NOTHING RETURNING request_id";
