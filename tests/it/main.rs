@@ -38,4 +38,5 @@ mod telemetry;
 mod tidy;
 mod transformer;
 mod usage;
+mod watch;
 mod webhook;

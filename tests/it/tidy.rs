@@ -19,7 +19,7 @@ const LAYERS: [&[&str]; 9] = [
 ];
 
 /// Crates, and the only places that may name them.
-const FENCES: [(&str, &[&str]); 20] = [
+const FENCES: [(&str, &[&str]); 19] = [
     ("axum", &["http", "app.rs"]),
     ("axum_extra", &["http"]),
     ("hyper", &["http", "models/component/network"]),
@@ -37,7 +37,6 @@ const FENCES: [(&str, &[&str]); 20] = [
     ("redis", &["limits"]),
     ("stripe", &["billing"]),
     ("notify", &["reload/watch.rs"]),
-    ("notify_debouncer_full", &["reload/watch.rs"]),
     ("oci_client", &["models/component"]),
     ("clap", &["cli"]),
 ];

@@ -162,6 +162,9 @@ impl Reloader {
             }
             // reads files, whole components among them
             let read = tokio::task::block_in_place(|| {
+                if let Some(watcher) = &mut watcher {
+                    watcher.about_to_read();
+                }
                 let config = config::load(&self.origin.path, &self.origin.environment)?;
                 // before they are read, so that no change is missed
                 self.follow(&mut watcher, &config);

@@ -2,12 +2,15 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use notify_debouncer_full::notify::event::{AccessKind, AccessMode, EventKind, ModifyKind};
-use notify_debouncer_full::notify::{RecommendedWatcher, RecursiveMode, Result};
-use notify_debouncer_full::{DebounceEventResult, Debouncer, RecommendedCache, new_debouncer};
+use notify::event::{AccessKind, AccessMode, EventKind};
+use notify::{
+    Config, Event, EventKindMask, RecommendedWatcher, RecursiveMode, Result, Watcher as _,
+};
+use tokio::sync::mpsc;
+use tokio::time::timeout;
 
 /// How long a file must be left alone before it is read.
 const QUIET: Duration = Duration::from_millis(100);
@@ -15,33 +18,58 @@ const QUIET: Duration = Duration::from_millis(100);
 /// Watches the folders of files: a file that is replaced is another file, which a
 /// watch of the file itself would miss. Ends when it is dropped.
 pub(super) struct Watcher {
-    debouncer: Debouncer<RecommendedWatcher, RecommendedCache>,
-    files: Arc<Mutex<BTreeSet<PathBuf>>>,
+    watcher: RecommendedWatcher,
+    /// As they were asked for.
+    asked: Vec<PathBuf>,
+    followed: Arc<Mutex<Followed>>,
     folders: BTreeSet<PathBuf>,
 }
 
+#[derive(Default)]
+struct Followed {
+    /// In their folders, and where links lead.
+    files: BTreeSet<PathBuf>,
+    /// Whether one has changed since they were last about to be read.
+    is_changed: bool,
+}
+
 impl Watcher {
-    /// Calls `changed` after each change of a file that is followed.
+    /// Calls `changed` when a file that is followed has changed, unless all were read since:
+    /// see [`Self::about_to_read`]. It is called from a task.
     ///
     /// # Errors
     /// When the operating system cannot watch.
     pub(super) fn new(changed: impl Fn() + Send + 'static) -> Result<Self> {
-        let files: Arc<Mutex<BTreeSet<PathBuf>>> = Arc::default();
-        let followed = Arc::clone(&files);
-        let debouncer = new_debouncer(QUIET, None, move |result: DebounceEventResult| {
-            let Ok(events) = result else { return };
-            let files = followed.lock().unwrap_or_else(PoisonError::into_inner);
-            let mut paths = events
-                .iter()
-                .filter(|event| is_change(&event.kind))
-                .flat_map(|event| &event.paths);
-            if paths.any(|path| files.contains(path)) {
-                changed();
+        let followed: Arc<Mutex<Followed>> = Arc::default();
+        let (touched, mut touches) = mpsc::channel(1);
+        let handler = {
+            let followed = Arc::clone(&followed);
+            move |event: Result<Event>| {
+                let Ok(event) = event else { return };
+                let mut followed = lock(&followed);
+                let is_followed = || event.paths.iter().any(|path| followed.files.contains(path));
+                if event.need_rescan() || is_change(&event.kind) && is_followed() {
+                    followed.is_changed = true;
+                    // one that waits is one for all
+                    touched.try_send(()).ok();
+                }
             }
-        })?;
+        };
+        let config = Config::default().with_event_kinds(kinds());
+        let watcher = RecommendedWatcher::new(handler, config)?;
+        let seen = Arc::clone(&followed);
+        tokio::spawn(async move {
+            while touches.recv().await.is_some() {
+                while let Ok(Some(())) = timeout(QUIET, touches.recv()).await {}
+                if lock(&seen).is_changed {
+                    changed();
+                }
+            }
+        });
         Ok(Self {
-            debouncer,
-            files,
+            watcher,
+            asked: Vec::new(),
+            followed,
             folders: BTreeSet::new(),
         })
     }
@@ -49,40 +77,73 @@ impl Watcher {
     /// Follows these files, which need not exist, and no others. A folder that is not
     /// there is not watched.
     pub(super) fn follow<'a>(&mut self, files: impl Iterator<Item = &'a Path>) {
-        // one spelling for a folder: its events come with one
-        let files: BTreeSet<PathBuf> = files
-            .filter_map(|file| {
-                let absolute = std::path::absolute(file).ok()?;
-                let folder = absolute.parent()?.canonicalize().ok()?;
-                Some(folder.join(absolute.file_name()?))
-            })
-            .collect();
+        self.asked = files.map(Path::to_owned).collect();
+        self.look_again();
+    }
+
+    /// Says that all files are about to be read, so that no change until now is to be told.
+    /// They are followed to where links lead now, into folders that may be new: Kubernetes
+    /// replaces the files of a volume so.
+    pub(super) fn about_to_read(&mut self) {
+        lock(&self.followed).is_changed = false;
+        self.look_again();
+    }
+
+    fn look_again(&mut self) {
+        let files: BTreeSet<PathBuf> = self.asked.iter().flat_map(|file| places(file)).collect();
         let folders: BTreeSet<PathBuf> = files
             .iter()
             .filter_map(|file| file.parent())
             .map(Path::to_owned)
             .collect();
         // before anything is taken away, so that no change is missed
-        *self.files.lock().unwrap_or_else(PoisonError::into_inner) = files;
-        for folder in folders.difference(&self.folders) {
-            if let Err(error) = self.debouncer.watch(folder, RecursiveMode::NonRecursive) {
+        lock(&self.followed).files = files;
+        // those that are watched too: another folder may be there by the same name
+        for folder in &folders {
+            if let Err(error) = self.watcher.watch(folder, RecursiveMode::NonRecursive) {
                 tracing::warn!(folder = %folder.display(), %error, "cannot watch for changes");
             }
         }
         for folder in self.folders.difference(&folders) {
-            self.debouncer.unwatch(folder).ok();
+            self.watcher.unwatch(folder).ok();
         }
         self.folders = folders;
     }
 }
 
-/// Whether a file may be another one now. Where the system tells that a file which was
-/// written is closed, it is not looked at before.
+fn lock(followed: &Mutex<Followed>) -> MutexGuard<'_, Followed> {
+    followed.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What the system is to tell. On Linux it tells when a file is closed that was written,
+/// and need not tell of each write to a file: this server's log may be in the same folder.
+fn kinds() -> EventKindMask {
+    let kinds = EventKindMask::CREATE
+        | EventKindMask::REMOVE
+        | EventKindMask::MODIFY_NAME
+        | EventKindMask::MODIFY_META;
+    if cfg!(target_os = "linux") {
+        kinds | EventKindMask::ACCESS_CLOSE
+    } else {
+        kinds | EventKindMask::MODIFY_DATA
+    }
+}
+
+/// Whether a file may be another one now.
 fn is_change(kind: &EventKind) -> bool {
     match kind {
-        EventKind::Access(AccessKind::Close(AccessMode::Write)) => true,
-        EventKind::Access(_) => false,
-        EventKind::Modify(ModifyKind::Data(_)) => !cfg!(target_os = "linux"),
+        EventKind::Access(kind) => *kind == AccessKind::Close(AccessMode::Write),
         _ => true,
     }
+}
+
+/// Where a file is, in one spelling for a folder, as its events come with one; and where it
+/// leads if it is a link.
+fn places(file: &Path) -> impl Iterator<Item = PathBuf> {
+    let in_folder = || {
+        let absolute = std::path::absolute(file).ok()?;
+        let folder = absolute.parent()?.canonicalize().ok()?;
+        Some(folder.join(absolute.file_name()?))
+    };
+    in_folder().into_iter().chain(file.canonicalize().ok())
 }
