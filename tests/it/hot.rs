@@ -240,7 +240,7 @@ async fn a_restart_compiles_nothing_again() {
     mode(0o777).expect("a folder");
     host.signal("TERM");
     host.wait_exit().await;
-    let refused = Command::new(BINARY)
+    let refused = Command::new(&*BINARY)
         .args(["serve", "--listen", "127.0.0.1:0"])
         .current_dir(host.dir())
         .output()

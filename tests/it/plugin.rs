@@ -24,7 +24,7 @@ impl Workshop {
     /// `model-host plugin …`, with the compiled components of the server that
     /// serves the project later.
     fn plugin(&self, arguments: &[&str]) -> Output {
-        let mut command = Command::new(BINARY);
+        let mut command = Command::new(&*BINARY);
         command
             .current_dir(&self.0)
             .arg("plugin")

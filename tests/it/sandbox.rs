@@ -279,7 +279,7 @@ fn a_machine_without_the_address_space_is_told_what_to_do() {
             format!("[server]\nlisten = \"127.0.0.1:0\"\n[components]\ninstances = {instances}\n");
         std::fs::write(dir.path().join("model-host.toml"), config).expect("a file");
         let mut server = Command::new("sh")
-            .args(["-c", "ulimit -v 100000000; exec \"$0\" serve", BINARY])
+            .args(["-c", "ulimit -v 100000000; exec \"$0\" serve", &BINARY])
             .current_dir(dir.path())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())

@@ -6,16 +6,18 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::harness::Reply;
+use crate::ask::{ASKS, Answer, Ask};
 
 /// The status of a request that got no answer.
 const NO_ANSWER: u16 = 0;
+/// What a token costs with every model here, the price that is not configured, in nano-dollars.
+const PRICE: i64 = 10_000;
 
 /// What clients saw.
 #[derive(Debug, Default)]
 pub struct Report {
-    /// Times of all requests, by model and status.
-    times: BTreeMap<(i64, u16), Vec<Duration>>,
+    /// Times of all requests, by what was asked and the status.
+    times: BTreeMap<(Ask, u16), Vec<Duration>>,
     /// What the answers add up to.
     answered: Books,
     /// The first answer that should not have come.
@@ -32,16 +34,26 @@ struct Books {
 }
 
 impl Books {
-    /// The sums that an object of the server's holds.
-    fn of(sums: &Value, requests: i64) -> Self {
-        let count = |field: &str| sums[field].as_i64().unwrap_or(-1);
+    /// The sums that the server shows.
+    fn of(totals: &Value) -> Self {
+        let count = |field: &str| totals[field].as_i64().unwrap_or(-1);
         Self {
-            requests,
+            requests: count("requests"),
             prompt_tokens: count("prompt_tokens"),
             completion_tokens: count("completion_tokens"),
-            nano_dollars: sums["cost"]
+            nano_dollars: totals["cost"]
                 .as_f64()
                 .map_or(-1, |cost| (cost * 1e9).round() as i64),
+        }
+    }
+
+    /// What an answer with so many tokens of prompt and its own must leave.
+    fn of_answer((prompt_tokens, completion_tokens): (i64, i64)) -> Self {
+        Self {
+            requests: 1,
+            prompt_tokens,
+            completion_tokens,
+            nano_dollars: (prompt_tokens + completion_tokens) * PRICE,
         }
     }
 
@@ -55,21 +67,27 @@ impl Books {
 
 impl Report {
     /// Counts one request; returns how long the server asks to wait.
-    pub fn note(&mut self, model: i64, time: Duration, answer: reqwest::Result<Reply>) -> Duration {
-        let (status, said) = match &answer {
-            Ok(reply) => (reply.status.as_u16(), reply.body.to_string()),
-            Err(error) => (NO_ANSWER, format!("{error:?}")),
-        };
-        self.times.entry((model, status)).or_default().push(time);
-        match (status, answer) {
-            (200, Ok(reply)) => self.answered.add(Books::of(&reply.body, 1)),
-            (429, Ok(reply)) => {
-                let seconds = reply.header("retry-after").parse().unwrap_or(1);
-                return Duration::from_secs(seconds);
+    pub fn note(&mut self, ask: &Ask, time: Duration, answer: reqwest::Result<Answer>) -> Duration {
+        let status = answer.as_ref().map_or(NO_ANSWER, |answer| answer.status);
+        self.times.entry((*ask, status)).or_default().push(time);
+        match answer {
+            Ok(Answer {
+                status: 200,
+                tokens: Some(tokens),
+                ..
+            }) => self.answered.add(Books::of_answer(tokens)),
+            Ok(Answer {
+                status: 429,
+                retry_after,
+                ..
+            }) => return Duration::from_secs(retry_after),
+            Ok(Answer { status, said, .. }) => {
+                let why = format!("{ask}: {status} {said}");
+                self.unexpected.get_or_insert(why);
             }
-            _ => {
-                self.unexpected
-                    .get_or_insert(format!("model {model} answered {status}: {said}"));
+            Err(error) => {
+                let why = format!("{ask}: {error:?}");
+                self.unexpected.get_or_insert(why);
             }
         }
         Duration::ZERO
@@ -84,11 +102,13 @@ impl Report {
         self.unexpected = self.unexpected.take().or(other.unexpected);
     }
 
-    /// A line for each model and status.
+    /// A line for each way to ask and status.
     pub fn table(&self, elapsed: Duration) -> String {
-        let mut table =
-            String::from("model  status  requests  per second   p50 ms   p95 ms   p99 ms\n");
-        for ((model, status), times) in &self.times {
+        let mut table = format!(
+            "{:<50} status  requests  per second   p50 ms   p95 ms   p99 ms\n",
+            "asked"
+        );
+        for ((ask, status), times) in &self.times {
             let mut times = times.clone();
             times.sort_unstable();
             let at = |part: usize| times[(times.len() - 1) * part / 100].as_secs_f64() * 1000.0;
@@ -96,7 +116,8 @@ impl Report {
             let count = times.len();
             writeln!(
                 table,
-                "{model:>5}  {status:>6}  {count:>8}  {rate:>10.1}  {:>7.1}  {:>7.1}  {:>7.1}",
+                "{:<50} {status:>6}  {count:>8}  {rate:>10.1}  {:>7.1}  {:>7.1}  {:>7.1}",
+                ask.to_string(),
                 at(50),
                 at(95),
                 at(99)
@@ -107,20 +128,17 @@ impl Report {
     }
 
     /// What is wrong, by what was seen and by the server's own totals.
-    pub fn problems(&self, models: &[i64], usage: &Value) -> Vec<String> {
+    pub fn problems(&self, usage: &Value) -> Vec<String> {
         let mut found: Vec<_> = self.unexpected.iter().cloned().collect();
-        for model in models {
-            if !self.times.contains_key(&(*model, 200)) {
-                found.push(format!("model {model} answered nothing"));
+        for ask in ASKS {
+            if !self.times.contains_key(&(ask, 200)) {
+                found.push(format!("{ask}: nothing was answered"));
             }
         }
-        let totals = &usage["totals"];
-        let kept = Books::of(totals, totals["requests"].as_i64().unwrap_or(-1));
+        let kept = Books::of(&usage["totals"]);
         if kept != self.answered {
-            found.push(format!(
-                "on record: {kept:?}; answered: {:?}",
-                self.answered
-            ));
+            let answered = self.answered;
+            found.push(format!("on record: {kept:?}; answered: {answered:?}"));
         }
         found
     }

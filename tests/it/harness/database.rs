@@ -168,7 +168,8 @@ impl Database {
     }
 }
 
+/// A variable of the tests' own.
 #[expect(clippy::disallowed_methods, reason = "a test's own settings")]
-fn variable(name: &str) -> Option<String> {
+pub(super) fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }

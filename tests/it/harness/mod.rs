@@ -16,7 +16,7 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -36,8 +36,11 @@ pub use upstream::{Act, Upstream};
 pub const PATIENCE: Duration = Duration::from_secs(60);
 /// The admin key of every test's server.
 pub const ADMIN_KEY: &str = "admin-key-of-the-tests";
-/// The built server.
-pub const BINARY: &str = env!("CARGO_BIN_EXE_model-host");
+/// The built server, or another build of it that is to be tested.
+pub static BINARY: LazyLock<String> = LazyLock::new(|| {
+    let built = env!("CARGO_BIN_EXE_model-host");
+    database::variable("MODEL_HOST_TEST_BINARY").unwrap_or_else(|| built.to_owned())
+});
 
 /// GPT-2 from the binary itself: quick to load, and what a newcomer gets.
 pub const GPT2: &str = r#"

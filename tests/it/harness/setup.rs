@@ -117,7 +117,7 @@ impl Setup {
 
     /// A command of the binary in the server's folder and environment.
     pub(super) fn command(&self, dir: &Path) -> Command {
-        let mut command = Command::new(BINARY);
+        let mut command = Command::new(&*BINARY);
         command
             .current_dir(dir)
             .env_clear()

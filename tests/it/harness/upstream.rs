@@ -25,7 +25,8 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 /// What the upstream does with a request.
 #[derive(Clone, Debug)]
 pub enum Act {
-    /// Answers with this text and counted tokens: 7 and 3.
+    /// Answers as it is asked, a text or a chat, whole or word by word, with this and counted
+    /// tokens: 7 and 3.
     Answer(&'static str),
     /// Answers without counting tokens.
     AnswerWithoutUsage(&'static str),
@@ -207,7 +208,9 @@ async fn answer(
     body: Bytes,
 ) -> Response {
     let open = Open::new(&upstream.open);
-    let body = serde_json::from_slice(&body).unwrap_or_default();
+    let body: Value = serde_json::from_slice(&body).unwrap_or_default();
+    let is_chat = body["messages"].is_array();
+    let is_streamed = body["stream"] == true;
     let echo = format!("{headers:?}");
     upstream.seen.lock().expect("no panic").push(Seen {
         peer,
@@ -217,6 +220,8 @@ async fn answer(
     });
     let act = upstream.act.lock().expect("no panic").clone();
     match act {
+        Act::Answer(text) if is_streamed => words(text, is_chat),
+        Act::Answer(text) if is_chat => chat(text),
         Act::Answer(text) => completion(text, Some(7)),
         Act::AnswerWithoutUsage(text) => completion(text, None),
         Act::Echo => completion(&echo, Some(7)),
@@ -247,6 +252,47 @@ async fn answer(
     }
 }
 
+/// A chat's answer, whole.
+fn chat(text: &str) -> Response {
+    let message = json!({ "role": "assistant", "content": text });
+    let choice = json!({ "index": 0, "message": message, "finish_reason": "stop" });
+    let answer = json!({
+        "id": "chatcmpl-1",
+        "object": "chat.completion",
+        "created": 1,
+        "model": "upstream",
+        "choices": [choice],
+        "usage": usage(7),
+    });
+    axum::Json(answer).into_response()
+}
+
+/// The words of a text, a write for each, and how many tokens they are.
+fn words(text: &'static str, is_chat: bool) -> Response {
+    let said = move |text: &str, end: Value| {
+        let choice = match is_chat {
+            true => json!({ "index": 0, "delta": { "content": text }, "finish_reason": end }),
+            false => json!({ "index": 0, "text": text, "finish_reason": end }),
+        };
+        json!({ "id": "1", "created": 1, "model": "upstream", "choices": [choice] })
+    };
+    let mut events: Vec<_> = text
+        .split_inclusive(' ')
+        .map(|word| said(word, Value::Null).to_string())
+        .collect();
+    events.push(said("", json!("stop")).to_string());
+    events.push(json!({ "choices": [], "usage": usage(7) }).to_string());
+    events.push("[DONE]".to_owned());
+    let events = events.into_iter();
+    let pieces = events.map(|event| Ok::<_, std::io::Error>(format!("data: {event}\n\n")));
+    let headers = [("content-type", "text/event-stream")];
+    (
+        headers,
+        Body::from_stream(futures_util::stream::iter(pieces)),
+    )
+        .into_response()
+}
+
 fn completion(text: &str, prompt_tokens: Option<u32>) -> Response {
     let mut answer = json!({
         "id": "cmpl-1",
@@ -256,12 +302,16 @@ fn completion(text: &str, prompt_tokens: Option<u32>) -> Response {
         "choices": [{ "text": text, "index": 0, "logprobs": null, "finish_reason": "stop" }],
     });
     if let Some(prompt) = prompt_tokens {
-        let completion = 3;
-        answer["usage"] = json!({
-            "prompt_tokens": prompt,
-            "completion_tokens": completion,
-            "total_tokens": prompt + completion,
-        });
+        answer["usage"] = usage(prompt);
     }
     axum::Json(answer).into_response()
+}
+
+fn usage(prompt: u32) -> Value {
+    let completion = 3;
+    json!({
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+    })
 }
