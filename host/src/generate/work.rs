@@ -302,13 +302,18 @@ impl Generator {
             answer: kept,
             is_held: held.is_some(),
         };
+        let mut ended = produced.ended;
+        // free for another request meanwhile; to make the next instance would be in the way
+        if let Some(kept) = ended.take_if(|completion| completion.is_kept()) {
+            tokio::spawn(kept.end());
+        }
         let settled = self.settler.settle(settlement).await;
         // before the client knows the end: its next request finds all of it free
         permit
             .settle(used.prompt_tokens.saturating_add(used.completion_tokens))
             .await;
-        if let Some(completion) = produced.ended {
-            tokio::spawn(completion.end());
+        if let Some(ended) = ended {
+            tokio::spawn(ended.end());
         }
         let settled = settled.map_err(|error| match error {
             store::Error::Stopping => Error::Stopping,

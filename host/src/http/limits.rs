@@ -2,6 +2,7 @@
 //! its SDKs read, and the IETF's `RateLimit` and `RateLimit-Policy`
 //! (draft-ietf-httpapi-ratelimit-headers-11).
 
+use std::fmt::{self, Write};
 use std::time::Duration;
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
@@ -54,8 +55,16 @@ pub fn write(headers: &mut HeaderMap, standings: &[Standing]) {
         }
     }
     if !standings.is_empty() {
-        let list = |item: fn(&Standing) -> String| {
-            standings.iter().map(item).collect::<Vec<_>>().join(", ")
+        let list = |item: fn(&mut String, &Standing) -> fmt::Result| {
+            let mut list = String::new();
+            for standing in standings {
+                if !list.is_empty() {
+                    list.push_str(", ");
+                }
+                // to a text: none fails
+                let _ = item(&mut list, standing);
+            }
+            list
         };
         insert(headers, RATE_LIMIT_POLICY, &list(policy));
         insert(headers, RATE_LIMIT, &list(service_limit));
@@ -69,25 +78,23 @@ fn insert(headers: &mut HeaderMap, name: HeaderName, text: &str) {
 }
 
 /// A limit as a quota policy. The draft's registry has no unit for tokens yet.
-fn policy(standing: &Standing) -> String {
+fn policy(to: &mut String, standing: &Standing) -> fmt::Result {
     let limit = standing.limit;
     let (name, quota) = (limit.name(), limit.most);
     match limit.unit {
-        Unit::Requests => format!("\"{name}\";q={quota};w=60"),
-        Unit::Tokens => format!("\"{name}\";q={quota};qu=\"tokens\";w=60"),
-        Unit::Concurrent => format!("\"{name}\";q={quota};qu=\"concurrent-requests\""),
+        Unit::Requests => write!(to, "\"{name}\";q={quota};w=60"),
+        Unit::Tokens => write!(to, "\"{name}\";q={quota};qu=\"tokens\";w=60"),
+        Unit::Concurrent => write!(to, "\"{name}\";q={quota};qu=\"concurrent-requests\""),
     }
 }
 
 /// What is left of a limit, and for how many seconds no more will be, rounded up.
-fn service_limit(standing: &Standing) -> String {
+fn service_limit(to: &mut String, standing: &Standing) -> fmt::Result {
     let (name, remaining) = (standing.limit.name(), standing.remaining);
+    write!(to, "\"{name}\";r={remaining}")?;
     match standing.limit.unit {
-        Unit::Concurrent => format!("\"{name}\";r={remaining}"),
-        _ => {
-            let seconds = whole_seconds(standing.next);
-            format!("\"{name}\";r={remaining};t={seconds}")
-        }
+        Unit::Concurrent => Ok(()),
+        _ => write!(to, ";t={}", whole_seconds(standing.next)),
     }
 }
 

@@ -157,6 +157,14 @@ impl Completion {
         }
     }
 
+    /// Whether what made it may make another one, once it has ended.
+    pub fn is_kept(&self) -> bool {
+        match self {
+            Self::Native(_) => false,
+            Self::Component(completion) => completion.is_kept(),
+        }
+    }
+
     /// Ends one that is over; nobody should wait for what that takes. One that is not is
     /// cancelled, as if it were dropped.
     pub async fn end(self) {

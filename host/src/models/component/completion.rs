@@ -93,6 +93,12 @@ impl Completion {
         Ok(events)
     }
 
+    /// Whether the instance may take another request, once this one has ended.
+    pub fn is_kept(&self) -> bool {
+        let answering = self.answering.as_ref();
+        answering.is_some_and(|answering| answering.running.has_more())
+    }
+
     /// Keeps the instance for its next request, or takes it apart and has another one
     /// made. Nobody should wait for that; dropping the answer takes the instance apart.
     pub async fn end(self) {

@@ -91,6 +91,11 @@ impl Running {
         self.store.data_mut().network.deadline = deadline;
     }
 
+    /// Whether it may take another request after the present one.
+    pub(super) fn has_more(&self) -> bool {
+        self.requests_left > 1
+    }
+
     /// Ends its request, which the guest has answered. Whether it can take another one,
     /// with the same limits anew.
     async fn end(&mut self, completion: ResourceAny, limits: &Limits) -> bool {

@@ -53,6 +53,17 @@ async fn an_instance_answers_as_many_requests_as_it_may() {
 }
 
 #[tokio::test]
+async fn an_instance_is_kept_until_its_last_request() {
+    let component = open(reusing(2)).await;
+    for is_kept in [true, false, true] {
+        let mut completion = component.generate(request("count")).await.unwrap();
+        completion.next().await.unwrap();
+        assert_eq!(completion.is_kept(), is_kept);
+        completion.end().await;
+    }
+}
+
+#[tokio::test]
 async fn one_that_failed_or_was_left_answers_no_other() {
     let component = open(reusing(100)).await;
     for ending in ["trap", "exit", "empty", "loop"] {

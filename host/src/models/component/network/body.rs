@@ -1,5 +1,6 @@
 //! An upstream's answer on its way to a component.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -7,11 +8,11 @@ use futures_util::{FutureExt, stream};
 use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Incoming;
-use secrecy::{ExposeSecret, SecretString};
+use memchr::memmem;
 use tokio::time::timeout;
 use wasmtime_wasi_http::{Error, WasiBody};
 
-use super::shorter;
+use super::{Upstream, shorter};
 
 /// Bytes to hand over at once.
 const PIECE: usize = 64 << 10;
@@ -25,7 +26,7 @@ pub struct Arriving {
     body: Incoming,
     left: usize,
     limit: usize,
-    secret: Option<SecretString>,
+    upstream: Arc<Upstream>,
     /// The end of what was read, as the secret may be cut in two.
     tail: Vec<u8>,
     between_bytes: Option<Duration>,
@@ -39,7 +40,7 @@ impl Arriving {
     pub(super) fn new(
         body: Incoming,
         limit: usize,
-        secret: Option<SecretString>,
+        upstream: Arc<Upstream>,
         between_bytes: Option<Duration>,
         deadline: Instant,
     ) -> Self {
@@ -47,7 +48,7 @@ impl Arriving {
             body,
             left: limit,
             limit,
-            secret,
+            upstream,
             tail: Vec::new(),
             between_bytes,
             deadline,
@@ -130,10 +131,9 @@ impl Arriving {
     }
 
     fn check(&mut self, piece: &[u8]) -> Result<(), Error> {
-        let Some(secret) = &self.secret else {
+        let Some(secret) = self.upstream.secret_bytes() else {
             return Ok(());
         };
-        let secret = secret.expose_secret().as_bytes();
         self.tail.extend_from_slice(piece);
         if contains(&self.tail, secret) {
             return Err(Error::InternalError(Some(
@@ -148,5 +148,5 @@ impl Arriving {
 
 /// Whether `needle`, if it is anything, is in `text`.
 pub(super) fn contains(text: &[u8], needle: &[u8]) -> bool {
-    !needle.is_empty() && text.windows(needle.len()).any(|window| window == needle)
+    !needle.is_empty() && memmem::find(text, needle).is_some()
 }

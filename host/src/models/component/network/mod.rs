@@ -22,7 +22,6 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper_util::client::legacy;
 use reqwest::Url;
-use secrecy::ExposeSecret;
 use tokio::time::timeout;
 use tower::timeout::error::Elapsed;
 use wasmtime_wasi_http::{
@@ -148,7 +147,7 @@ impl Gate {
         let (parts, body) = response.into_parts();
         let mut answer = Response::new(());
         *answer.status_mut() = parts.status;
-        *answer.headers_mut() = self.readable(&parts.headers);
+        *answer.headers_mut() = self.readable(parts.headers);
         Ok((answer, body))
     }
 
@@ -184,9 +183,8 @@ impl Gate {
         deadline: Instant,
         between_bytes: Option<Duration>,
     ) -> Arriving {
-        let secret = self.upstream.secret.clone();
-        let limit = self.limits.response_bytes;
-        Arriving::new(body, limit, secret, between_bytes, deadline)
+        let (upstream, limit) = (Arc::clone(&self.upstream), self.limits.response_bytes);
+        Arriving::new(body, limit, upstream, between_bytes, deadline)
     }
 
     fn too_long(&self) -> Error {
@@ -221,15 +219,14 @@ impl Gate {
     }
 
     /// An upstream that repeats the secret does not tell it to the component.
-    fn readable(&self, headers: &HeaderMap) -> HeaderMap {
-        let secret = self
-            .upstream
-            .secret
-            .as_ref()
-            .map(ExposeSecret::expose_secret);
+    fn readable(&self, headers: HeaderMap) -> HeaderMap {
+        let secret = self.upstream.secret_bytes();
         let is_telling = |value: &HeaderValue| {
-            secret.is_some_and(|secret| body::contains(value.as_bytes(), secret.as_bytes()))
+            secret.is_some_and(|secret| body::contains(value.as_bytes(), secret))
         };
+        if !headers.values().any(is_telling) {
+            return headers;
+        }
         headers
             .iter()
             .filter(|(_, value)| !is_telling(value))

@@ -44,6 +44,12 @@ impl Upstream {
         }
     }
 
+    /// The secret, as it could come back in an answer.
+    pub(super) fn secret_bytes(&self) -> Option<&[u8]> {
+        let secret = self.secret.as_ref()?;
+        Some(secret.expose_secret().as_bytes())
+    }
+
     /// The value of the secret's header.
     pub(super) fn secret_value(&self) -> Result<Option<HeaderValue>, header::InvalidHeaderValue> {
         let Some(secret) = &self.secret else {
