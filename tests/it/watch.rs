@@ -73,5 +73,6 @@ async fn what_is_written_beside_the_file_wakes_nobody() {
         // time enough to be woken
         host.anyone().get("/health").await.expect(200);
     }
-    assert!(woken() - before < 20, "{} times", woken() - before);
+    let times = woken() - before;
+    assert!(times < 20, "{times} times");
 }

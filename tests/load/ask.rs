@@ -5,7 +5,7 @@ use std::fmt;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::harness::{Client, Reply};
+use crate::harness::{Client, Events, Reply};
 
 /// A way to ask.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -39,7 +39,7 @@ const LAWGENT: (i64, &str) = (2, "lawgent-thinking");
 const OPENAI: (i64, &str) = (3, "openai-3");
 const REUSED: (i64, &str) = (4, "openai-4");
 
-/// All that are asked for.
+/// All that are asked for, what most ask for twice.
 pub const ASKS: [Ask; 12] = [
     Ask::whole(GPT2, Path::Generate),
     Ask::whole(LAWGENT, Path::Generate),
@@ -73,7 +73,10 @@ impl Ask {
     /// Asks, and reads the answer to its end.
     ///
     /// # Errors
-    /// When none comes, or it breaks off.
+    /// When none comes.
+    ///
+    /// # Panics
+    /// When it breaks off.
     pub async fn send(&self, customer: &Client) -> reqwest::Result<Answer> {
         const TEXT: &str = "Once upon a time";
         let (id, name) = self.model;
@@ -106,13 +109,7 @@ impl Ask {
             });
         }
         let status = response.status().as_u16();
-        let events = response.text().await?;
-        let events = events.split("\n\n").filter_map(|event| {
-            // a comment keeps the connection alive and says nothing
-            let data = event.strip_prefix("data: ")?;
-            Some(serde_json::from_str(data).unwrap_or_else(|_| Value::from(data)))
-        });
-        let events: Vec<_> = events.collect();
+        let events = Events::of(response).rest().await;
         let said = events.last().cloned().unwrap_or_default();
         // one that broke off with an error counted nothing
         let is_whole = said == "[DONE]";

@@ -81,13 +81,12 @@ impl Report {
                 retry_after,
                 ..
             }) => return Duration::from_secs(retry_after),
-            Ok(Answer { status, said, .. }) => {
-                let why = format!("{ask}: {status} {said}");
-                self.unexpected.get_or_insert(why);
-            }
-            Err(error) => {
-                let why = format!("{ask}: {error:?}");
-                self.unexpected.get_or_insert(why);
+            other => {
+                let said = match other {
+                    Ok(answer) => format!("{status} {}", answer.said),
+                    Err(error) => format!("{error:?}"),
+                };
+                self.unexpected.get_or_insert(format!("{ask}: {said}"));
             }
         }
         Duration::ZERO

@@ -304,8 +304,8 @@ impl Generator {
         };
         let mut ended = produced.ended;
         // free for another request meanwhile; to make the next instance would be in the way
-        if let Some(kept) = ended.take_if(|completion| completion.is_kept()) {
-            tokio::spawn(kept.end());
+        if let Some(ended) = ended.take_if(|completion| completion.is_kept()) {
+            tokio::spawn(ended.end());
         }
         let settled = self.settler.settle(settlement).await;
         // before the client knows the end: its next request finds all of it free

@@ -77,8 +77,12 @@ impl Watcher {
     /// Follows these files, which need not exist, and no others. A folder that is not
     /// there is not watched.
     pub(super) fn follow<'a>(&mut self, files: impl Iterator<Item = &'a Path>) {
-        self.asked = files.map(Path::to_owned).collect();
-        self.look_again();
+        let asked: Vec<_> = files.map(Path::to_owned).collect();
+        // the same were looked at when they were about to be read
+        if asked != self.asked {
+            self.asked = asked;
+            self.look_again();
+        }
     }
 
     /// Says that all files are about to be read, so that no change until now is to be told.

@@ -92,11 +92,7 @@ impl Client {
         let response = self.request(Method::POST, path).json(&body);
         let response = response.send().await.expect("an answer");
         assert_eq!(response.status(), 200, "{:?}", response.text().await);
-        Events {
-            headers: response.headers().clone(),
-            response,
-            unread: String::new(),
-        }
+        Events::of(response)
     }
 
     /// A request to go on with by hand.
@@ -118,6 +114,15 @@ impl Client {
 }
 
 impl Events {
+    /// Those that a response is made of.
+    pub fn of(response: reqwest::Response) -> Self {
+        Self {
+            headers: response.headers().clone(),
+            response,
+            unread: String::new(),
+        }
+    }
+
     /// The request's id.
     pub fn id(&self) -> String {
         let id = self.headers["x-request-id"].to_str();
