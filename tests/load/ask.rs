@@ -5,7 +5,8 @@ use std::fmt;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::harness::{Client, Events, Reply};
+use crate::harness::client::Events;
+use crate::harness::{Client, Reply};
 
 /// A way to ask.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -2,7 +2,7 @@
 //! and a port of its own, killed when the test ends.
 
 mod cable;
-mod client;
+pub mod client;
 mod database;
 mod faults;
 mod purse;
@@ -23,7 +23,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 pub use cable::Cable;
-pub use client::{Client, Events, Reply};
+pub use client::{Client, Reply};
 pub use database::{Database, Scratch};
 pub use purse::{Purse, nanos, text};
 pub use redis::Redis;
