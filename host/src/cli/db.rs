@@ -27,8 +27,8 @@ pub fn audit(options: &Options, environment: &Environment) -> anyhow::Result<()>
             anyhow::Ok(audit)
         })?;
     println!(
-        "{} accounts, {} transfers, {} holds",
-        audit.accounts, audit.transfers, audit.holds
+        "{} accounts, {} transfers, {} holds, {} requests yet to be posted",
+        audit.accounts, audit.transfers, audit.holds, audit.unposted
     );
     for problem in &audit.problems {
         println!("{problem}");

@@ -23,6 +23,9 @@ pub struct Audit {
     pub transfers: i64,
     /// Requests at work that something is held for.
     pub holds: i64,
+    /// Requests on record in a file's journal that are yet to be posted, so in no sum: of
+    /// the server that writes the file, or of one that died and whose next posts them.
+    pub unposted: i64,
     /// What does not agree; nothing if all is well.
     pub problems: Vec<Problem>,
 }
@@ -139,6 +142,7 @@ impl Store {
             transfers: row.try_get("transfers")?,
             holds: row.try_get::<i64>("holds")?
                 + i64::try_from(self.books.lock().open()).unwrap_or(i64::MAX),
+            unposted: in_journal(&mut moment).await?,
             problems: Vec::new(),
         };
         let sum: i64 = row.try_get("posted")?;
@@ -153,6 +157,14 @@ impl Store {
         audit.problems.extend(expired(&mut moment, now).await?);
         Ok(audit)
     }
+}
+
+async fn in_journal(moment: &mut Transaction<'_>) -> Result<i64, Error> {
+    if moment.is_shared() {
+        return Ok(0);
+    }
+    let row = query("SELECT count(*) AS waiting FROM journal").fetch_one(moment);
+    Ok(row.await?.try_get("waiting")?)
 }
 
 async fn accounts(moment: &mut Transaction<'_>) -> Result<Vec<Problem>, Error> {

@@ -112,6 +112,8 @@ async fn what_was_on_record_when_a_server_died_is_posted_by_the_next() {
         let added = query(AssertSqlSafe(sql)).execute(&ledger.store.write).await;
         assert_eq!(added.expect("added"), 1);
     }
+    let audit = ledger.store.audit(NOW).await.expect("an audit");
+    assert_eq!((audit.unposted, audit.transfers), (2, 1));
     ledger.crash().await;
     assert_eq!(in_journal_and_posted(&ledger).await, (0, 2));
     assert_eq!(ledger.check().await, Some(1000 - 40 - 50));
