@@ -7,6 +7,7 @@ mod app;
 mod billing;
 mod cli;
 mod clock;
+mod cohort;
 mod config;
 mod conformance;
 mod generate;

@@ -14,7 +14,7 @@ const LAYERS: [&[&str]; 9] = [
     &["generate", "keys", "reload", "billing", "conformance"],
     &["models", "store", "limits"],
     &["config"],
-    &["clock"],
+    &["clock", "cohort"],
     &["money"],
 ];
 

@@ -36,6 +36,7 @@ use self::addresses::{Prohibited, PublicAddresses};
 use self::client::{Client, client};
 use self::upstream::is_same_origin;
 use super::Limits;
+use crate::cohort::behind_others;
 
 const USER_AGENT: HeaderValue =
     HeaderValue::from_static(concat!("model-host/", env!("CARGO_PKG_VERSION")));
@@ -135,6 +136,9 @@ impl Gate {
         *request.method_mut() = method;
         *request.uri_mut() = uri;
         *request.headers_mut() = headers;
+        // after others that are about to be here: one after the other, they find an upstream
+        // awake that each by itself would have to wake
+        behind_others().await;
         let response = timeout(shorter(first_byte, deadline), self.client.request(request))
             .await
             .map_err(|_| Error::HttpResponseTimeout)?
