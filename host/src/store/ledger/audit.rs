@@ -137,12 +137,13 @@ impl Store {
         )
         .fetch_one(&mut moment)
         .await?;
+        let unposted = in_journal(&mut moment).await?;
         let mut audit = Audit {
             accounts: row.try_get("accounts")?,
             transfers: row.try_get("transfers")?,
             holds: row.try_get::<i64>("holds")?
                 + i64::try_from(self.books.lock().open()).unwrap_or(i64::MAX),
-            unposted: in_journal(&mut moment).await?,
+            unposted,
             problems: Vec::new(),
         };
         let sum: i64 = row.try_get("posted")?;
