@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::idempotency::Kept;
 use super::reserve::{Bounds, Room};
 use super::{Answer, Ask, Content, Error, Generator, Piece, tokens};
+use crate::cohort::behind_others;
 use crate::limits::Permit;
 use crate::models::{Completion, Model};
 use crate::money::NanoDollars;
@@ -313,7 +314,11 @@ impl Generator {
             .settle(used.prompt_tokens.saturating_add(used.completion_tokens))
             .await;
         if let Some(ended) = ended {
-            tokio::spawn(ended.end());
+            tokio::spawn(async {
+                // among whom is the answer to this request
+                behind_others().await;
+                ended.end().await;
+            });
         }
         let settled = settled.map_err(|error| match error {
             store::Error::Stopping => Error::Stopping,
