@@ -3,6 +3,7 @@
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use plugin_sdk::{Error, ErrorKind};
@@ -129,6 +130,10 @@ impl Meter {
     ) -> Result<T, Error> {
         let mut call = pin!(call);
         let metered = poll_fn(|context| {
+            // what the guest waits for ends at the deadline too, and it would say that this failed
+            if Instant::now() >= deadline {
+                return Poll::Ready(None);
+            }
             self.with(|clock| clock.since = Some(Since::now(clock.spent)));
             let poll = call.as_mut().poll(context);
             self.with(|clock| {
@@ -136,15 +141,15 @@ impl Meter {
                 clock.since = None;
                 clock.turn = None;
             });
-            poll
+            poll.map(Some)
         });
         match tokio::time::timeout_at(deadline.into(), metered).await {
-            Ok(Ok(value)) => Ok(value),
-            Ok(Err(error)) if error.is::<wasmtime::PoolConcurrencyLimitError>() => {
+            Ok(Some(Ok(value))) => Ok(value),
+            Ok(Some(Err(error))) if error.is::<wasmtime::PoolConcurrencyLimitError>() => {
                 Err(runtime::overloaded().detail(error))
             }
-            Ok(Err(error)) => Err(failure::trapped(&error)),
-            Err(_) => Err(Error::new(
+            Ok(Some(Err(error))) => Err(failure::trapped(&error)),
+            Ok(None) | Err(_) => Err(Error::new(
                 ErrorKind::Timeout,
                 "the model did not answer in time",
             )),
@@ -186,4 +191,20 @@ impl Since {
 fn thread_cpu_time() -> Duration {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     Duration::try_from(time).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_fails_since_its_time_is_over_is_a_timeout() {
+        let deadline = Instant::now() + Duration::from_millis(20);
+        let meter = Meter::new(deadline, Arc::new(Semaphore::new(1)));
+        // as an upstream's body does
+        let waiting = tokio::time::timeout_at(deadline.into(), std::future::pending::<()>());
+        let called = meter.run(async { Ok(waiting.await) }).await;
+        let error = called.expect_err("time is over");
+        assert_eq!(error.kind, ErrorKind::Timeout);
+    }
 }
