@@ -315,7 +315,7 @@ impl Generator {
             .await;
         if let Some(ended) = ended {
             tokio::spawn(async {
-                // among whom is the answer to this request
+                // the answer to this request is one of those
                 behind_others().await;
                 ended.end().await;
             });

@@ -137,7 +137,7 @@ impl Store {
         )
         .fetch_one(&mut moment)
         .await?;
-        let unposted = in_journal(&mut moment).await?;
+        let unposted = unposted(&mut moment).await?;
         let mut audit = Audit {
             accounts: row.try_get("accounts")?,
             transfers: row.try_get("transfers")?,
@@ -160,12 +160,12 @@ impl Store {
     }
 }
 
-async fn in_journal(moment: &mut Transaction<'_>) -> Result<i64, Error> {
+async fn unposted(moment: &mut Transaction<'_>) -> Result<i64, Error> {
     if moment.is_shared() {
         return Ok(0);
     }
-    let row = query("SELECT count(*) AS waiting FROM journal").fetch_one(moment);
-    Ok(row.await?.try_get("waiting")?)
+    let row = query("SELECT count(*) AS unposted FROM journal").fetch_one(moment);
+    Ok(row.await?.try_get("unposted")?)
 }
 
 async fn accounts(moment: &mut Transaction<'_>) -> Result<Vec<Problem>, Error> {
