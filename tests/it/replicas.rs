@@ -230,6 +230,76 @@ async fn a_redis_that_hangs_holds_up_one_request_a_second() {
 }
 
 #[tokio::test]
+async fn a_redis_that_hung_does_not_keep_the_places_of_requests_that_ended_meanwhile() {
+    let (redis, upstream) = (
+        Redis::start().await,
+        Upstream::start(Act::Hold("yes")).await,
+    );
+    // places end by themselves too, but only after two minutes
+    let config = format!(
+        "[requests]\ncustomer = {{ concurrent = 3 }}\n{GPT2}{}",
+        lawgent(upstream.url())
+    );
+    let setup = Host::builder().config(config).env("REDIS_URL", redis.url());
+    let host = setup.start().await.ready().await;
+    let customer = host.customer().await;
+    let asking = || {
+        let customer = customer.clone();
+        tokio::spawn(async move { customer.post("/generate", ask()).await.status })
+    };
+    // one has its place before, two ask for one that they get too late
+    let before = asking();
+    eventually("it is at work", async || upstream.open() == 1).await;
+    redis.hang(true);
+    let meanwhile = [asking(), asking()];
+    eventually("all are at work", async || upstream.open() == 3).await;
+    upstream.release(3);
+    for one in [before].into_iter().chain(meanwhile) {
+        assert_eq!(one.await.expect("no panic"), 200);
+    }
+
+    redis.hang(false);
+    upstream.act(Act::Answer("yes"));
+    eventually("Redis is back", async || {
+        customer.post("/generate", ask()).await;
+        host.log().contains("Redis is back")
+    })
+    .await;
+    eventually("all places are free", async || {
+        let reply = customer.post("/generate", ask()).await;
+        // but for its own
+        let places = "\"customer-concurrent\";r=2";
+        reply.status == 200 && reply.header("ratelimit").contains(places)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_redis_that_refuses_the_password_is_asked_again() {
+    let (redis, upstream) = (
+        Redis::start().await,
+        Upstream::start(Act::Answer("yes")).await,
+    );
+    let url = redis.url().replace("redis://", "redis://:a-secret@");
+    let config = format!("{GPT2}{}", lawgent(upstream.url()));
+    let setup = Host::builder().config(config).env("REDIS_URL", url);
+    let host = setup.start().await.ready().await;
+    let customer = host.customer().await;
+    eventually("it is refused", async || {
+        customer.post("/generate", ask()).await.expect(200);
+        host.log().contains("Redis does not answer")
+    })
+    .await;
+    redis.set_password("a-secret").await;
+    eventually("it is let in", async || {
+        customer.post("/generate", ask()).await.expect(200);
+        host.log().contains("Redis is back")
+    })
+    .await;
+    assert!(!host.log().contains("a-secret"), "{}", host.log());
+}
+
+#[tokio::test]
 async fn without_redis_nothing_is_admitted_where_that_is_wanted() {
     let (mut redis, upstream) = (
         Redis::start().await,

@@ -226,7 +226,7 @@ pub struct Limits(Arc<Inner>);
 struct Inner {
     local: Local,
     started: Instant,
-    shared: Option<Shared>,
+    shared: Option<Arc<Shared>>,
     without_redis: WithoutRedis,
 }
 
@@ -239,7 +239,9 @@ impl Limits {
     pub fn new(redis: Option<&SecretString>, without_redis: WithoutRedis) -> Result<Self, BadUrl> {
         let open = |url: &SecretString| {
             let opened = Shared::open(url.expose_secret());
-            opened.map_err(|error| BadUrl(error.to_string()))
+            opened
+                .map(Arc::new)
+                .map_err(|error| BadUrl(error.to_string()))
         };
         Ok(Self(Arc::new(Inner {
             local: Local::default(),

@@ -3,6 +3,7 @@
 use std::process::{Child, Command, Stdio};
 
 use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 
 use super::{eventually, free_port};
@@ -67,6 +68,19 @@ impl Redis {
         let id = self.child.id().to_string();
         let status = Command::new("kill").args(["-s", signal, &id]).status();
         assert!(status.expect("kill runs").success());
+    }
+
+    /// Lets nobody in from now on but with this password.
+    pub async fn set_password(&self, password: &str) {
+        let connected = TcpStream::connect(("127.0.0.1", self.port)).await;
+        let mut connection = BufReader::new(connected.expect("a connection"));
+        let command = format!("CONFIG SET requirepass {password}\r\n");
+        let sent = connection.write_all(command.as_bytes()).await;
+        sent.expect("sent");
+        let mut answer = String::new();
+        let read = connection.read_line(&mut answer).await;
+        read.expect("an answer");
+        assert_eq!(answer.trim_end(), "+OK");
     }
 
     /// Starts it again, empty, where it was.

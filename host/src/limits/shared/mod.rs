@@ -1,11 +1,16 @@
 //! Limits that all replicas share, in Redis. A request takes part in all of its
 //! limits by one call of a script, which Redis runs as one step.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::collections::VecDeque;
+use std::io;
+use std::mem;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use redis::aio::{ConnectionManager, ConnectionManagerConfig};
-use redis::{Client, RedisError, RedisResult, Script, ScriptInvocation};
+use redis::aio::MultiplexedConnection;
+use redis::{AsyncConnectionConfig, Client, RedisError, RedisResult, Script, ScriptInvocation};
+use tokio::sync::OnceCell;
+use tokio::time::timeout;
 
 use super::bucket::Bucket;
 use super::{Demand, Limit, Refusal, Standing, Subject, Unit};
@@ -16,6 +21,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// How long nobody asks a Redis that did not answer, but for one request each time
 /// that finds out whether it is back.
 const PAUSE: Duration = Duration::from_secs(1);
+/// Most requests of whose end it is told late.
+const UNHEARD: usize = 10_000;
 
 /// Redis did not answer.
 #[derive(Clone, Copy, Debug)]
@@ -24,11 +31,16 @@ pub struct Away;
 /// Limits in Redis.
 #[derive(Debug)]
 pub struct Shared {
-    connection: ConnectionManager,
+    client: Client,
+    /// Made by the first that needs it, and no more used once anything failed on it:
+    /// it may be one that fails for ever.
+    connection: Mutex<Arc<OnceCell<MultiplexedConnection>>>,
     admit: Script,
     settle: Script,
     /// While it is away: when to ask it again.
     away_until: Mutex<Option<Instant>>,
+    /// What has ended, or is not at work by what Redis knows, without its having heard it.
+    unheard: Mutex<VecDeque<Demand>>,
 }
 
 impl Shared {
@@ -37,13 +49,9 @@ impl Shared {
     /// # Errors
     /// When the URL is none of Redis.
     pub fn open(url: &str) -> Result<Self, RedisError> {
-        let config = ConnectionManagerConfig::new()
-            .set_number_of_retries(0)
-            .set_connection_timeout(Some(PATIENCE))
-            .set_response_timeout(Some(PATIENCE));
-        let client = Client::open(url)?;
         Ok(Self {
-            connection: ConnectionManager::new_lazy_with_config(client, config)?,
+            client: Client::open(url)?,
+            connection: Mutex::default(),
             admit: Script::new(concat!(
                 include_str!("bucket.lua"),
                 include_str!("admit.lua")
@@ -53,14 +61,22 @@ impl Shared {
                 include_str!("settle.lua")
             )),
             away_until: Mutex::default(),
+            unheard: Mutex::default(),
         })
     }
 
     /// Takes what is demanded, of every limit or of none.
     ///
     /// # Errors
-    /// When Redis does not answer. It may have taken it all the same.
-    pub async fn admit(&self, demand: &Demand) -> Result<Result<Vec<Standing>, Refusal>, Away> {
+    /// When Redis does not answer. What it may have taken all the same is given back
+    /// once it does.
+    pub async fn admit(
+        self: &Arc<Self>,
+        demand: &Demand,
+    ) -> Result<Result<Vec<Standing>, Refusal>, Away> {
+        if !self.may_ask() {
+            return Err(Away);
+        }
         let mut call = self.admit.arg(&demand.request_id);
         call.arg(u64::try_from(demand.lease.as_millis()).unwrap_or(u64::MAX));
         for limit in &demand.limits {
@@ -69,7 +85,11 @@ impl Shared {
                 .arg(limit.most.get())
                 .arg(demand.units(limit.unit));
         }
-        let answer: Vec<u64> = self.call(&call).await?;
+        let answer: Result<Vec<u64>, Away> = self.call(&call).await;
+        if answer.is_err() {
+            self.tell_later(demand);
+        }
+        let answer = answer?;
         let (is_taken, levels) = answer.split_first().ok_or(Away)?;
         let before = demand.limits.iter().zip(levels);
         let before = before.map(|(limit, level)| standing(*limit, *level));
@@ -81,8 +101,8 @@ impl Shared {
     }
 
     /// Ends a request: it is not at work any more and, where that is known, used so
-    /// many tokens. If Redis does not answer, its places end by themselves.
-    pub async fn settle(&self, demand: &Demand, used: Option<u32>) {
+    /// many tokens. If Redis does not answer, its places are free once it does.
+    pub async fn settle(self: &Arc<Self>, demand: &Demand, used: Option<u32>) {
         let mut call = self.settle.arg(&demand.request_id);
         let mut is_needed = false;
         for limit in &demand.limits {
@@ -97,27 +117,44 @@ impl Shared {
                 .arg(limit.most.get())
                 .arg(more);
         }
-        if is_needed {
-            // what is away has said so
-            let _: Result<(), Away> = self.call(&call).await;
+        if is_needed && !(self.may_ask() && self.call::<()>(&call).await.is_ok()) {
+            self.tell_later(demand);
         }
     }
 
-    async fn call<T: redis::FromRedisValue>(&self, call: &ScriptInvocation<'_>) -> Result<T, Away> {
-        if !self.may_ask() {
-            return Err(Away);
+    async fn call<T: redis::FromRedisValue>(
+        self: &Arc<Self>,
+        call: &ScriptInvocation<'_>,
+    ) -> Result<T, Away> {
+        let connection = Arc::clone(&lock(&self.connection));
+        let asked = timeout(PATIENCE, async {
+            let connection = connection.get_or_try_init(|| self.connect()).await?;
+            call.invoke_async(&mut connection.clone()).await
+        });
+        let timed_out = |_| Err(io::Error::from(io::ErrorKind::TimedOut).into());
+        let answer = asked.await.unwrap_or_else(timed_out);
+        if answer.is_err() {
+            let mut current = lock(&self.connection);
+            if Arc::ptr_eq(&current, &connection) {
+                *current = Arc::default();
+            }
         }
-        let mut connection = self.connection.clone();
-        let answer = tokio::time::timeout(PATIENCE, call.invoke_async(&mut connection)).await;
-        self.heard(
-            answer
-                .unwrap_or_else(|_| Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into())),
-        )
+        self.heard(answer)
+    }
+
+    async fn connect(&self) -> RedisResult<MultiplexedConnection> {
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(PATIENCE))
+            .set_response_timeout(Some(PATIENCE));
+        let client = &self.client;
+        client
+            .get_multiplexed_async_connection_with_config(&config)
+            .await
     }
 
     /// Whether it is there, as far as is known, or this one is to find out.
     fn may_ask(&self) -> bool {
-        let mut away_until = self.away_until();
+        let mut away_until = lock(&self.away_until);
         match *away_until {
             Some(until) if Instant::now() < until => false,
             Some(_) => {
@@ -128,12 +165,13 @@ impl Shared {
         }
     }
 
-    fn heard<T>(&self, answer: RedisResult<T>) -> Result<T, Away> {
-        let mut away_until = self.away_until();
+    fn heard<T>(self: &Arc<Self>, answer: RedisResult<T>) -> Result<T, Away> {
+        let mut away_until = lock(&self.away_until);
         match answer {
             Ok(answer) => {
                 if away_until.take().is_some() {
                     tracing::info!("Redis is back: limits are shared again");
+                    tokio::spawn(Arc::clone(self).tell_now());
                 }
                 Ok(answer)
             }
@@ -146,11 +184,33 @@ impl Shared {
         }
     }
 
-    fn away_until(&self) -> MutexGuard<'_, Option<Instant>> {
-        self.away_until
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+    /// Keeps a request whose places Redis has, or may come to have, to free them later.
+    fn tell_later(&self, demand: &Demand) {
+        if demand.limits_of(Unit::Concurrent).next().is_none() {
+            return;
+        }
+        let mut unheard = lock(&self.unheard);
+        if unheard.len() == UNHEARD {
+            // its places end by themselves, if they have not
+            unheard.pop_front();
+        }
+        unheard.push_back(demand.clone());
     }
+
+    /// Frees the places of requests of which Redis has not heard that they ended. Not
+    /// what they used: it may have heard that, and would count it twice.
+    async fn tell_now(self: Arc<Self>) {
+        // what it was asked before it was away it may do only now
+        tokio::time::sleep(PAUSE).await;
+        let unheard = mem::take(&mut *lock(&self.unheard));
+        for demand in unheard {
+            self.settle(&demand, None).await;
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The key of a limit; all of a customer are at one place of a cluster.
