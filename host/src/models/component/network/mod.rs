@@ -222,18 +222,20 @@ impl Gate {
         Ok(destination)
     }
 
-    /// An upstream that repeats the secret does not tell it to the component.
+    /// What a component may read, by whichever interface. An upstream that repeats the
+    /// secret does not tell it to the component.
     fn readable(&self, headers: HeaderMap) -> HeaderMap {
         let secret = self.upstream.secret_bytes();
-        let is_telling = |value: &HeaderValue| {
-            secret.is_some_and(|secret| body::contains(value.as_bytes(), secret))
+        let is_hidden = |(name, value): &(&HeaderName, &HeaderValue)| {
+            (self.forbidden)(name)
+                || secret.is_some_and(|secret| body::contains(value.as_bytes(), secret))
         };
-        if !headers.values().any(is_telling) {
+        if !headers.iter().any(|header| is_hidden(&header)) {
             return headers;
         }
         headers
             .iter()
-            .filter(|(_, value)| !is_telling(value))
+            .filter(|header| !is_hidden(header))
             .map(|(name, value)| (name.clone(), value.clone()))
             .collect()
     }

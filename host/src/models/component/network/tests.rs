@@ -1,6 +1,10 @@
-//! What is granted, by the spelling of the address.
+//! What is granted, by the spelling of the address, and what may be read.
 
-use super::Upstream;
+use std::sync::Arc;
+
+use http::header::{HeaderMap, HeaderName, HeaderValue};
+
+use super::{Gate, Upstream};
 
 fn upstream(url: &str) -> Upstream {
     let grants = ["https://files.example", "http://[::1]:8080"];
@@ -80,4 +84,33 @@ fn an_address_is_the_same_however_it_is_spelled_and_no_other() {
     ] {
         assert!(!is_granted(api, other), "{other}");
     }
+}
+
+#[test]
+fn an_answer_is_read_without_what_the_host_keeps_to_itself() {
+    let upstream = Upstream {
+        secret: Some("hush".into()),
+        secret_header: HeaderName::from_static("x-api-key"),
+        ..upstream("https://api.example")
+    };
+    let gate = Gate::new("model".into(), Arc::new(upstream), Arc::default()).unwrap();
+    let answered = |named: &[(&'static str, &'static str)]| -> HeaderMap {
+        let header = |(name, value)| {
+            (
+                HeaderName::from_static(name),
+                HeaderValue::from_static(value),
+            )
+        };
+        named.iter().copied().map(header).collect()
+    };
+    let plain = answered(&[("content-type", "text/plain"), ("x-more", "a")]);
+    assert_eq!(gate.readable(plain.clone()), plain);
+    let told = answered(&[
+        ("x-api-key", "another"),
+        ("set-cookie", "a=b"),
+        ("authorization", "Bearer another"),
+        ("x-told", "it is hush"),
+        ("x-more", "a"),
+    ]);
+    assert_eq!(gate.readable(told), answered(&[("x-more", "a")]));
 }
