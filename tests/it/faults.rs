@@ -55,6 +55,23 @@ async fn servers_whose_clocks_differ_count_as_one() {
         .await
         .expect(200);
 
+    // a text that is replaced without a grace stops by all clocks
+    let replaced = hosts[0].customer().await;
+    for host in &hosts {
+        replaced.at(host.url()).get("/usage").await.expect(200);
+    }
+    let keys = replaced.get("/api/keys").await.expect(200);
+    let path = format!("/api/keys/{}/rotate", keys["keys"][0]["id"]);
+    let none = json!({ "grace_seconds": 0 });
+    hosts[1].admin().post(&path, none).await.expect(200);
+    for host in &hosts {
+        eventually("it has stopped", async || {
+            let reply = replaced.at(host.url()).get("/usage").await;
+            reply.status == 401 && reply.expect_error(401) == "key_expired"
+        })
+        .await;
+    }
+
     // one request is at work at each: none takes another for dead
     let asking: Vec<_> = hosts
         .iter()

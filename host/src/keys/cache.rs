@@ -117,7 +117,7 @@ mod tests {
         Arc::new(Found {
             key: Arc::new(key),
             hash: vec![],
-            until: None,
+            is_replaced: false,
         })
     }
 

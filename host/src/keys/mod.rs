@@ -135,8 +135,8 @@ impl Keys {
         Ok(Issued { key, text })
     }
 
-    /// Gives a key a new text. The one it has works for `grace` beside it; at
-    /// most two work at any time, since one that an earlier rotation replaced
+    /// Gives a key a new text. The one it has works for `grace` beside it, or stops at
+    /// once; at most two work at any time, since one that an earlier rotation replaced
     /// stops now.
     ///
     /// # Errors
@@ -144,7 +144,9 @@ impl Keys {
     pub async fn rotate(&self, id: i64, grace: Duration, by: &Actor) -> Result<Issued, Error> {
         let (stored, text) = self.make()?;
         let now = self.clock.now();
-        let rotated = self.store.rotate_key(id, stored, now + grace, by, now);
+        // not "until now", which is later where another server's clock is behind
+        let until = (!grace.is_zero()).then(|| now + grace);
+        let rotated = self.store.rotate_key(id, stored, until, by, now);
         let key = rotated.await?;
         Ok(Issued { key, text })
     }
@@ -224,7 +226,8 @@ impl Keys {
         if key.expires_at.is_some_and(|end| end <= now) {
             return Err(Error::Expired);
         }
-        if found.until.is_some_and(|end| end <= now) {
+        let replaced = key.replaced.as_ref();
+        if found.is_replaced && !replaced.is_some_and(|replaced| replaced.works(now)) {
             return Err(Error::Replaced);
         }
         if let Some(networks) = &key.allowed_networks

@@ -197,7 +197,7 @@ mod tests {
         }
         // and a key may do what it could
         let found = store.key_by_public_id("k").await.expect("a key");
-        assert_eq!((found.hash, found.until), (vec![0], None));
+        assert_eq!((found.hash, found.is_replaced), (vec![0], false));
         let key = found.key;
         assert_eq!((key.rate_limit, &key.allowed_models[..]), (60, &[1][..]));
         assert_eq!(key.limits, KeyLimits::default());

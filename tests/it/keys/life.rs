@@ -121,7 +121,10 @@ async fn at_most_two_texts_of_a_key_work() {
     third.get("/usage").await.expect(200);
 
     // without a grace the old one stops at once
-    let (fourth, _) = rotate(&host, json!({ "grace_seconds": 0 })).await;
+    let (fourth, shown) = rotate(&host, json!({ "grace_seconds": 0 })).await;
+    let prefix = shown["replaced_key"]["key_prefix"].as_str();
+    assert!(third.key().starts_with(prefix.expect("text")));
+    assert_eq!(shown["replaced_key"]["works_until"], Value::Null);
     assert_eq!(third.get("/usage").await.expect_error(401), "key_expired");
     assert_eq!(
         second.get("/usage").await.expect_error(401),

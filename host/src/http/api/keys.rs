@@ -99,7 +99,8 @@ pub struct Shown {
 #[derive(Debug, Serialize)]
 struct Replaced {
     key_prefix: String,
-    works_until: String,
+    /// Without a grace: it stopped at once.
+    works_until: Option<String>,
 }
 
 impl From<Key> for Shown {
@@ -122,7 +123,7 @@ impl From<Key> for Shown {
             last_used_at: key.last_used_at.map(rfc3339),
             replaced_key: key.replaced.map(|replaced| Replaced {
                 key_prefix: prefix(&replaced.public_id),
-                works_until: rfc3339(replaced.until),
+                works_until: replaced.until.map(rfc3339),
             }),
         }
     }

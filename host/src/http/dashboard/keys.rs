@@ -103,10 +103,8 @@ fn row(key: &Key, live: &Live, now: OffsetDateTime, is_admin: bool) -> Markup {
         true => "active",
         false => "off",
     };
-    let replaced = key
-        .replaced
-        .as_ref()
-        .filter(|replaced| replaced.until > now);
+    let replaced = key.replaced.as_ref();
+    let replaced = replaced.filter(|replaced| replaced.works(now));
     html! {
         tr {
             td { (key.name) }
@@ -114,7 +112,8 @@ fn row(key: &Key, live: &Live, now: OffsetDateTime, is_admin: bool) -> Markup {
                 code { "mhk_" (key.public_id) "_…" }
                 @if let Some(replaced) = replaced {
                     p .note {
-                        code { "mhk_" (replaced.public_id) "_…" } " works until " (time(replaced.until))
+                        code { "mhk_" (replaced.public_id) "_…" }
+                        @if let Some(until) = replaced.until { " works until " (time(until)) }
                     }
                 }
                 @if let Some(networks) = &key.allowed_networks {

@@ -68,7 +68,7 @@ pub struct KeyChange {
 /// What the audit log keeps of a key.
 fn on_record(key: &Key) -> Value {
     let replaced = key.replaced.as_ref().map(
-        |replaced| json!({ "public_id": replaced.public_id, "until": rfc3339(replaced.until) }),
+        |replaced| json!({ "public_id": replaced.public_id, "until": replaced.until.map(rfc3339) }),
     );
     json!({
         "customer_id": key.customer_id,
@@ -252,8 +252,8 @@ impl Store {
         self.update_key(id, "key.changed", update, by, now).await
     }
 
-    /// Gives a key another text. The one it has works until `until`; one that
-    /// an earlier rotation replaced stops now.
+    /// Gives a key another text. The one it has works until `until`, or stops now, as
+    /// does one that an earlier rotation replaced.
     ///
     /// # Errors
     /// [`Error::NotFound`] when there is none.
@@ -261,7 +261,7 @@ impl Store {
         &self,
         id: i64,
         text: Text,
-        until: OffsetDateTime,
+        until: Option<OffsetDateTime>,
         by: &Actor,
         now: OffsetDateTime,
     ) -> Result<Key, Error> {
@@ -272,7 +272,7 @@ impl Store {
             columns!()
         ))
         .bind(id)
-        .bind(millis(until))
+        .bind(until.map(millis))
         .bind(text.public_id)
         .bind(text.hash);
         self.update_key(id, "key.rotated", update, by, now).await

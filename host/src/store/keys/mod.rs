@@ -67,8 +67,15 @@ pub struct KeyLimits {
 pub struct Replaced {
     /// The part of it that named the key.
     pub public_id: String,
-    /// When it stops working.
-    pub until: OffsetDateTime,
+    /// When it stops working; without, it did at once, by whatever clock.
+    pub until: Option<OffsetDateTime>,
+}
+
+impl Replaced {
+    /// Whether it works beside the one that took its place.
+    pub fn works(&self, now: OffsetDateTime) -> bool {
+        self.until.is_some_and(|end| end > now)
+    }
 }
 
 /// What the public part of a text leads to.
@@ -78,8 +85,8 @@ pub struct Found {
     pub key: Arc<Key>,
     /// Keyed hash of the whole text.
     pub hash: Vec<u8>,
-    /// When this text stops working, where a rotation replaced it.
-    pub until: Option<OffsetDateTime>,
+    /// Whether a rotation replaced this text.
+    pub is_replaced: bool,
 }
 
 /// The columns of a [`Key`].
@@ -124,9 +131,13 @@ fn key(row: &Row) -> Result<Key, Error> {
         created_at: from_millis(row.try_get("created_at")?),
         expires_at: time("expires_at")?,
         last_used_at: time("last_used_at")?,
-        replaced: replaced
-            .zip(time("replaced_until")?)
-            .map(|(public_id, until)| Replaced { public_id, until }),
+        replaced: match replaced {
+            Some(public_id) => Some(Replaced {
+                public_id,
+                until: time("replaced_until")?,
+            }),
+            None => None,
+        },
     })
 }
 
@@ -164,13 +175,14 @@ impl Store {
         .fetch_one(&self.read)
         .await?;
         let key = Arc::new(key(&row)?);
-        let (hash, until) = match &key.replaced {
-            Some(replaced) if replaced.public_id == public_id => {
-                (row.try_get("replaced_hash")?, Some(replaced.until))
-            }
-            _ => (row.try_get("hash")?, None),
-        };
-        Ok(Found { key, hash, until })
+        let replaced = key.replaced.as_ref();
+        let is_replaced = replaced.is_some_and(|replaced| replaced.public_id == public_id);
+        let hash = row.try_get(if is_replaced { "replaced_hash" } else { "hash" })?;
+        Ok(Found {
+            key,
+            hash,
+            is_replaced,
+        })
     }
 
     /// At most `limit` keys with numbers above `after`, of one customer or of all.
