@@ -1,5 +1,7 @@
 //! Forms: who may send them, and what comes back of a wrong one.
 
+use futures_util::future::join_all;
+
 use super::{page, signed_in, submit};
 use crate::harness::{ADMIN_KEY, Host};
 
@@ -92,4 +94,20 @@ async fn a_form_with_a_mistake_comes_back_as_it_was() {
         .await,
         404,
     );
+}
+
+#[tokio::test]
+async fn a_key_that_several_turn_off_at_once_is_off() {
+    let host = Host::start().await;
+    host.customer().await;
+    let admin = signed_in(&host, ADMIN_KEY).await;
+    for is_active in [false, true] {
+        let form = format!("active={is_active}");
+        let submit = || submit(&admin, "/dashboard/1/keys/1/active", &form, &[]);
+        for reply in join_all((0..9).map(|_| submit())).await {
+            assert_eq!(reply.status, 303, "{}", reply.body);
+        }
+        let key = host.admin().get("/api/keys/1").await.expect(200);
+        assert_eq!(key["is_active"], is_active);
+    }
 }

@@ -183,8 +183,9 @@ pub async fn set_active(
     Form(form): Form<Active>,
 ) -> Result<Redirect, ApiError> {
     if key.is_active != form.active {
-        let toggled = store.toggle_key(key.id, &actor, clock.now()).await;
-        toggled.map_err(api::missing)?;
+        // not to toggle it, or it would be on again where somebody else has just turned it off
+        let active = store.activate_key(key.id, form.active, &actor, clock.now());
+        active.await.map_err(api::missing)?;
     }
     Ok(back(key.customer_id))
 }

@@ -204,6 +204,26 @@ impl Store {
         self.update_key(id, "key.toggled", update, by, now).await
     }
 
+    /// Turns a key on or off, whatever it is.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when there is none.
+    pub async fn activate_key(
+        &self,
+        id: i64,
+        is_active: bool,
+        by: &Actor,
+        now: OffsetDateTime,
+    ) -> Result<Key, Error> {
+        let sql = concat!(
+            "UPDATE api_keys SET is_active = $2 \
+                   WHERE id = $1 AND deleted_at IS NULL RETURNING ",
+            columns!()
+        );
+        let update = query(sql).bind(id).bind(is_active);
+        self.update_key(id, "key.toggled", update, by, now).await
+    }
+
     /// Changes a key.
     ///
     /// # Errors
