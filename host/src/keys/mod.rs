@@ -198,7 +198,8 @@ impl Keys {
             return;
         }
         if let Err(error) = self.store.mark_used(&uses).await {
-            tracing::warn!(%error, keys = uses.len(), "not written: when keys were last used");
+            tracing::warn!(%error, keys = uses.len(), "not written yet: when keys were last used");
+            self.uses.put_back(uses);
         }
     }
 

@@ -16,6 +16,14 @@ impl Uses {
         uses.insert(key_id, now);
     }
 
+    /// Notes what was not written after all.
+    pub fn put_back(&self, unwritten: HashMap<i64, OffsetDateTime>) {
+        let mut uses = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for (key_id, at) in unwritten {
+            uses.entry(key_id).or_insert(at);
+        }
+    }
+
     /// Takes out what is to be written.
     pub fn take(&self) -> HashMap<i64, OffsetDateTime> {
         std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))

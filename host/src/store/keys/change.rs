@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 
 use ipnet::IpNet;
 use serde_json::{Value, json};
+use sqlx::AssertSqlSafe;
 use time::OffsetDateTime;
 
 use super::{Key, KeyLimits, Scope, columns, key};
@@ -103,6 +104,13 @@ pub async fn delete_all(
     by: &Actor,
     now: OffsetDateTime,
 ) -> Result<(), Error> {
+    let sql = format!(
+        "SELECT id FROM api_keys WHERE customer_id = $1 AND deleted_at IS NULL ORDER BY id {}",
+        transaction.lock("api_keys")
+    );
+    // in the order in which who writes their uses has them
+    let locked = query(AssertSqlSafe(sql)).bind(customer_id);
+    locked.fetch_all(&mut *transaction).await?;
     let rows = query(concat!(
         "UPDATE api_keys SET deleted_at = $1 \
          WHERE customer_id = $2 AND deleted_at IS NULL RETURNING ",

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use serde::Serialize;
 use time::OffsetDateTime;
 
 use super::customers::CustomerLimits;
@@ -88,6 +89,15 @@ pub struct Found {
     /// Whether a rotation replaced this text.
     pub is_replaced: bool,
 }
+
+/// When a key was used.
+#[derive(Serialize)]
+struct Used {
+    key: i64,
+    at: i64,
+}
+
+const USED: &str = "key BIGINT, at BIGINT";
 
 /// The columns of a [`Key`].
 macro_rules! columns {
@@ -214,15 +224,62 @@ impl Store {
     /// # Errors
     /// When the database fails.
     pub async fn mark_used(&self, used: &HashMap<i64, OffsetDateTime>) -> Result<(), Error> {
+        let used: Vec<_> = used
+            .iter()
+            .map(|(id, at)| Used {
+                key: *id,
+                at: millis(*at),
+            })
+            .collect();
         let mut transaction = self.write.begin().await?;
-        for (id, at) in used {
-            query("UPDATE api_keys SET last_used_at = $1 WHERE id = $2")
-                .bind(millis(*at))
-                .bind(id)
-                .execute(&mut transaction)
-                .await?;
-        }
+        let lock = transaction.lock("api_keys");
+        // in one order, or servers with the same keys would wait for each other
+        let locked = transaction.of_rows(USED, &used, |used| {
+            format!("SELECT id FROM api_keys WHERE id IN (SELECT key FROM {used} AS used) ORDER BY id {lock}")
+        });
+        locked.fetch_all(&mut transaction).await?;
+        let written = transaction.of_rows(USED, &used, |used| {
+            format!(
+                "UPDATE api_keys SET last_used_at = at FROM {used} AS used \
+                 WHERE id = key AND (last_used_at IS NULL OR last_used_at < at)"
+            )
+        });
+        written.execute(&mut transaction).await?;
         transaction.commit().await?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use time::Duration;
+    use time::macros::datetime;
+
+    use crate::store::Outbox;
+    use crate::store::scratch::{Scratch, create_customer, create_key};
+
+    #[tokio::test]
+    async fn servers_with_the_same_keys_write_their_uses_beside_each_other() {
+        let scratch = Scratch::server().unwrap_or_else(Scratch::new);
+        let store = scratch.open(Outbox::Off).await;
+        let now = datetime!(2026-01-31 23:00 UTC);
+        let customer = create_customer(&store, 1, None, now).await;
+        let mut keys = Vec::new();
+        for number in 0..64 {
+            keys.push(create_key(&store, customer, number.to_string(), now).await);
+        }
+        let write = async |ahead: i64| {
+            for round in 0..16 {
+                // each map is in an order of its own
+                let at = now + Duration::seconds(ahead + round);
+                let used = keys.iter().map(|key| (*key, at)).collect();
+                store.mark_used(&used).await.expect("written");
+            }
+        };
+        tokio::join!(write(0), write(100), write(200));
+        let last = Some(now + Duration::seconds(215));
+        for key in store.keys(None, 0, 100).await.expect("a list") {
+            assert_eq!(key.last_used_at, last);
+        }
     }
 }
