@@ -3,11 +3,13 @@
 
 use std::net::IpAddr;
 
+use serde::Serialize;
 use serde_json::Value;
 use sqlx::AssertSqlSafe;
 use time::OffsetDateTime;
 
 use super::db::{Row, Transaction, query};
+use super::servers::{self, List};
 use super::{Error, Store, from_millis, millis};
 
 /// By whose authority something is done.
@@ -99,6 +101,22 @@ pub struct Recorded {
     pub client: Option<String>,
 }
 
+/// A row as it is stored.
+#[derive(Serialize)]
+struct Stored<'a> {
+    at: i64,
+    actor: &'static str,
+    action: &'static str,
+    object: String,
+    before: Option<String>,
+    after: Option<String>,
+    request_id: Option<&'a str>,
+    client: Option<String>,
+}
+
+const STORED: &str = "at BIGINT, actor TEXT, action TEXT, object TEXT, before TEXT, after TEXT, \
+    request_id TEXT, client TEXT";
+
 /// Writes the act down, in the transaction that does it.
 pub(super) async fn record(
     transaction: &mut Transaction<'_>,
@@ -106,24 +124,36 @@ pub(super) async fn record(
     act: Act,
     at: OffsetDateTime,
 ) -> Result<(), Error> {
+    record_all(transaction, by, vec![act], at).await
+}
+
+/// Writes acts down, in order, in the transaction that does them.
+pub(super) async fn record_all(
+    transaction: &mut Transaction<'_>,
+    by: &Actor,
+    acts: Vec<Act>,
+    at: OffsetDateTime,
+) -> Result<(), Error> {
     let (request_id, client) = match by {
-        Actor::AdminKey { request_id, client } => (Some(request_id), Some(client.to_string())),
+        Actor::AdminKey { request_id, client } => (Some(&**request_id), Some(client)),
         Actor::CommandLine | Actor::Server => (None, None),
     };
-    query(
-        "INSERT INTO audit (at, actor, action, object, before, after, request_id, client) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
-    )
-    .bind(millis(at))
-    .bind(by.as_str())
-    .bind(act.action)
-    .bind(act.object.to_string())
-    .bind(act.before.map(|value| value.to_string()))
-    .bind(act.after.map(|value| value.to_string()))
-    .bind(request_id)
-    .bind(client)
-    .execute(transaction)
-    .await?;
+    let stored = acts.into_iter().map(|act| Stored {
+        at: millis(at),
+        actor: by.as_str(),
+        action: act.action,
+        object: act.object.to_string(),
+        before: act.before.map(|value| value.to_string()),
+        after: act.after.map(|value| value.to_string()),
+        request_id,
+        client: client.map(IpAddr::to_string),
+    });
+    let stored: Vec<_> = stored.collect();
+    if let Some(show) = servers::show_rows(transaction, List::Audit) {
+        show.execute(&mut *transaction).await?;
+    }
+    let added = transaction.insert_rows("audit", STORED, &stored, "");
+    added.execute(transaction).await?;
     Ok(())
 }
 
@@ -159,7 +189,8 @@ impl Store {
     }
 
     /// At most `limit` acts with numbers above `after`, in order; of one object
-    /// (`key/7`) or of all, since a time or from the beginning.
+    /// (`key/7`) or of all, since a time or from the beginning. No act ever comes before
+    /// one that was returned.
     ///
     /// # Errors
     /// When the database fails.
@@ -173,12 +204,15 @@ impl Store {
         // only what is asked for, so that an index of it is used
         let filter = match (object, since) {
             (None, None) => "",
-            (Some(_), None) => "AND object = $3",
-            (None, Some(_)) => "AND at >= $3",
-            (Some(_), Some(_)) => "AND object = $3 AND at >= $4",
+            (Some(_), None) => "AND object = $4",
+            (None, Some(_)) => "AND at >= $4",
+            (Some(_), Some(_)) => "AND object = $4 AND at >= $5",
         };
-        let sql = format!("SELECT * FROM audit WHERE id > $1 {filter} ORDER BY id LIMIT $2");
-        let mut acts = query(AssertSqlSafe(sql)).bind(after).bind(limit);
+        let before = servers::whole_before(&self.read, List::Audit).await?;
+        let sql =
+            format!("SELECT * FROM audit WHERE id > $1 AND id < $2 {filter} ORDER BY id LIMIT $3");
+        let mut acts = query(AssertSqlSafe(sql)).bind(after).bind(before);
+        acts = acts.bind(limit);
         if let Some(object) = object {
             acts = acts.bind(object);
         }
@@ -198,5 +232,42 @@ impl Store {
         let query = query(sql).bind(before).bind(limit);
         let rows = query.fetch_all(&self.read).await?;
         rows.iter().map(recorded).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use time::macros::datetime;
+
+    use super::*;
+    use crate::store::Outbox;
+    use crate::store::scratch::Scratch;
+
+    #[tokio::test]
+    async fn no_act_comes_before_one_that_was_read() {
+        let Some(scratch) = Scratch::server() else {
+            return;
+        };
+        let store = scratch.open(Outbox::Off).await;
+        let now = datetime!(2026-01-31 23:00 UTC);
+        let act = |action| Act {
+            action,
+            object: Object::Dashboard,
+            before: None,
+            after: None,
+        };
+        let read = async || -> Vec<_> {
+            let acts = store.acts(None, None, 0, 9).await.expect("a list");
+            acts.into_iter().map(|act| act.action).collect()
+        };
+        let mut slow = store.write.begin().await.expect("a transaction");
+        let recorded = record(&mut slow, &Actor::Server, act("first"), now).await;
+        recorded.expect("recorded");
+        let recorded = store.record(&Actor::Server, act("second"), now).await;
+        recorded.expect("recorded");
+        // who read the second now would go on after it
+        assert!(read().await.is_empty());
+        slow.commit().await.expect("committed");
+        assert_eq!(read().await, ["first", "second"]);
     }
 }

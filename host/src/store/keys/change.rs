@@ -120,12 +120,12 @@ pub async fn delete_all(
     .bind(customer_id)
     .fetch_all(&mut *transaction)
     .await?;
-    for row in &rows {
+    let acts = rows.iter().map(|row| {
         let key = key(row)?;
-        let act = act("key.deleted", key.id, Some(&key), None);
-        audit::record(transaction, by, act, now).await?;
-    }
-    Ok(())
+        Ok(act("key.deleted", key.id, Some(&key), None))
+    });
+    let acts: Vec<_> = acts.collect::<Result<_, Error>>()?;
+    audit::record_all(transaction, by, acts, now).await
 }
 
 impl Store {

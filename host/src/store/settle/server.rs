@@ -6,8 +6,9 @@ use super::writer::{Batch, Written, ended, owner};
 use crate::money::NanoDollars;
 use crate::store::db::{Script, Transaction};
 use crate::store::ledger::{Books, Scope, budgets};
+use crate::store::servers::{self, List};
 use crate::store::usage::{self, Status, Usage};
-use crate::store::{Error, Store, answers, servers};
+use crate::store::{Error, Store, answers};
 
 /// Writes to a server.
 pub(super) struct Server {
@@ -54,7 +55,7 @@ impl Server {
         let mut script = Script::default();
         let asked = books.ask(&transaction, &mut script, self.scope(batch));
         let inserted = (!rows.is_empty()).then(|| {
-            if let Some(show) = servers::show_rows(&transaction) {
+            if let Some(show) = servers::show_rows(&transaction, List::Usage) {
                 script.add(show);
             }
             script.add(usage::insert_new(&transaction, &usage))

@@ -11,7 +11,8 @@ use serde::Serialize;
 use time::OffsetDateTime;
 
 use super::db::{Query, Row, Transaction, insert_from, query};
-use super::{Error, Store, from_millis, millis, servers};
+use super::servers::{self, List};
+use super::{Error, Store, from_millis, millis};
 use crate::money::{NanoDollars, Price};
 
 pub(super) use retention::deleted_before;
@@ -229,7 +230,7 @@ impl Store {
         limit: u32,
     ) -> Result<Vec<UsageRow>, Error> {
         let read = self.up_to_date().await?;
-        let before = servers::whole_before(read).await?;
+        let before = servers::whole_before(read, List::Usage).await?;
         // two queries, for the sake of their indices
         let of_customer = "SELECT * FROM usage WHERE customer_id = $4 AND id > $1 AND id < $2 \
              ORDER BY id LIMIT $3";
