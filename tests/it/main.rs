@@ -25,6 +25,7 @@ mod limits;
 mod models;
 mod network;
 mod openai;
+mod outages;
 mod plugin;
 mod process;
 mod queue;

@@ -274,6 +274,8 @@ impl Store {
     /// Hears until the connection is lost.
     async fn hear(&self, pool: &sqlx::PgPool) -> Result<(), Error> {
         let mut listener = PgListener::connect_with(pool).await?;
+        // or it would listen again by itself, and what was said meanwhile be lost
+        listener.eager_reconnect(false);
         listener.listen(CHANNEL).await?;
         // what was changed before is read again
         self.limited.reload(&self.read).await?;

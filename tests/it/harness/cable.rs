@@ -1,7 +1,11 @@
 //! A cable between a server and its database that the test can cut.
 
+use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
@@ -9,7 +13,15 @@ use tokio::sync::watch;
 #[derive(Debug)]
 pub struct Cable {
     url: String,
-    is_whole: Arc<watch::Sender<bool>>,
+    state: Arc<watch::Sender<State>>,
+    loses_a_commit: Arc<AtomicBool>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Whole,
+    Cut,
+    Stalled,
 }
 
 impl Cable {
@@ -20,16 +32,24 @@ impl Cable {
         let (_, rest) = url.split_once('@').expect("a URL with a user");
         let (server, _) = rest.split_once('/').expect("a URL with a database");
         let server = server.to_owned();
-        let is_whole = Arc::new(watch::Sender::new(true));
-        let state = is_whole.subscribe();
+        let state = Arc::new(watch::Sender::new(State::Whole));
+        let seen = state.subscribe();
+        let loses_a_commit = Arc::<AtomicBool>::default();
+        let loses = Arc::clone(&loses_a_commit);
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                tokio::spawn(carry(client, server.clone(), state.clone()));
+                tokio::spawn(carry(
+                    client,
+                    server.clone(),
+                    seen.clone(),
+                    Arc::clone(&loses),
+                ));
             }
         });
         Self {
             url: url.replace(rest.split_once('/').expect("checked").0, &own),
-            is_whole,
+            state,
+            loses_a_commit,
         }
     }
 
@@ -40,24 +60,69 @@ impl Cable {
 
     /// Ends all connections, and lets none through.
     pub fn cut(&self) {
-        self.is_whole.send_replace(false);
+        self.state.send_replace(State::Cut);
+    }
+
+    /// Ends all connections, and has new ones wait until it is mended.
+    pub fn stall(&self) {
+        self.state.send_replace(State::Stalled);
+    }
+
+    /// Ends the connection of the next commit, which the server gets, before it is confirmed.
+    pub fn lose_a_commit(&self) {
+        self.loses_a_commit.store(true, Ordering::Release);
     }
 
     /// Lets connections through again.
     pub fn mend(&self) {
-        self.is_whole.send_replace(true);
+        self.state.send_replace(State::Whole);
     }
 }
 
-async fn carry(mut client: TcpStream, server: String, mut is_whole: watch::Receiver<bool>) {
-    if !*is_whole.borrow_and_update() {
+async fn carry(
+    mut client: TcpStream,
+    server: String,
+    mut state: watch::Receiver<State>,
+    loses_a_commit: Arc<AtomicBool>,
+) {
+    let waited = state.wait_for(|state| *state != State::Stalled).await;
+    if !waited.is_ok_and(|state| *state == State::Whole) {
         return;
     }
     let Ok(mut server) = TcpStream::connect(server).await else {
         return;
     };
+    let (mut from_client, mut to_client) = client.split();
+    let (mut from_server, mut to_server) = server.split();
     tokio::select! {
-        _ = tokio::io::copy_bidirectional(&mut client, &mut server) => {}
-        _ = is_whole.changed() => {}
+        biased;
+        _ = state.wait_for(|state| *state != State::Whole) => return,
+        _ = ask(&mut from_client, &mut to_server, &loses_a_commit) => {}
+        _ = tokio::io::copy(&mut from_server, &mut to_client) => {}
+    }
+    // what was asked last is done, and nobody told
+    drop(client);
+    let mut untold = Vec::new();
+    server.shutdown().await.ok();
+    server.read_to_end(&mut untold).await.ok();
+}
+
+/// Passes on what the client asks, to the end or to a commit that is to be lost.
+async fn ask(
+    client: &mut ReadHalf<'_>,
+    server: &mut WriteHalf<'_>,
+    loses_a_commit: &AtomicBool,
+) -> io::Result<()> {
+    let mut asked = vec![0; 64 << 10];
+    loop {
+        let length = client.read(&mut asked).await?;
+        if length == 0 {
+            return Ok(());
+        }
+        server.write_all(&asked[..length]).await?;
+        let commits = asked[..length].windows(6).any(|word| word == b"COMMIT");
+        if commits && loses_a_commit.swap(false, Ordering::AcqRel) {
+            return Ok(());
+        }
     }
 }

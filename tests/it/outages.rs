@@ -1,0 +1,114 @@
+//! Several servers, and the way to their database that breaks.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::harness::{Act, Cable, GPT2, Host, PATIENCE, Purse, Upstream, eventually, lawgent};
+use crate::servers::{DOLLAR, another, ask, ask_upstream, first, send, statuses};
+
+/// A server of the same database, and the cable that it reaches it by.
+async fn by_cable(first: &Host, config: &str) -> (Host, Cable) {
+    let cable = Cable::to(&first.scratch().url()).await;
+    let host = another(first, config).env("DATABASE_URL", cable.url());
+    (host.start().await.ready().await, cable)
+}
+
+#[tokio::test]
+async fn a_server_without_its_database_takes_no_money_and_comes_back() {
+    let first = first(GPT2).await;
+    let (second, cable) = by_cable(&first, GPT2).await;
+    let purse = Purse::prepaid(&first, DOLLAR).await;
+    let elsewhere = purse.at(&second);
+    elsewhere
+        .customer
+        .post("/generate", ask(1))
+        .await
+        .expect(200);
+    let left = purse.balance().await.0;
+
+    cable.cut();
+    let cut = Instant::now();
+    let refused = elsewhere.customer.post("/generate", ask(1)).await;
+    assert!(["storage_failed", "not_recorded"].contains(&refused.expect_error(503).as_str()));
+    assert!(cut.elapsed() < PATIENCE);
+    // meanwhile its key is turned off elsewhere
+    let toggle = "/api/keys/1/toggle";
+    first.admin().post(toggle, Value::Null).await.expect(200);
+    cable.mend();
+    eventually("it knows", async || {
+        elsewhere.customer.get("/usage").await.status == 403
+    })
+    .await;
+    first.admin().post(toggle, Value::Null).await.expect(200);
+    eventually("it answers again", async || {
+        elsewhere.customer.post("/generate", ask(1)).await.status == 200
+    })
+    .await;
+    assert!(purse.settled().await < left);
+    first.run(&["db", "audit"]);
+}
+
+#[tokio::test]
+async fn what_is_said_while_a_server_connects_again_is_not_lost() {
+    let first = first(GPT2).await;
+    let (second, cable) = by_cable(&first, GPT2).await;
+    // longer than it waits for a word, and than for a sign of life after that
+    for gap in [500, 600, 700, 900] {
+        let purse = Purse::postpaid(&first).await;
+        let elsewhere = purse.at(&second).customer;
+        eventually("it is not limited", async || {
+            elsewhere.post("/generate", ask(1)).await.status == 200
+        })
+        .await;
+        cable.stall();
+        let stalled = Instant::now();
+        let limit = json!({ "credit_limit": 0 });
+        let limited = first.admin().patch(&purse.path(""), limit).await;
+        limited.expect(200);
+        let mended = async || stalled.elapsed() >= Duration::from_millis(gap);
+        eventually("it has waited", mended).await;
+        cable.mend();
+        eventually("it knows of the limit", async || {
+            elsewhere.post("/generate", ask(1)).await.status == 402
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_was_taken_for_dead_charges_nothing_for_what_another_did() {
+    let upstream = Upstream::start(Act::Hold("too late")).await;
+    let config = format!("{GPT2}{}", lawgent(upstream.url()));
+    let first = first(&config).await;
+    let (second, cable) = by_cable(&first, &config).await;
+    let purse = Purse::prepaid(&first, DOLLAR).await;
+    let (here, there) = (purse.customer.clone(), purse.customer.at(second.url()));
+    let customer = there.clone();
+    let asking = tokio::spawn(async move { send(&customer, "k", &ask_upstream()).await });
+    eventually("the upstream has it", async || upstream.open() == 1).await;
+
+    cable.cut();
+    upstream.act(Act::Answer("in time"));
+    eventually("its lease is over", async || {
+        send(&here, "k", &ask_upstream()).await.status == 200
+    })
+    .await;
+    let left = purse.settled().await;
+    assert!(left < DOLLAR);
+    cable.mend();
+    eventually("it has its database again", async || {
+        there.get("/usage").await.status == 200
+    })
+    .await;
+    upstream.release(1);
+    let reply = asking.await.expect("no panic");
+    assert_eq!(reply.expect_error(409), "idempotency_conflict");
+    let again = send(&there, "k", &ask_upstream()).await.expect(200);
+    assert_eq!(again["response"], "in time");
+    assert_eq!(purse.settled().await, left);
+    let mut ends = statuses(&here).await;
+    ends.sort_by_key(Value::to_string);
+    assert_eq!(ends, ["failed", "ok"]);
+    first.run(&["db", "audit"]);
+}
