@@ -112,3 +112,48 @@ async fn a_server_that_was_taken_for_dead_charges_nothing_for_what_another_did()
     assert_eq!(ends, ["failed", "ok"]);
     first.run(&["db", "audit"]);
 }
+
+#[tokio::test]
+async fn an_outage_of_the_database_frees_nothing_of_those_who_live() {
+    let upstream = Upstream::start(Act::Hold("yes")).await;
+    let config = format!("{GPT2}{}", lawgent(upstream.url()));
+    let host = first(&config).await;
+    let database = host.database();
+    let (first, first_cable) = by_cable(&host, &config).await;
+    let (second, second_cable) = by_cable(&host, &config).await;
+    let purse = Purse::prepaid(&host, DOLLAR).await;
+    // who would free it rightly is gone
+    drop(host);
+    let customer = purse.at(&second).customer;
+    let asking = tokio::spawn(async move { customer.post("/generate", ask_upstream()).await });
+    eventually("the upstream has it", async || upstream.open() == 1).await;
+    let held = "SELECT count(*) FROM holds";
+    assert_eq!(database.number(held).await, 1);
+
+    first_cable.cut();
+    second_cable.cut();
+    let alive = "SELECT count(*) FROM servers WHERE lease_ends > clock_timestamp()";
+    eventually("all leases are over", async || {
+        database.number(alive).await == 0
+    })
+    .await;
+    first_cable.mend();
+    // after each renewal it looks for what the dead hold
+    let last = "SELECT CAST(extract(epoch FROM max(lease_ends)) * 1000 AS BIGINT) FROM servers";
+    for _ in 0..2 {
+        let before = database.number(last).await;
+        let renewed = async || database.number(last).await > before;
+        eventually("the first has renewed its lease", renewed).await;
+    }
+    assert_eq!(database.number(held).await, 1);
+    second_cable.mend();
+    eventually("the second has too", async || {
+        database.number(alive).await == 2
+    })
+    .await;
+    upstream.release(1);
+    asking.await.expect("no panic").expect(200);
+    assert!(purse.at(&first).settled().await < DOLLAR);
+    let third = another(&first, &config).start().await;
+    third.run(&["db", "audit"]);
+}

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use sqlx::postgres::PgListener;
 use sqlx::{AssertSqlSafe, Executor as _};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::db::{Pool, Query, Transaction, query};
@@ -18,10 +18,13 @@ use super::{Error, Store, at_work, ledger};
 /// Between two renewals of the lease.
 const RENEWAL: Duration = Duration::from_secs(3);
 /// How long a server that says nothing counts as alive, as in [`RENEW`].
+const LEASE: Duration = Duration::from_millis(LEASE_MS);
+const LEASE_MS: u64 = 15_000;
 const RENEW: &str = "\
     INSERT INTO servers (process, lease_ends) \
     VALUES ($1, clock_timestamp() + INTERVAL '15 seconds') \
-    ON CONFLICT (process) DO UPDATE SET lease_ends = excluded.lease_ends";
+    ON CONFLICT (process) DO UPDATE SET lease_ends = excluded.lease_ends \
+    RETURNING CAST(extract(epoch FROM lease_ends) * 1000 AS BIGINT) AS lease_ends";
 /// How long nothing may be heard before the connection is asked for a sign of
 /// life, and how long that may take: together less than a second.
 const SILENCE: Duration = Duration::from_millis(400);
@@ -220,21 +223,39 @@ impl Store {
         Ok(())
     }
 
-    /// Renews the lease and frees what the dead hold, for ever.
+    /// Renews the lease and frees what the dead hold, for ever. Not before the lease has
+    /// been renewed for as long as one lasts: where the database was away, or its clock was
+    /// set, the leases of the living are over too, until they renew them.
     async fn stay(self, process: String) {
+        let mut ends = 0;
+        let mut unbroken: Option<Instant> = None;
         loop {
-            let renewed = query(RENEW).bind(&process).execute(&self.write).await;
-            let freed = match renewed {
-                Ok(_) => self.free_what_the_dead_have().await,
-                Err(error) => Err(error.into()),
-            };
-            match freed {
-                Ok(0) => {}
-                Ok(voided) => tracing::warn!(voided, "a server ended with requests at work"),
-                Err(error) => tracing::warn!(%error, "the lease could not be renewed"),
+            match self.renew_lease(&process).await {
+                Ok(renewed) => {
+                    let is_late = renewed.saturating_sub(ends).unsigned_abs() >= LEASE_MS;
+                    let since = unbroken.filter(|_| !is_late).unwrap_or_else(Instant::now);
+                    (ends, unbroken) = (renewed, Some(since));
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "the lease could not be renewed");
+                    unbroken = None;
+                }
+            }
+            if unbroken.is_some_and(|since| since.elapsed() >= LEASE) {
+                match self.free_what_the_dead_have().await {
+                    Ok(0) => {}
+                    Ok(voided) => tracing::warn!(voided, "a server ended with requests at work"),
+                    Err(error) => tracing::warn!(%error, "what the dead hold is not freed"),
+                }
             }
             tokio::time::sleep(RENEWAL).await;
         }
+    }
+
+    /// Renews it; says when it ends, in milliseconds since 1970 by the database's clock.
+    async fn renew_lease(&self, process: &str) -> Result<i64, Error> {
+        let renewed = query(RENEW).bind(process).fetch_one(&self.write).await?;
+        Ok(renewed.try_get("lease_ends")?)
     }
 
     /// Frees what servers hold whose lease is over, and the names of requests that
