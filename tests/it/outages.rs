@@ -157,3 +157,22 @@ async fn an_outage_of_the_database_frees_nothing_of_those_who_live() {
     let third = another(&first, &config).start().await;
     third.run(&["db", "audit"]);
 }
+
+#[tokio::test]
+async fn what_the_database_did_without_saying_so_is_answered_and_charged_once() {
+    let first = first(GPT2).await;
+    let (second, cable) = by_cable(&first, GPT2).await;
+    let purse = Purse::postpaid(&first).await;
+    let customer = purse.at(&second).customer;
+    let mut answers = 0;
+    // another commit may be the one that is not confirmed
+    while !second.log().contains("usage is written once more") {
+        assert!(answers < 100, "{}", second.log());
+        cable.lose_a_commit();
+        customer.post("/generate", ask(1)).await.expect(200);
+        answers += 1;
+    }
+    let statuses = statuses(&purse.customer).await;
+    assert_eq!(statuses, vec![json!("ok"); answers]);
+    first.run(&["db", "audit"]);
+}

@@ -125,7 +125,7 @@ impl File {
             }
         }
         let reservations = batch.reservations.iter();
-        let reserved = reservations.map(|(wanted, _)| books.reserve(wanted));
+        let reserved = reservations.map(|(wanted, _)| books.reserve(wanted).map(Ok));
         let reserved = reserved.collect::<Result<_, _>>()?;
         drop(books);
         if !rows.is_empty() {

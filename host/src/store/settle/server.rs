@@ -1,8 +1,11 @@
 //! Of a server: what was used and what is held are rows, for all who share it to see.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use super::writer::{Batch, Written, ended, owner};
+use tokio::time::Instant;
+
+use super::writer::{Batch, Reserving, Settling, Written, ended, owner};
 use crate::money::NanoDollars;
 use crate::store::db::{Script, Transaction};
 use crate::store::ledger::{Books, Scope, budgets};
@@ -17,7 +20,12 @@ pub(super) struct Server {
     /// Requests that could not be settled, and for which other servers still see
     /// something held; it is freed by the next commit that succeeds.
     unsettled: Vec<Arc<Usage>>,
+    /// When there is to be one, though it be for them alone.
+    free_at: Option<Instant>,
 }
+
+/// How long what is held for a request that could not be settled waits for a commit.
+const WAIT: Duration = Duration::from_secs(1);
 
 /// A row of a settlement.
 struct Row {
@@ -32,28 +40,78 @@ impl Server {
             store,
             process,
             unsettled: Vec::new(),
+            free_at: None,
         }
     }
 
     /// Has what is held for a request that could not be settled freed by the next commit.
     pub fn give_up(&mut self, usage: Arc<Usage>) {
         self.unsettled.push(usage);
+        self.free_at.get_or_insert_with(|| Instant::now() + WAIT);
     }
 
-    /// Writes a batch.
+    /// When what is held for those that could not be settled is to be freed, if anything is.
+    pub fn must_free_at(&self) -> Option<Instant> {
+        self.free_at
+    }
+
+    /// Frees it, or tries again later.
+    pub async fn free(&mut self) {
+        if self.unsettled.is_empty() {
+            return;
+        }
+        let freed = match self.store.write.begin().await {
+            Ok(transaction) => self.write_in(transaction, &[], &[]).await,
+            Err(error) => Err(error.into()),
+        };
+        if let Err(error) = freed {
+            let requests = self.unsettled.len();
+            tracing::warn!(%error, requests, "something stays held that is over");
+            self.free_at = Some(Instant::now() + WAIT);
+        }
+    }
+
+    /// Writes a batch; its settlements once more, if it is unknown whether they are written.
     ///
     /// # Errors
     /// When nothing of it is written, or that is unknown.
     pub async fn write(&mut self, batch: &Batch) -> Result<Written, Error> {
-        let mut transaction = self.store.write.begin().await?;
+        let Batch {
+            settlements,
+            reservations,
+        } = batch;
+        let transaction = self.store.write.begin().await?;
+        let error = match self.write_in(transaction, settlements, reservations).await {
+            Err(error) if !settlements.is_empty() => error,
+            written => return written,
+        };
+        tracing::warn!(%error, "usage is written once more");
+        // what is settled already stays as it is; what is reserved would be so twice
+        let transaction = self.store.write.begin().await?;
+        let mut written = self.write_in(transaction, settlements, &[]).await?;
+        let failed = || Err(Error::Database(error.to_string()));
+        written.reserved = reservations.iter().map(|_| failed()).collect();
+        Ok(written)
+    }
+
+    async fn write_in(
+        &mut self,
+        mut transaction: Transaction<'static>,
+        settlements: &[Settling],
+        reservations: &[Reserving],
+    ) -> Result<Written, Error> {
         // which of them other servers took over is known before any money is locked
-        let rows = rows(&mut transaction, batch).await?;
+        let rows = rows(&mut transaction, settlements).await?;
         let usage: Vec<_> = rows.iter().map(|row| Arc::clone(&row.usage)).collect();
 
         // others may have changed what they were about
         let mut books = Books::shared(Arc::clone(&self.process));
         let mut script = Script::default();
-        let asked = books.ask(&transaction, &mut script, self.scope(batch));
+        let asked = books.ask(
+            &transaction,
+            &mut script,
+            self.scope(settlements, reservations),
+        );
         let inserted = (!rows.is_empty()).then(|| {
             if let Some(show) = servers::show_rows(&transaction, List::Usage) {
                 script.add(show);
@@ -62,7 +120,7 @@ impl Server {
         });
         let ran = script.run(&mut transaction).await?;
         books.read(asked, &ran)?;
-        for (wanted, _) in &batch.reservations {
+        for (wanted, _) in reservations {
             for mut row in books.unopened(wanted) {
                 budgets::open(&mut transaction, &mut row).await?;
                 books.opened(row);
@@ -83,29 +141,34 @@ impl Server {
             });
         }
         let mut script = Script::default();
-        if !batch.reservations.is_empty()
+        if !reservations.is_empty()
             && let Some(renew) = servers::renew(&transaction, &self.process)
         {
             script.add(renew);
         }
-        for (wanted, _) in &batch.reservations {
-            written.reserved.push(books.reserve(wanted)?);
+        for (wanted, _) in reservations {
+            written.reserved.push(Ok(books.reserve(wanted)?));
         }
         let booked = books.write(&transaction, &mut script);
         let telling = self.store.tell(&mut transaction, booked).await?;
         script.run_last(transaction).await?;
         self.unsettled.clear();
+        self.free_at = None;
         self.store.told(&telling);
         Ok(written)
     }
 
-    /// Whose money a batch changes, and what it frees.
-    fn scope<'a>(&'a self, batch: &'a Batch) -> Scope<'a> {
+    /// Whose money they change, and what is freed.
+    fn scope<'a>(
+        &'a self,
+        settlements: &'a [Settling],
+        reservations: &'a [Reserving],
+    ) -> Scope<'a> {
         let mut scope = Scope::default();
         for usage in &self.unsettled {
             scope.end(ended(usage));
         }
-        for (settlement, _) in &batch.settlements {
+        for (settlement, _) in settlements {
             let usage = &settlement.usage;
             scope.change(usage.customer_id);
             if settlement.is_held {
@@ -115,18 +178,21 @@ impl Server {
                 scope.count(owner(usage), usage.created_at);
             }
         }
-        for (wanted, _) in &batch.reservations {
+        for (wanted, _) in reservations {
             scope.count(wanted.owner(), wanted.created_at);
         }
         scope
     }
 }
 
-/// The rows of a batch's settlements, in order: not what was handed in where another
+/// The rows of settlements, in order: not what was handed in where another
 /// server took the request over. Keeps the answers that may be repeated.
-async fn rows(transaction: &mut Transaction<'_>, batch: &Batch) -> Result<Vec<Row>, Error> {
-    let mut rows = Vec::with_capacity(batch.settlements.len());
-    for (settlement, _) in &batch.settlements {
+async fn rows(
+    transaction: &mut Transaction<'_>,
+    settlements: &[Settling],
+) -> Result<Vec<Row>, Error> {
+    let mut rows = Vec::with_capacity(settlements.len());
+    for (settlement, _) in settlements {
         let is_ours = match &settlement.answer {
             Some(answer) => answers::insert(transaction, answer).await?,
             None => true,

@@ -20,18 +20,21 @@ const BATCH: usize = 256;
 /// How long a commit waits for those who are about to settle.
 const PATIENCE: Duration = Duration::from_millis(1);
 
+pub(super) type Settling = (Box<Settlement>, Reply<()>);
+pub(super) type Reserving = (Box<Reservation>, Reply<Reserved>);
+
 /// Jobs of one commit.
 #[derive(Default)]
 pub(super) struct Batch {
-    pub settlements: Vec<(Box<Settlement>, Reply<()>)>,
-    pub reservations: Vec<(Box<Reservation>, Reply<Reserved>)>,
+    pub settlements: Vec<Settling>,
+    pub reservations: Vec<Reserving>,
 }
 
 /// What a commit has come to, for each job in order.
 #[derive(Default)]
 pub(super) struct Written {
     pub settled: Vec<Result<(), Error>>,
-    pub reserved: Vec<Reserved>,
+    pub reserved: Vec<Result<Reserved, Error>>,
 }
 
 /// Where it writes.
@@ -57,7 +60,7 @@ impl Writer {
     async fn run(mut self, mut queue: mpsc::Receiver<Job>) {
         let mut jobs = Vec::with_capacity(BATCH);
         loop {
-            let more = match self.must_post_at() {
+            let more = match self.must_write_at() {
                 None => Some(queue.recv_many(&mut jobs, BATCH).await),
                 // before any job, however many wait
                 Some(at) if at <= Instant::now() => None,
@@ -67,7 +70,7 @@ impl Writer {
                 Some(0) => break,
                 Some(_) => {}
                 None => {
-                    self.post().await;
+                    self.write_rest().await;
                     continue;
                 }
             }
@@ -88,20 +91,22 @@ impl Writer {
                 self.commit(batch).await;
             }
         }
-        self.post().await;
+        self.write_rest().await;
     }
 
-    /// When what is in the journal is to be posted, if anything is.
-    fn must_post_at(&self) -> Option<Instant> {
+    /// When something is to be written though nobody has a job, if anything is.
+    fn must_write_at(&self) -> Option<Instant> {
         match self {
             Self::File(file) => file.must_post_at(),
-            Self::Server(_) => None,
+            Self::Server(server) => server.must_free_at(),
         }
     }
 
-    async fn post(&mut self) {
-        if let Self::File(file) = self {
-            file.post().await;
+    /// Writes what no job is for.
+    async fn write_rest(&mut self) {
+        match self {
+            Self::File(file) => file.post().await,
+            Self::Server(server) => server.free().await,
         }
     }
 
@@ -118,7 +123,7 @@ impl Writer {
                     reply.send(settled).ok();
                 }
                 for ((_, reply), reserved) in batch.reservations.into_iter().zip(written.reserved) {
-                    reply.send(Ok(reserved)).ok();
+                    reply.send(reserved).ok();
                 }
             }
             Err(error) => {

@@ -55,6 +55,26 @@ async fn what_could_not_be_settled_is_freed_by_what_can_be_written_next() {
 }
 
 #[tokio::test]
+async fn what_could_not_be_settled_is_freed_though_nobody_asks() {
+    let Some(scratch) = Scratch::server() else {
+        return;
+    };
+    let mut ledger = Ledger::on(scratch, Some(100)).await;
+    let reserved = ledger.reserve(owner(0), 1, 60, NOW).await;
+    assert!(matches!(reserved, Reserved::Held { .. }), "{reserved:?}");
+    let fill = "ALTER TABLE usage ADD CONSTRAINT is_full CHECK (FALSE) NOT VALID";
+    change(&ledger, fill).await;
+    let settled = ledger.settler.settle(settlement(&held("req_1", 60), 60));
+    settled.await.expect_err("the disk is full");
+    assert_eq!(ledger.check().await, Some(40));
+    change(&ledger, "ALTER TABLE usage DROP CONSTRAINT is_full").await;
+    let freed = async { while ledger.check().await != Some(100) {} };
+    timeout(Duration::from_secs(10), freed)
+        .await
+        .expect("in time");
+}
+
+#[tokio::test]
 async fn what_could_not_be_posted_is_posted_later() {
     let mut ledger = Ledger::on(Scratch::file(), Some(1000)).await;
     let fails =
