@@ -54,8 +54,9 @@ impl File {
     /// # Errors
     /// When nothing of it is written.
     pub async fn write(&mut self, batch: &Batch) -> Result<Written, Error> {
-        let scope = self.scope(batch);
         let mut turn = self.store.write.begin().await?;
+        // not before the turn: who sets a first budget first says whom it concerns
+        let scope = self.scope(batch);
         if batch.reservations.is_empty() && self.store.books.lock().have_all(&scope) {
             return self.add(turn, batch).await;
         }
