@@ -89,7 +89,7 @@ async fn what_outlasts_the_drain_is_cut_off_and_on_record() {
     let rows = rows(host).await;
     assert_eq!(
         (&rows[0]["status"], &rows[0]["cost"]),
-        (&json!("cancelled"), &json!(0.0))
+        (&json!("failed"), &json!(0.0))
     );
 }
 

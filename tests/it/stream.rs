@@ -241,7 +241,9 @@ async fn a_client_that_does_not_read_holds_the_model_back() {
 
 #[tokio::test]
 async fn a_stream_that_is_cut_off_by_a_stop_says_so_and_is_on_record() {
-    let config = format!("[server]\ndrain_seconds = 0\n{}", with_misbehave(""));
+    let limits = "[models.price_per_million]\nprompt = 1.0\ncompletion = 1.0\n";
+    let config = with_misbehave(limits).replace("[models.limits]\n", "");
+    let config = format!("[server]\ndrain_seconds = 0\n{config}");
     let mut host = Host::builder().config(config).start().await.ready().await;
     let customer = host.customer().await;
     let mut stream = customer
@@ -256,5 +258,12 @@ async fn a_stream_that_is_cut_off_by_a_stop_says_so_and_is_on_record() {
     assert!(host.wait_exit().await.success());
     let host = host.restart().await.ready().await;
     let rows = host.admin().get("/usage/requests").await.expect(200);
-    assert_eq!(rows["requests"][0]["status"], "cancelled", "{rows}");
+    let row = &rows["requests"][0];
+    // which is not the client's doing: it pays for the next try alone
+    assert_eq!(
+        (&row["status"], &row["error_code"], &row["cost"]),
+        (&json!("failed"), &json!("stopping"), &json!(0.0)),
+        "{row}"
+    );
+    assert!(row["completion_tokens"].as_i64() > Some(0), "{row}");
 }

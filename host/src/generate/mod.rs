@@ -43,6 +43,9 @@ pub use idempotency::Repeatable;
 
 /// Pieces that a model may be ahead of its client.
 const AHEAD: usize = 16;
+/// The same where the answer is kept: a client that reads slowly, and then comes back for
+/// it, must not find it cut short.
+const AHEAD_OF_REPEAT: usize = 1 << 16;
 
 /// Which model is asked.
 #[derive(Clone, Debug)]
@@ -165,7 +168,10 @@ impl Generator {
         };
         let left = self.stopping.child_token();
         let leaves = left.clone().drop_guard();
-        let (sender, pieces) = mpsc::channel(AHEAD);
+        let (sender, pieces) = mpsc::channel(match claim {
+            None => AHEAD,
+            Some(_) => AHEAD_OF_REPEAT,
+        });
         // it is large, and moved several times until it is a task
         let work = Box::pin(Arc::clone(self).execute(admitted, sender, left));
         let task = self.tasks.spawn(

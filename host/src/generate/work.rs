@@ -146,7 +146,11 @@ impl Generator {
         };
         let end = tokio::select! {
             biased;
-            () = gone => Err(failure(ErrorKind::Cancelled, "the client left")),
+            // a stop of the server's is not the client's doing
+            () = gone => Err(match self.stopping.is_cancelled() {
+                true => Error::Stopping,
+                false => failure(ErrorKind::Cancelled, "the client left"),
+            }),
             end = work => match end {
                 Ok(Ok(end)) => end,
                 Ok(Err(_)) => Err(failure(ErrorKind::Timeout, "the model took too long")),
