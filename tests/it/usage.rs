@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::harness::{Act, Client, GPT2, Host, Upstream, eventually, lawgent};
+use crate::harness::{Act, Client, GPT2, Host, Upstream, component, eventually, lawgent};
 
 const PRICE: &str = "price_per_million = { prompt = 2.5, completion = 10 }\n";
 
@@ -271,4 +271,33 @@ async fn old_rows_are_deleted_and_their_sums_stay() {
     let path = "/customers/1/transfers";
     assert_eq!(customer.get(path).await.expect(200), money);
     host.run(&["db", "audit"]);
+}
+
+#[tokio::test]
+async fn a_long_schema_of_the_answer_is_counted_as_what_it_is() {
+    const COUNTED: &str = r#"{"choices":[{"index":0,"message":{"role":"assistant","content":"{}"},
+        "finish_reason":"stop"}],"usage":{"prompt_tokens":5000,"completion_tokens":2}}"#;
+    let upstream = Upstream::start(Act::Json(COUNTED)).await;
+    let (plugin, url) = (component("openai"), upstream.base());
+    let config = format!(
+        "{GPT2}[[models]]\nid = 2\nname = \"chatty\"\n\
+         plugin = \"{plugin}\"\napi_url = \"{url}\"\nmodel_name = \"upstream\"\n{PRICE}\
+         [models.limits]\nmax_prompt_bytes = 30000\n"
+    );
+    let host = Host::builder().config(config).start().await.ready().await;
+    let customer = host.customer().await;
+    let ask = |length: usize| {
+        let schema = json!({ "name": "a", "description": "long ".repeat(length / 5) });
+        let format = json!({ "type": "json_schema", "json_schema": schema });
+        let messages = json!([{ "role": "user", "content": "Hi" }]);
+        let body = json!({ "model": "chatty", "messages": messages, "response_format": format });
+        customer.post("/v1/chat/completions", body)
+    };
+    let answer = ask(20_000).await.expect(200);
+    assert_eq!(answer["usage"]["prompt_tokens"], 5000);
+    let used = customer.get("/usage").await.expect(200);
+    assert_eq!(used["totals"]["prompt_tokens"], 5000);
+    // nor is it a way around the limit of what may be sent
+    let refused = ask(40_000).await;
+    assert_eq!(refused.expect_error(400), "prompt_too_long");
 }
