@@ -74,6 +74,17 @@ async fn a_copy_is_the_same_and_goes_on_from_there() {
     let host = host.start().await.ready().await;
     assert_eq!(everything(&host).await, before);
     host.run(&["db", "audit"]);
+    // from there it is not copied, nor does that touch what is held
+    let held = "INSERT INTO holds (request_id, customer_id, api_key_id, amount, created_at, \
+        expires_at, process) VALUES ('req_held', 1, 1, 0, 1, 1, 'another')";
+    let database = host.database();
+    database.execute(held).await.expect("a hold");
+    let elsewhere = Scratch::new().url();
+    let (status, said) = host.try_run(&["db", "copy", "--to", elsewhere.as_str()]);
+    assert!(!status.success() && said.contains("only a file"), "{said}");
+    assert_eq!(database.number("SELECT count(*) FROM holds").await, 1);
+    let gone = "DELETE FROM holds";
+    database.execute(gone).await.expect("gone");
     // keys work, answers are kept, money goes on
     let customer = customer.at(host.url());
     let again = customer.request(reqwest::Method::POST, "/generate");

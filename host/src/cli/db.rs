@@ -8,7 +8,7 @@ use super::Options;
 use crate::app;
 use crate::clock::Clock;
 use crate::config::{self, Config, Environment, Server};
-use crate::store::Claim;
+use crate::store::{Claim, Place};
 
 /// Makes every sum of money again; a server may run meanwhile.
 ///
@@ -55,6 +55,9 @@ pub fn copy(to: SecretString, options: &Options, environment: &Environment) -> a
 
 async fn copy_all(to: SecretString, config: Config, server: Server) -> anyhow::Result<()> {
     let place = app::place(&config, &server.data_dir);
+    if !matches!(place, Place::File(_)) {
+        bail!("only a file can be copied, and DATABASE_URL names a server");
+    }
     let _claim = Claim::take(&server.data_dir, &place)?;
     let target = Config {
         database: config::Database {
