@@ -119,6 +119,19 @@ async fn a_budget_that_is_nearly_spent_is_told_once_and_until_it_is_taken() {
         (&data["period"], &data["api_key_id"]),
         (&json!("day"), &json!(null))
     );
+
+    // one that is nearly spent when it is set, by what was used before
+    let budgets = json!({ "budgets": [{ "period": "total", "amount": "0.5", "near_percent": 1 }] });
+    let told = seen.len();
+    for _ in 0..2 {
+        let admin = host.admin();
+        let set = admin.put("/customers/1/budgets", budgets.clone()).await;
+        set.expect(200);
+    }
+    eventually("it is told", async || webhook.seen().len() > told).await;
+    let seen = webhook.seen();
+    assert_eq!(seen.len(), told + 1);
+    assert_eq!(seen[told].body["data"]["period"], "total");
     assert!(!host.log().contains("whsec_"));
 }
 

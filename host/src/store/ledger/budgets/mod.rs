@@ -3,17 +3,16 @@
 //! What is spent and held is kept for each period by itself; a request counts in
 //! the period in which it was admitted, however late it is settled.
 
+mod set;
+
 use std::mem::take;
 
 use serde::Serialize;
-use serde_json::json;
 use time::OffsetDateTime;
 
 use super::{Cap, Period};
 use crate::money::NanoDollars;
-use crate::store::audit::{self, Act, Actor, Object};
 use crate::store::db::{self, On, Query, Script, Transaction, query};
-use crate::store::servers::{self, Change};
 use crate::store::{Error, Store, from_millis, millis};
 
 /// Whose spending: a customer's as a whole, or that of one of its keys.
@@ -262,14 +261,23 @@ impl Row {
     /// Adds what a request cost, which is not written yet; returns whether it brings
     /// the budget near its end.
     pub fn spend(&mut self, cost: NanoDollars) -> Option<Near> {
-        let before = self.spending;
+        let was_near = self.spending.is_near();
         self.spending.spent.0 += cost.0;
         self.spent += cost.0;
-        let is_near = self.is_open && self.spending.is_near() && !before.is_near();
-        is_near.then_some(Near {
+        let is_near = self.is_open && self.spending.is_near() && !was_near;
+        is_near.then(|| self.near())
+    }
+
+    /// Whether something was spent in it, and its end is near.
+    fn is_near(&self) -> bool {
+        self.spending.spent.0 > 0 && self.spending.is_near()
+    }
+
+    fn near(&self) -> Near {
+        Near {
             budget_id: self.id,
             spending: self.spending,
-        })
+        }
     }
 }
 
@@ -402,83 +410,4 @@ impl Store {
         });
         Ok(spending.collect())
     }
-
-    /// Replaces the budgets of an owner, at most one for each period. What was
-    /// used before counts in the periods that run now.
-    ///
-    /// # Errors
-    /// When the database fails.
-    pub async fn set_budgets(
-        &self,
-        owner: Owner,
-        budgets: &[Budget],
-        by: &Actor,
-        now: OffsetDateTime,
-    ) -> Result<(), Error> {
-        let limited = self.limited.change(owner.customer_id).await;
-        let mut transaction = self.begin_with_money_of(owner.customer_id).await?;
-        for period in [Period::Day, Period::Month, Period::Total] {
-            match budgets.iter().find(|budget| budget.period == period) {
-                Some(budget) => set(&mut transaction, owner, budget).await?,
-                None => remove(&mut transaction, owner, period).await?,
-            }
-        }
-        for mut row in rows(&mut transaction, owner, false, now).await? {
-            if !row.is_open {
-                open(&mut transaction, &mut row).await?;
-            }
-        }
-        let shown =
-            |budget: &Budget| json!({ "period": budget.period.as_str(), "amount": budget.amount });
-        let act = Act {
-            action: "budgets.set",
-            object: match owner.api_key_id {
-                Some(id) => Object::Key(id),
-                None => Object::Customer(owner.customer_id),
-            },
-            before: None,
-            after: Some(budgets.iter().map(shown).collect()),
-        };
-        audit::record(&mut transaction, by, act, now).await?;
-        servers::tell(&mut transaction, Change::Limits(owner.customer_id)).await?;
-        transaction.commit().await?;
-        limited.finish(&self.read).await
-    }
-}
-
-async fn set(
-    transaction: &mut Transaction<'_>,
-    owner: Owner,
-    budget: &Budget,
-) -> Result<(), Error> {
-    query(
-        "INSERT INTO budgets (customer_id, api_key_id, period, amount, near_percent) \
-         VALUES ($1, $2, $3, $4, $5) ON CONFLICT (customer_id, coalesce(api_key_id, 0), period) \
-         DO UPDATE SET amount = excluded.amount, near_percent = excluded.near_percent",
-    )
-    .bind(owner.customer_id)
-    .bind(owner.api_key_id)
-    .bind(budget.period.as_str())
-    .bind(budget.amount.0)
-    .bind(budget.near_percent)
-    .execute(transaction)
-    .await?;
-    Ok(())
-}
-
-async fn remove(
-    transaction: &mut Transaction<'_>,
-    owner: Owner,
-    period: Period,
-) -> Result<(), Error> {
-    query(
-        "DELETE FROM budgets WHERE customer_id = $1 \
-         AND coalesce(api_key_id, 0) = coalesce($2, 0) AND period = $3",
-    )
-    .bind(owner.customer_id)
-    .bind(owner.api_key_id)
-    .bind(period.as_str())
-    .execute(transaction)
-    .await?;
-    Ok(())
 }
