@@ -2,8 +2,9 @@
 
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
+use tokio::net::{TcpSocket, TcpStream};
 
-use crate::harness::{Client, GPT2, Host, component, eventually};
+use crate::harness::{Act, Client, GPT2, Host, Upstream, component, eventually, lawgent};
 
 const PROMPT: &str = "Once upon a time";
 
@@ -206,6 +207,25 @@ async fn what_fails_later_is_the_last_event_and_costs_nothing() {
     }
 }
 
+/// Asks for an answer, and does not read it.
+async fn unread(host: &Host, customer: &Client, body: Value, header: &str) -> TcpStream {
+    // little fits between the two, so that the server soon sees that nobody reads
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket.set_recv_buffer_size(4096).expect("a small buffer");
+    let address = host.url().trim_start_matches("http://");
+    let address = address.parse().expect("an address");
+    let mut socket = socket.connect(address).await.expect("a connection");
+    let body = body.to_string();
+    let request = format!(
+        "POST /generate HTTP/1.1\r\nhost: {address}\r\nx-api-key: {}\r\n{header}\
+         content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+        customer.key(),
+        body.len()
+    );
+    socket.write_all(request.as_bytes()).await.expect("sent");
+    socket
+}
+
 #[tokio::test]
 async fn a_client_that_does_not_read_holds_the_model_back() {
     // read to its end this answer would fail, as longer than any may be
@@ -214,21 +234,7 @@ async fn a_client_that_does_not_read_holds_the_model_back() {
     let host = Host::builder().config(config).start().await.ready().await;
     let customer = host.customer().await;
 
-    // little fits between the two, so that the server soon sees that nobody reads
-    let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
-    socket.set_recv_buffer_size(4096).expect("a small buffer");
-    let address = host.url().trim_start_matches("http://");
-    let address = address.parse().expect("an address");
-    let mut socket = socket.connect(address).await.expect("a connection");
-    let body = generate(2, "endless stream").to_string();
-    let request = format!(
-        "POST /generate HTTP/1.1\r\nhost: {address}\r\nx-api-key: {}\r\n\
-         content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
-        customer.key(),
-        body.len()
-    );
-    socket.write_all(request.as_bytes()).await.expect("sent");
-
+    let _socket = unread(&host, &customer, generate(2, "endless stream"), "").await;
     let rows = async || customer.get("/usage/requests").await.expect(200);
     eventually("the request is on record", async || {
         rows().await["requests"][0].is_object()
@@ -237,6 +243,34 @@ async fn a_client_that_does_not_read_holds_the_model_back() {
     let row = &rows().await["requests"][0];
     assert_eq!(row["status"], "cancelled", "{row}");
     assert!(row["completion_tokens"].as_i64() < Some(1 << 20), "{row}");
+}
+
+#[tokio::test]
+async fn what_may_be_asked_for_again_is_whole_though_nobody_reads_it() {
+    // twice as long on its way, which is more than lies between the two
+    let answer: &'static str = format!("{} ", "\"".repeat(60_000)).repeat(65).leak();
+    let upstream = Upstream::start(Act::Answer(answer)).await;
+    let model = lawgent(upstream.url());
+    let config = format!("{GPT2}{model}[models.limits]\ntimeout_ms = 10000\n");
+    let host = Host::builder().config(config).start().await.ready().await;
+    let customer = host.customer().await;
+    let header = "idempotency-key: k\r\n";
+    let socket = unread(&host, &customer, generate(2, "Once"), header).await;
+    let rows = async || customer.get("/usage/requests").await.expect(200);
+    eventually("the request is on record", async || {
+        rows().await["requests"][0].is_object()
+    })
+    .await;
+    drop(socket);
+    assert_eq!(rows().await["requests"][0]["status"], "ok");
+    let again = customer.request(reqwest::Method::POST, "/generate");
+    let again = again.header("idempotency-key", "k");
+    let again = again.json(&generate(2, "Once")).send().await;
+    let again = again.expect("an answer");
+    assert_eq!(again.headers()["idempotent-replayed"], "true");
+    assert!(again.text().await.expect("events").len() > answer.len());
+    let rows = rows().await;
+    assert_eq!(rows["requests"].as_array().map(Vec::len), Some(1));
 }
 
 #[tokio::test]
