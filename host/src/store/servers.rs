@@ -232,6 +232,7 @@ impl Store {
         loop {
             match self.renew_lease(&process).await {
                 Ok(renewed) => {
+                    // the one before was over, or the clock was set
                     let is_late = renewed.saturating_sub(ends).unsigned_abs() >= LEASE_MS;
                     let since = unbroken.filter(|_| !is_late).unwrap_or_else(Instant::now);
                     (ends, unbroken) = (renewed, Some(since));

@@ -39,7 +39,7 @@ pub struct Shared {
     settle: Script,
     /// While it is away: when to ask it again.
     away_until: Mutex<Option<Instant>>,
-    /// What has ended, or is not at work by what Redis knows, without its having heard it.
+    /// Requests that have a place in Redis, or may come to have one, and need none.
     unheard: Mutex<VecDeque<Demand>>,
 }
 
@@ -68,7 +68,7 @@ impl Shared {
     /// Takes what is demanded, of every limit or of none.
     ///
     /// # Errors
-    /// When Redis does not answer. What it may have taken all the same is given back
+    /// When Redis does not answer. Places that it may have taken all the same are free
     /// once it does.
     pub async fn admit(
         self: &Arc<Self>,

@@ -13,6 +13,9 @@ use crate::store::servers::{self, List};
 use crate::store::usage::{self, Status, Usage};
 use crate::store::{Error, Store, answers};
 
+/// How long what is held for a request that could not be settled waits for a commit.
+const WAIT: Duration = Duration::from_secs(1);
+
 /// Writes to a server.
 pub(super) struct Server {
     store: Store,
@@ -23,9 +26,6 @@ pub(super) struct Server {
     /// When there is to be one, though it be for them alone.
     free_at: Option<Instant>,
 }
-
-/// How long what is held for a request that could not be settled waits for a commit.
-const WAIT: Duration = Duration::from_secs(1);
 
 /// A row of a settlement.
 struct Row {
