@@ -165,14 +165,25 @@ async fn what_the_database_did_without_saying_so_is_answered_and_charged_once() 
     let purse = Purse::postpaid(&first).await;
     let customer = purse.at(&second).customer;
     let mut answers = 0;
+    let said_so = || second.log().contains("usage is written once more");
     // another commit may be the one that is not confirmed
-    while !second.log().contains("usage is written once more") {
-        assert!(answers < 100, "{}", second.log());
+    for _ in 0..100 {
         cable.lose_a_commit();
-        customer.post("/generate", ask(1)).await.expect(200);
-        answers += 1;
+        let reply = customer.post("/generate", ask(1)).await;
+        if reply.status == 503 {
+            // where it was to reserve, which is not tried again
+            reply.expect_error(503);
+        } else {
+            reply.expect(200);
+            answers += 1;
+        }
+        if said_so() {
+            break;
+        }
     }
+    assert!(said_so(), "{}", second.log());
     let statuses = statuses(&purse.customer).await;
-    assert_eq!(statuses, vec![json!("ok"); answers]);
+    let ok = statuses.iter().filter(|status| *status == "ok").count();
+    assert_eq!(ok, answers);
     first.run(&["db", "audit"]);
 }

@@ -4,7 +4,8 @@
 //! From its admission on a request runs in a task of its own, so that it is
 //! settled however it ends: answered, failed, or left by its client. What the
 //! model produces goes to the client through a short channel: a client that
-//! reads slowly slows the model down, and one that is gone stops it.
+//! reads slowly slows the model down, and one that is gone stops it, unless it may
+//! come back for the answer.
 
 mod admit;
 mod error;

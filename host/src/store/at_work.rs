@@ -3,6 +3,8 @@
 //! request ends without one, or the server's lease is over. Of a file's one server
 //! its memory knows them.
 
+use std::sync::atomic::Ordering;
+
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::db::{Pool, Transaction, query};
@@ -58,7 +60,7 @@ pub(super) async fn take(
          ON CONFLICT (api_key_id, idempotency_key) DO UPDATE SET \
          request_id = excluded.request_id, fingerprint = excluded.fingerprint, \
          process = excluded.process \
-         WHERE at_work.process = excluded.process OR NOT EXISTS \
+         WHERE at_work.process = excluded.process OR $6 AND NOT EXISTS \
          (SELECT FROM servers WHERE servers.process = at_work.process \
          AND lease_ends > clock_timestamp())",
     )
@@ -67,6 +69,7 @@ pub(super) async fn take(
     .bind(&request.idempotency_key)
     .bind(&request.fingerprint[..])
     .bind(process)
+    .bind(store.is_steady.load(Ordering::Acquire))
     .execute(&mut transaction)
     .await?;
     if taken == 0 {

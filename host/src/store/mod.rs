@@ -25,7 +25,7 @@ pub mod usage;
 
 use std::ops::Deref;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use time::OffsetDateTime;
 use tokio::sync::Notify;
@@ -90,6 +90,8 @@ pub struct Inner {
     /// Of a file; what is in those of a server is in the database as well.
     books: OpenBooks,
     hearing: Hearing,
+    /// Whether the lease is unbroken for so long that others may be taken for dead.
+    is_steady: AtomicBool,
     turns: Turns,
 }
 
@@ -123,6 +125,7 @@ impl Store {
             outbox,
             notices,
             key_changes: AtomicU64::default(),
+            is_steady: AtomicBool::default(),
             turns: Turns::default(),
         })))
     }

@@ -17,9 +17,11 @@ use super::{Error, Store, at_work, ledger};
 
 /// Between two renewals of the lease.
 const RENEWAL: Duration = Duration::from_secs(3);
+/// Between two that are in time, in milliseconds. Another server's lease may have been
+/// renewed last before this one's: it must be late here long before one is over there.
+const LATE_MS: u64 = 6_000;
 /// How long a server that says nothing counts as alive, as in [`RENEW`].
-const LEASE: Duration = Duration::from_millis(LEASE_MS);
-const LEASE_MS: u64 = 15_000;
+const LEASE: Duration = Duration::from_secs(15);
 const RENEW: &str = "\
     INSERT INTO servers (process, lease_ends) \
     VALUES ($1, clock_timestamp() + INTERVAL '15 seconds') \
@@ -232,8 +234,8 @@ impl Store {
         loop {
             match self.renew_lease(&process).await {
                 Ok(renewed) => {
-                    // the one before was over, or the clock was set
-                    let is_late = renewed.saturating_sub(ends).unsigned_abs() >= LEASE_MS;
+                    // or the database was away, or its clock was set
+                    let is_late = renewed.saturating_sub(ends).unsigned_abs() >= LATE_MS;
                     let since = unbroken.filter(|_| !is_late).unwrap_or_else(Instant::now);
                     (ends, unbroken) = (renewed, Some(since));
                 }
@@ -242,7 +244,9 @@ impl Store {
                     unbroken = None;
                 }
             }
-            if unbroken.is_some_and(|since| since.elapsed() >= LEASE) {
+            let is_steady = unbroken.is_some_and(|since| since.elapsed() >= LEASE);
+            self.is_steady.store(is_steady, Ordering::Release);
+            if is_steady {
                 match self.free_what_the_dead_have().await {
                     Ok(0) => {}
                     Ok(voided) => tracing::warn!(voided, "a server ended with requests at work"),

@@ -16,6 +16,9 @@ use crate::store::{Error, Store, answers};
 /// How long what is held for a request that could not be settled waits for a commit.
 const WAIT: Duration = Duration::from_secs(1);
 
+/// Code of the error of a request that another server took over.
+const TAKEN_OVER: &str = "idempotency_conflict";
+
 /// Writes to a server.
 pub(super) struct Server {
     store: Store,
@@ -135,7 +138,13 @@ impl Server {
             if is_new {
                 books.settle(usage)?;
             }
-            written.settled.push(match is_new && !is_ours {
+            let is_taken_over = match (is_ours, is_new) {
+                (true, _) => false,
+                (false, true) => true,
+                // it may be settled already: as what?
+                (false, false) => usage::failed_by(&mut transaction, usage, TAKEN_OVER).await?,
+            };
+            written.settled.push(match is_taken_over {
                 true => Err(Error::TakenOver),
                 false => Ok(()),
             });
@@ -211,7 +220,7 @@ fn taken_over(usage: &Usage) -> Usage {
     Usage {
         cost: NanoDollars(0),
         status: Status::Failed,
-        error_code: Some("idempotency_conflict".to_owned()),
+        error_code: Some(TAKEN_OVER.to_owned()),
         ..usage.clone()
     }
 }

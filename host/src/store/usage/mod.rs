@@ -210,6 +210,20 @@ pub(super) async fn in_journal(
         .collect()
 }
 
+/// Whether a request is on record as failed with this code.
+pub(super) async fn failed_by(
+    transaction: &mut Transaction<'_>,
+    usage: &Usage,
+    code: &str,
+) -> Result<bool, Error> {
+    let found = query("SELECT id FROM usage WHERE request_id = $1 AND error_code = $2")
+        .bind(&usage.request_id)
+        .bind(code)
+        .fetch_optional(transaction)
+        .await?;
+    Ok(found.is_some())
+}
+
 /// Ids of the requests for which [`insert_new`] or [`post_new`] wrote these rows.
 pub(super) fn inserted(rows: &[Row]) -> Result<HashSet<String>, Error> {
     rows.iter()

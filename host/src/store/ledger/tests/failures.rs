@@ -12,6 +12,8 @@ use tokio::time::timeout;
 use super::super::{Period, Reserved};
 use super::{Ledger, NOW, Open, change, owner, settlement};
 use crate::money::NanoDollars;
+use crate::store::Error;
+use crate::store::answers::KeptAnswer;
 use crate::store::db::query;
 use crate::store::scratch::Scratch;
 
@@ -72,6 +74,31 @@ async fn what_could_not_be_settled_is_freed_though_nobody_asks() {
     timeout(Duration::from_secs(10), freed)
         .await
         .expect("in time");
+}
+
+#[tokio::test]
+async fn what_another_server_took_over_stays_so_however_often_it_is_settled() {
+    let Some(scratch) = Scratch::server() else {
+        return;
+    };
+    let mut ledger = Ledger::on(scratch, Some(100)).await;
+    let reserved = ledger.reserve(owner(0), 1, 60, NOW).await;
+    assert!(matches!(reserved, Reserved::Held { .. }), "{reserved:?}");
+    for _ in 0..2 {
+        let mut settlement = settlement(&held("req_1", 60), 40);
+        // its name is not in the database any more
+        settlement.answer = Some(KeptAnswer {
+            api_key_id: 1,
+            idempotency_key: "k".into(),
+            fingerprint: [0; 32],
+            request_id: "req_1".into(),
+            answer: "{}".into(),
+            created_at: NOW,
+        });
+        let settled = ledger.settler.settle(settlement).await;
+        assert!(matches!(settled, Err(Error::TakenOver)), "{settled:?}");
+        assert_eq!(ledger.check().await, Some(100));
+    }
 }
 
 #[tokio::test]
