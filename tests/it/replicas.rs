@@ -48,6 +48,15 @@ async fn at_once(hosts: &[(Host, Client); 3], times: usize, body: &Value) -> Vec
     statuses
 }
 
+/// Waits until the server has found Redis again, which it does when it is asked.
+async fn back(host: &Host, customer: &Client) {
+    eventually("Redis is back", async || {
+        customer.post("/generate", ask()).await;
+        host.log().contains("Redis is back")
+    })
+    .await;
+}
+
 fn count(statuses: &[u16], status: u16) -> u64 {
     statuses.iter().filter(|is| **is == status).count() as u64
 }
@@ -189,11 +198,7 @@ async fn without_redis_each_server_limits_by_itself_until_it_is_back() {
     // it comes back empty, with a minute's worth for all of them
     redis.start_again().await;
     for (host, customer) in &hosts {
-        eventually("Redis is back", async || {
-            customer.post("/generate", ask()).await;
-            host.log().contains("Redis is back")
-        })
-        .await;
+        back(host, customer).await;
     }
     let statuses = at_once(&hosts, 1, &ask()).await;
     assert_eq!(count(&statuses, 429), 3, "{statuses:?}");
@@ -222,11 +227,7 @@ async fn a_redis_that_hangs_holds_up_one_request_a_second() {
         started.elapsed()
     );
     redis.hang(false);
-    eventually("Redis is back", async || {
-        customer.post("/generate", ask()).await;
-        host.log().contains("Redis is back")
-    })
-    .await;
+    back(&host, &customer).await;
 }
 
 #[tokio::test]
@@ -260,11 +261,7 @@ async fn a_redis_that_hung_does_not_keep_the_places_of_requests_that_ended_meanw
 
     redis.hang(false);
     upstream.act(Act::Answer("yes"));
-    eventually("Redis is back", async || {
-        customer.post("/generate", ask()).await;
-        host.log().contains("Redis is back")
-    })
-    .await;
+    back(&host, &customer).await;
     eventually("all places are free", async || {
         let reply = customer.post("/generate", ask()).await;
         // but for its own

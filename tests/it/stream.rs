@@ -275,9 +275,8 @@ async fn what_may_be_asked_for_again_is_whole_though_nobody_reads_it() {
 
 #[tokio::test]
 async fn a_stream_that_is_cut_off_by_a_stop_says_so_and_is_on_record() {
-    let limits = "[models.price_per_million]\nprompt = 1.0\ncompletion = 1.0\n";
-    let config = with_misbehave(limits).replace("[models.limits]\n", "");
-    let config = format!("[server]\ndrain_seconds = 0\n{config}");
+    let prices = "[models.price_per_million]\nprompt = 1.0\ncompletion = 1.0\n";
+    let config = format!("[server]\ndrain_seconds = 0\n{}", with_misbehave(prices));
     let mut host = Host::builder().config(config).start().await.ready().await;
     let customer = host.customer().await;
     let mut stream = customer

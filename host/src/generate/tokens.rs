@@ -10,8 +10,8 @@ use crate::models::{Backend, Model, Session};
 
 /// Tokens that a provider's template may add to a prompt.
 const TEMPLATE_TOKENS: usize = 1024;
-/// Tokens that an image or a like part of a message may come to: of the usual providers
-/// OpenAI counts most, 2,833 and 5,667 for each of at most eight tiles, with gpt-4o-mini.
+/// Tokens that an image or a like part of a message may come to. With gpt-4o-mini OpenAI
+/// counts 2,833 and 5,667 for each of at most eight tiles; most models count far less.
 const PART_TOKENS: usize = 48 * 1024;
 /// Tokens that it comes to for most providers, if it is of a usual size.
 const LIKELY_PART_TOKENS: usize = 1000;

@@ -17,9 +17,9 @@ use super::{Error, Store, at_work, ledger};
 
 /// Between two renewals of the lease.
 const RENEWAL: Duration = Duration::from_secs(3);
-/// Between two that are in time, in milliseconds. Another server's lease may have been
-/// renewed last before this one's: it must be late here long before one is over there.
-const LATE_MS: u64 = 6_000;
+/// Between two that are in time. Another server's lease may have been renewed last before
+/// this one's: it must be late here long before one is over there.
+const LATE: Duration = Duration::from_secs(2 * RENEWAL.as_secs());
 /// How long a server that says nothing counts as alive, as in [`RENEW`].
 const LEASE: Duration = Duration::from_secs(15);
 const RENEW: &str = "\
@@ -235,7 +235,8 @@ impl Store {
             match self.renew_lease(&process).await {
                 Ok(renewed) => {
                     // or the database was away, or its clock was set
-                    let is_late = renewed.saturating_sub(ends).unsigned_abs() >= LATE_MS;
+                    let between = renewed.saturating_sub(ends).unsigned_abs();
+                    let is_late = Duration::from_millis(between) >= LATE;
                     let since = unbroken.filter(|_| !is_late).unwrap_or_else(Instant::now);
                     (ends, unbroken) = (renewed, Some(since));
                 }

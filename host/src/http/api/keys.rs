@@ -266,7 +266,7 @@ pub async fn toggle(
     State(AppState { store, clock, .. }): State<AppState>,
     Id(id): Id,
 ) -> Result<Body<Shown>, ApiError> {
-    let toggled = store.toggle_key(id, &actor, clock.now()).await;
+    let toggled = store.toggle_key(id, None, &actor, clock.now()).await;
     Ok(Body(toggled.map_err(missing)?.into()))
 }
 

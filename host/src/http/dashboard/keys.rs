@@ -183,9 +183,9 @@ pub async fn set_active(
     Form(form): Form<Active>,
 ) -> Result<Redirect, ApiError> {
     if key.is_active != form.active {
-        // not to toggle it, or it would be on again where somebody else has just turned it off
-        let active = store.activate_key(key.id, form.active, &actor, clock.now());
-        active.await.map_err(api::missing)?;
+        // not the other way round, or it would be on again where somebody else has just turned it off
+        let toggled = store.toggle_key(key.id, Some(form.active), &actor, clock.now());
+        toggled.await.map_err(api::missing)?;
     }
     Ok(back(key.customer_id))
 }

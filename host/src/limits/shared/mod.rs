@@ -86,10 +86,7 @@ impl Shared {
                 .arg(demand.units(limit.unit));
         }
         let answer: Result<Vec<u64>, Away> = self.call(&call).await;
-        if answer.is_err() {
-            self.tell_later(demand);
-        }
-        let answer = answer?;
+        let answer = answer.inspect_err(|Away| self.tell_later(demand))?;
         let (is_taken, levels) = answer.split_first().ok_or(Away)?;
         let before = demand.limits.iter().zip(levels);
         let before = before.map(|(limit, level)| standing(*limit, *level));
@@ -146,8 +143,7 @@ impl Shared {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(PATIENCE))
             .set_response_timeout(Some(PATIENCE));
-        let client = &self.client;
-        client
+        self.client
             .get_multiplexed_async_connection_with_config(&config)
             .await
     }

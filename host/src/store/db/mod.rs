@@ -257,6 +257,23 @@ impl Transaction<'_> {
         Ok(())
     }
 
+    /// Has all API keys of a customer to itself until the end, one after the other in the
+    /// order in which who writes their uses has them.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn lock_keys_of(&mut self, customer_id: i64) -> Result<(), sqlx::Error> {
+        if let Self::Postgres(transaction) = self {
+            let lock = "SELECT FROM api_keys WHERE customer_id = $1 AND deleted_at IS NULL \
+                ORDER BY id FOR NO KEY UPDATE";
+            sqlx::query(lock)
+                .bind(customer_id)
+                .execute(&mut **transaction)
+                .await?;
+        }
+        Ok(())
+    }
+
     /// Has an API key to itself until the end, to put on record what it was
     /// before a change.
     ///

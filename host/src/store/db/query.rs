@@ -20,7 +20,7 @@ pub enum Value<'q> {
     /// A number, a time or an amount.
     Int(Option<i64>),
     /// Yes or no.
-    Bool(bool),
+    Bool(Option<bool>),
     /// A text.
     Text(Option<Cow<'q, str>>),
     /// Bytes.
@@ -229,7 +229,8 @@ values! {
     u8: value => Value::Int(Some(value.into())),
     Option<i64>: value => Value::Int(value),
     Option<u32>: value => Value::Int(value.map(i64::from)),
-    bool: value => Value::Bool(value),
+    bool: value => Value::Bool(Some(value)),
+    Option<bool>: value => Value::Bool(value),
     &'q str: value => Value::Text(Some(Cow::Borrowed(value))),
     Option<&'q str>: value => Value::Text(value.map(Cow::Borrowed)),
     &'q String: value => Value::Text(Some(Cow::Borrowed(value))),

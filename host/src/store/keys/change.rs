@@ -5,7 +5,6 @@ use std::sync::atomic::Ordering;
 
 use ipnet::IpNet;
 use serde_json::{Value, json};
-use sqlx::AssertSqlSafe;
 use time::OffsetDateTime;
 
 use super::{Key, KeyLimits, Scope, columns, key};
@@ -104,13 +103,7 @@ pub async fn delete_all(
     by: &Actor,
     now: OffsetDateTime,
 ) -> Result<(), Error> {
-    let sql = format!(
-        "SELECT id FROM api_keys WHERE customer_id = $1 AND deleted_at IS NULL ORDER BY id {}",
-        transaction.lock("api_keys")
-    );
-    // in the order in which who writes their uses has them
-    let locked = query(AssertSqlSafe(sql)).bind(customer_id);
-    locked.fetch_all(&mut *transaction).await?;
+    transaction.lock_keys_of(customer_id).await?;
     let rows = query(concat!(
         "UPDATE api_keys SET deleted_at = $1 \
          WHERE customer_id = $2 AND deleted_at IS NULL RETURNING ",
@@ -198,33 +191,19 @@ impl Store {
         Ok(key)
     }
 
-    /// Turns an active key off and an inactive one on.
+    /// Turns a key on or off, as is said or else from what it is to the other.
     ///
     /// # Errors
     /// [`Error::NotFound`] when there is none.
-    pub async fn toggle_key(&self, id: i64, by: &Actor, now: OffsetDateTime) -> Result<Key, Error> {
-        let sql = concat!(
-            "UPDATE api_keys SET is_active = NOT is_active \
-                   WHERE id = $1 AND deleted_at IS NULL RETURNING ",
-            columns!()
-        );
-        let update = query(sql).bind(id);
-        self.update_key(id, "key.toggled", update, by, now).await
-    }
-
-    /// Turns a key on or off, whatever it is.
-    ///
-    /// # Errors
-    /// [`Error::NotFound`] when there is none.
-    pub async fn activate_key(
+    pub async fn toggle_key(
         &self,
         id: i64,
-        is_active: bool,
+        is_active: Option<bool>,
         by: &Actor,
         now: OffsetDateTime,
     ) -> Result<Key, Error> {
         let sql = concat!(
-            "UPDATE api_keys SET is_active = $2 \
+            "UPDATE api_keys SET is_active = coalesce($2, NOT is_active) \
                    WHERE id = $1 AND deleted_at IS NULL RETURNING ",
             columns!()
         );

@@ -234,14 +234,11 @@ impl Store {
         let mut transaction = self.write.begin().await?;
         let lock = transaction.lock("api_keys");
         // in one order, or servers with the same keys would wait for each other
-        let locked = transaction.of_rows(USED, &used, |used| {
-            format!("SELECT id FROM api_keys WHERE id IN (SELECT key FROM {used} AS used) ORDER BY id {lock}")
-        });
-        locked.fetch_all(&mut transaction).await?;
         let written = transaction.of_rows(USED, &used, |used| {
             format!(
-                "UPDATE api_keys SET last_used_at = at FROM {used} AS used \
-                 WHERE id = key AND (last_used_at IS NULL OR last_used_at < at)"
+                "UPDATE api_keys SET last_used_at = at FROM \
+                 (SELECT key, at FROM {used} AS used JOIN api_keys ON id = key ORDER BY id {lock}) \
+                 AS used WHERE id = key AND (last_used_at IS NULL OR last_used_at < at)"
             )
         });
         written.execute(&mut transaction).await?;

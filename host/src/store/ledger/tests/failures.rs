@@ -20,8 +20,7 @@ use crate::store::scratch::Scratch;
 #[tokio::test]
 async fn what_could_not_be_settled_is_freed_by_what_can_be_written_next() {
     let mut ledger = Ledger::new(Some(100)).await;
-    let reserved = ledger.reserve(owner(0), 1, 60, NOW).await;
-    assert!(matches!(reserved, Reserved::Held { .. }), "{reserved:?}");
+    reserve(&mut ledger).await;
     let (fill, clear) = match ledger.store.write.is_shared() {
         true => (
             "ALTER TABLE usage ADD CONSTRAINT is_full CHECK (FALSE) NOT VALID",
@@ -62,8 +61,7 @@ async fn what_could_not_be_settled_is_freed_though_nobody_asks() {
         return;
     };
     let mut ledger = Ledger::on(scratch, Some(100)).await;
-    let reserved = ledger.reserve(owner(0), 1, 60, NOW).await;
-    assert!(matches!(reserved, Reserved::Held { .. }), "{reserved:?}");
+    reserve(&mut ledger).await;
     let fill = "ALTER TABLE usage ADD CONSTRAINT is_full CHECK (FALSE) NOT VALID";
     change(&ledger, fill).await;
     let settled = ledger.settler.settle(settlement(&held("req_1", 60), 60));
@@ -82,8 +80,7 @@ async fn what_another_server_took_over_stays_so_however_often_it_is_settled() {
         return;
     };
     let mut ledger = Ledger::on(scratch, Some(100)).await;
-    let reserved = ledger.reserve(owner(0), 1, 60, NOW).await;
-    assert!(matches!(reserved, Reserved::Held { .. }), "{reserved:?}");
+    reserve(&mut ledger).await;
     for _ in 0..2 {
         let mut settlement = settlement(&held("req_1", 60), 40);
         // its name is not in the database any more
@@ -109,8 +106,7 @@ async fn what_could_not_be_posted_is_posted_later() {
     change(&ledger, fails).await;
     let mut open = Vec::new();
     for id in ["req_1", "req_2", "req_3"] {
-        let reserved = ledger.reserve(owner(0), 1, 60, NOW).await;
-        assert!(matches!(reserved, Reserved::Held { .. }), "{reserved:?}");
+        reserve(&mut ledger).await;
         open.push(held(id, 60));
     }
     ledger.settle(&open[0], 40).await;
@@ -142,8 +138,7 @@ async fn what_could_not_be_posted_is_posted_later() {
 async fn what_was_on_record_when_a_server_died_is_posted_by_the_next() {
     let mut ledger = Ledger::on(Scratch::file(), Some(1000)).await;
     ledger.budgets(owner(0), &[(Period::Day, 500)]).await;
-    let reserved = ledger.reserve(owner(0), 1, 60, NOW).await;
-    assert!(matches!(reserved, Reserved::Held { .. }), "{reserved:?}");
+    reserve(&mut ledger).await;
     ledger.settle(&held("req_1", 60), 40).await;
     assert_eq!(ledger.check().await, Some(960));
 
@@ -241,6 +236,12 @@ async fn cut_off(doing: impl Future, mut polls: usize) {
     .await;
 }
 
+/// Has 60 held for the next request of the first key.
+async fn reserve(ledger: &mut Ledger) {
+    let reserved = ledger.reserve(owner(0), 1, 60, NOW).await;
+    assert!(matches!(reserved, Reserved::Held { .. }), "{reserved:?}");
+}
+
 /// A request of the first key, and what is held for it.
 fn held(id: &str, amount: i64) -> Open {
     Open {
@@ -257,8 +258,7 @@ async fn nothing_stays_held_for_a_request_that_is_on_record() {
     // as when a commit is said to have failed and has not
     for _ in 0..2 {
         ledger.requests = 0;
-        let reserved = ledger.reserve(owner(0), 1, 60, NOW).await;
-        assert!(matches!(reserved, Reserved::Held { .. }), "{reserved:?}");
+        reserve(&mut ledger).await;
         let open = held("req_1", 60);
         ledger.settle(&open, 40).await;
         assert_eq!(ledger.check().await, Some(60));
