@@ -299,6 +299,17 @@ fn merged_migrations_stay_as_they_are() {
 }
 
 #[test]
+fn the_order_of_json_is_kept_outside_of_tests_too() {
+    // a crate of the tests' turns it on for all that is built with them
+    let workspace = std::fs::read_to_string(root().join("Cargo.toml")).expect("a manifest");
+    let line = workspace
+        .lines()
+        .find(|line| line.starts_with("serde_json = "))
+        .expect("serde_json");
+    assert!(line.contains("\"preserve_order\""), "{line}");
+}
+
+#[test]
 fn crates_come_from_the_one_registry() {
     for lock in ["Cargo.lock", "plugins/Cargo.lock"] {
         let text = std::fs::read_to_string(root().join(lock)).expect("a lock file");
