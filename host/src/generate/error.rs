@@ -68,6 +68,9 @@ pub enum Error {
     /// The plugin refused or failed.
     #[error("{0}")]
     Plugin(PluginError),
+    /// The client did not wait for the answer, or did not read it.
+    #[error("the client {0}")]
+    Left(&'static str),
     /// The usage could not be written, so there is no answer.
     #[error("the usage could not be recorded")]
     NotRecorded,
@@ -95,12 +98,13 @@ impl Error {
                 ErrorKind::RateLimited => "upstream_rate_limited",
                 ErrorKind::Overloaded => "model_overloaded",
                 ErrorKind::UpstreamAuth => "upstream_refused",
-                ErrorKind::Upstream => "upstream_failed",
+                // nobody has asked it to stop
+                ErrorKind::Upstream | ErrorKind::Cancelled => "upstream_failed",
                 ErrorKind::Timeout => "timeout",
                 ErrorKind::Unsupported => "unsupported",
-                ErrorKind::Cancelled => "cancelled",
                 ErrorKind::Internal => "plugin_failed",
             }),
+            Self::Left(_) => "cancelled",
             Self::Capped {
                 by: Cap::Credit, ..
             } => "insufficient_credit",

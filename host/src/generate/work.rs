@@ -29,6 +29,9 @@ use crate::store::{self, Settlement};
 /// Longest answer, in bytes, whatever a plugin sends.
 const MAX_ANSWER_BYTES: usize = 4 << 20;
 
+/// The client has closed its connection.
+const LEFT: Error = Error::Left("left");
+
 /// A request that the limits admitted.
 pub(super) struct Admitted {
     pub(super) ask: Ask,
@@ -114,7 +117,7 @@ impl Produced {
         if self.content.is_some() {
             return Ok(());
         }
-        sent.map_err(|_| failure(ErrorKind::Cancelled, "the client left"))
+        sent.map_err(|_| LEFT)
     }
 }
 
@@ -149,7 +152,7 @@ impl Generator {
             // a stop of the server's is not the client's doing
             () = gone => Err(match self.stopping.is_cancelled() {
                 true => Error::Stopping,
-                false => failure(ErrorKind::Cancelled, "the client left"),
+                false => LEFT,
             }),
             end = work => match end {
                 Ok(Ok(end)) => end,
@@ -164,10 +167,7 @@ impl Generator {
                     && is_streamed
                     && produced.is_held_up(timeout) =>
             {
-                Err(failure(
-                    ErrorKind::Cancelled,
-                    "the client did not read in time",
-                ))
+                Err(Error::Left("did not read in time"))
             }
             end => end,
         };
@@ -247,7 +247,7 @@ impl Generator {
         let (spec, used) = (&model.spec, produced.usage);
         let status = match &end {
             Ok(_) => Status::Ok,
-            Err(Error::Plugin(error)) if error.kind == ErrorKind::Cancelled => Status::Cancelled,
+            Err(Error::Left(_)) => Status::Cancelled,
             Err(_) => Status::Failed,
         };
         let is_charged = match status {

@@ -353,6 +353,8 @@ impl From<generate::Error> for ApiError {
             | generate::Error::ExceedsTokenLimit { .. } => StatusCode::BAD_REQUEST,
             generate::Error::Capped { .. } => StatusCode::PAYMENT_REQUIRED,
             generate::Error::Plugin(error) => of_plugin(error.kind),
+            // nobody is there to read it
+            generate::Error::Left(_) => StatusCode::REQUEST_TIMEOUT,
             generate::Error::AtWork => StatusCode::CONFLICT,
             generate::Error::KeyReused => StatusCode::UNPROCESSABLE_ENTITY,
             generate::Error::LimitsAway
@@ -388,7 +390,9 @@ impl From<generate::Error> for ApiError {
                 };
                 this
             }
-            generate::Error::Capped { .. } | generate::Error::KeyReused => this,
+            generate::Error::Capped { .. }
+            | generate::Error::KeyReused
+            | generate::Error::Left(_) => this,
             generate::Error::AtWork
             | generate::Error::LimitsAway
             | generate::Error::NotRecorded
@@ -406,11 +410,12 @@ fn of_plugin(kind: ErrorKind) -> StatusCode {
         ErrorKind::NotFound => StatusCode::NOT_FOUND,
         ErrorKind::RateLimited => StatusCode::TOO_MANY_REQUESTS,
         ErrorKind::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
-        ErrorKind::UpstreamAuth | ErrorKind::Upstream => StatusCode::BAD_GATEWAY,
+        // a client that leaves is no error of the plugin's: it has given up by itself
+        ErrorKind::UpstreamAuth | ErrorKind::Upstream | ErrorKind::Cancelled => {
+            StatusCode::BAD_GATEWAY
+        }
         ErrorKind::Timeout => StatusCode::GATEWAY_TIMEOUT,
         ErrorKind::Unsupported => StatusCode::NOT_IMPLEMENTED,
-        // nobody is there to read it
-        ErrorKind::Cancelled => StatusCode::REQUEST_TIMEOUT,
         ErrorKind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }
