@@ -15,6 +15,9 @@ const TEMPLATE_TOKENS: usize = 1024;
 const PART_TOKENS: usize = 48 * 1024;
 /// Tokens that it comes to for most providers, if it is of a usual size.
 const LIKELY_PART_TOKENS: usize = 1000;
+/// Tokens that a template may put around each message, part of one, call and tool: ChatML has
+/// five and a role for a message, and JSON's own signs some twenty for a tool.
+const FRAME_TOKENS: usize = 32;
 
 /// Bytes that the caller wrote for the model to read.
 pub(super) fn bytes(ask: &Ask) -> usize {
@@ -33,7 +36,18 @@ fn of_message(message: &Message) -> usize {
     let parts: usize = message.content.iter().map(of_part).sum();
     let calls = message.tool_calls.iter();
     let of_call = |call: &ToolCall| call.id.len() + call.name.len() + call.arguments.len();
-    parts + calls.map(of_call).sum::<usize>() + of_extensions(&message.ext)
+    let answers = message.tool_call_id.as_deref().map_or(0, str::len);
+    parts + calls.map(of_call).sum::<usize>() + answers + of_extensions(&message.ext)
+}
+
+/// What a template frames.
+fn frames(ask: &Ask) -> usize {
+    let of_message = |message: &Message| message.content.len().max(1) + message.tool_calls.len();
+    ask.tools.len()
+        + match &ask.prompt {
+            Prompt::Text(_) => 0,
+            Prompt::Chat(messages) => messages.iter().map(of_message).sum(),
+        }
 }
 
 fn of_extensions(extensions: &[Extension]) -> usize {
@@ -50,8 +64,17 @@ fn of_part(part: &Part) -> usize {
 
 /// The most tokens that a plugin can honestly count for the prompt.
 pub(super) fn most_in_prompt(ask: &Ask) -> u32 {
-    let most = bytes(ask) + TEMPLATE_TOKENS + others(ask).len() * PART_TOKENS;
+    let most =
+        bytes(ask) + TEMPLATE_TOKENS + frames(ask) * FRAME_TOKENS + others(ask).len() * PART_TOKENS;
     u32::try_from(most).unwrap_or(u32::MAX)
+}
+
+/// The tokens that the prompt is likely to be.
+fn likely_in_prompt(ask: &Ask) -> u32 {
+    let others = others(ask);
+    let text = bytes(ask) - others.iter().copied().map(of_part).sum::<usize>();
+    let of_others = u32::try_from(others.len() * LIKELY_PART_TOKENS).unwrap_or(u32::MAX);
+    guess_tokens(text).saturating_add(of_others)
 }
 
 /// The parts of the prompt that are no text.
@@ -69,10 +92,7 @@ fn others(ask: &Ask) -> Vec<&Part> {
 /// The most tokens that the request is taken to need, before its model counts:
 /// its prompt as guessed, and all new tokens that it allows.
 pub(super) fn reserved(ask: &Ask, model: &Model) -> u32 {
-    let others = others(ask);
-    let text = bytes(ask) - others.iter().copied().map(of_part).sum::<usize>();
-    let of_others = u32::try_from(others.len() * LIKELY_PART_TOKENS).unwrap_or(u32::MAX);
-    let prompt_tokens = guess_tokens(text).saturating_add(of_others);
+    let prompt_tokens = likely_in_prompt(ask);
     let mut new_tokens = model.spec.limits.max_new_tokens;
     new_tokens = new_tokens.min(ask.params.max_tokens.unwrap_or(u32::MAX));
     if let Some(length) = ask.max_length {
@@ -89,7 +109,7 @@ pub(super) async fn of_prompt(
 ) -> Result<TokenEstimate, PluginError> {
     match session.estimate(request).await {
         Err(error) if error.kind == ErrorKind::Unsupported => Ok(TokenEstimate {
-            prompt_tokens: guess_tokens(bytes(ask)),
+            prompt_tokens: likely_in_prompt(ask),
             source: CountSource::Estimated,
         }),
         estimate => estimate,

@@ -50,6 +50,8 @@ struct Produced {
     usage: PluginUsage,
     /// Whether the plugin has counted.
     is_counted: bool,
+    /// What it counted beyond what the request allows.
+    beyond: u32,
     /// How long it waited for a client that had not read what there was.
     unread: Duration,
     /// Since when it waits so now.
@@ -70,6 +72,8 @@ impl Produced {
     fn count(&mut self, usage: PluginUsage) {
         let prompt_tokens = usage.prompt_tokens.min(self.bounds.prompt_tokens);
         let completion_tokens = usage.completion_tokens.min(self.bounds.new_tokens);
+        self.beyond = (usage.prompt_tokens - prompt_tokens)
+            .saturating_add(usage.completion_tokens - completion_tokens);
         self.usage = PluginUsage {
             prompt_tokens,
             completion_tokens,
@@ -307,6 +311,13 @@ impl Generator {
             answer: kept,
             is_held: held.is_some(),
         };
+        if produced.beyond > 0 {
+            tracing::warn!(
+                model = usage.model_name,
+                tokens = produced.beyond,
+                "the plugin counts more than the request allows, which is not charged"
+            );
+        }
         let mut ended = produced.ended;
         // free for another request meanwhile; to make the next instance would be in the way
         if let Some(ended) = ended.take_if(|completion| completion.is_kept()) {
