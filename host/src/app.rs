@@ -218,8 +218,13 @@ impl App {
             stop.cancelled().await;
             tokio::time::sleep(drain).await;
         };
+        let answered = async {
+            server.await;
+            // some go on for a client that may come back for the answer
+            generator.drained().await;
+        };
         tokio::select! {
-            () = server => {}
+            () = answered => {}
             () = drained => {
                 tracing::warn!("requests still in flight are cut off");
                 generator.cut_off();

@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::PermissionsExt;
 
+use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::harness::{ADMIN_KEY, Act, GPT2, Host, Upstream, eventually, lawgent};
@@ -91,6 +92,25 @@ async fn what_outlasts_the_drain_is_cut_off_and_on_record() {
         (&rows[0]["status"], &rows[0]["cost"]),
         (&json!("failed"), &json!(0.0))
     );
+}
+
+#[tokio::test]
+async fn so_is_what_goes_on_for_a_client_that_may_come_back() {
+    let upstream = Upstream::start(Act::Stall).await;
+    let config = format!("[server]\ndrain_seconds = 1\n{}", lawgent(upstream.url()));
+    let mut host = Host::builder().config(config).start().await.ready().await;
+    let customer = host.customer().await;
+    let asking = customer
+        .request(Method::POST, "/generate")
+        .header("idempotency-key", "once")
+        .json(&json!({ "text": "Is it?", "model_id": 2 }));
+    let asking = tokio::spawn(asking.send());
+    eventually("the upstream has it", async || upstream.open() == 1).await;
+    asking.abort();
+    host.signal("TERM");
+    assert!(host.wait_exit().await.success());
+    let rows = rows(host).await;
+    assert_eq!(rows[0]["status"], "failed", "{rows}");
 }
 
 #[tokio::test]
