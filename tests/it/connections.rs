@@ -66,3 +66,28 @@ async fn who_does_not_send_a_whole_head_in_time_is_cut_off() {
     let answer = asking.await.expect("no panic").expect(200);
     assert_eq!(answer["response"], "at last");
 }
+
+#[tokio::test]
+async fn who_speaks_http_2_and_answers_no_ping_is_cut_off() {
+    let config = format!("[requests]\nheader_timeout_ms = 500\n{GPT2}");
+    let host = Host::builder().config(config).start().await;
+    let address = host.url().trim_start_matches("http://");
+    let mut socket = TcpStream::connect(address).await.expect("a connection");
+    // RFC 9113: no settings; then GET, http, a path and a host (RFC 7541), on stream 1
+    let head = [
+        b"\x82\x86\x04\x07/health".as_slice(),
+        b"\x01\x01a".as_slice(),
+    ]
+    .concat();
+    let length = u8::try_from(head.len()).expect("a short head");
+    let sent = [
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".as_slice(),
+        &[0, 0, 0, 4, 0, 0, 0, 0, 0],
+        &[0, 0, length, 1, 5, 0, 0, 0, 1],
+        &head,
+    ]
+    .concat();
+    socket.write_all(&sent).await.expect("sent");
+    let answer = until_closed(&mut socket).await;
+    assert!(answer.contains("status"), "{answer}");
+}

@@ -24,7 +24,8 @@ use tower::{ServiceExt, service_fn};
 const NO_ROOM: Duration = Duration::from_secs(1);
 
 /// Serves until `stop` is there, and then until the last request is answered.
-/// Who takes longer than `head_timeout` for a request's head is cut off.
+/// Who takes longer than `head_timeout` for a request's head is cut off, and on HTTP/2 who
+/// does not answer a ping in twice that time.
 pub async fn serve(
     listener: TcpListener,
     router: Router,
@@ -36,7 +37,11 @@ pub async fn serve(
         .http1()
         .timer(TokioTimer::new())
         .header_read_timeout(head_timeout);
-    builder.http2().timer(TokioTimer::new());
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .keep_alive_interval(head_timeout)
+        .keep_alive_timeout(head_timeout);
     let connections = GracefulShutdown::new();
     tokio::pin!(stop);
     loop {
