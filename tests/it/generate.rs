@@ -95,6 +95,21 @@ async fn refuses_what_makes_no_sense(host: &Host, model_id: i64) {
         );
         assert_eq!(reply.expect_error(422), "invalid_request");
     }
+    let optional = [
+        "max_length",
+        "max_new_tokens",
+        "temperature",
+        "top_p",
+        "top_k",
+        "seed",
+        "stop",
+        "stream",
+    ];
+    let mut body = json!({ "text": "Once", "model_id": model_id });
+    for field in optional {
+        body[field] = Value::Null;
+    }
+    customer.post("/generate", body).await.expect(200);
     let too_long = json!({ "text": "x".repeat(300_000), "model_id": model_id });
     let reply = customer.post("/generate", too_long).await;
     assert!(

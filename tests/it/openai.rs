@@ -152,6 +152,21 @@ async fn errors_have_openais_fields_and_names() {
             "{error}"
         );
     }
+    // of what must have its default, the field is named whatever is in it
+    for (path, field, value) in [
+        ("/v1/completions", "logprobs", json!(true)),
+        ("/v1/completions", "echo", json!(1)),
+        ("/v1/chat/completions", "logprobs", json!(5)),
+        ("/v1/chat/completions", "n", json!("2")),
+        ("/v1/chat/completions", "modalities", json!("text")),
+    ] {
+        let mut body = json!({ "model": "gpt2", "prompt": "Once",
+            "messages": [{ "role": "user", "content": "Once" }] });
+        body[field] = value;
+        let reply = customer.post(path, body).await;
+        assert_eq!(reply.body["error"]["param"], field, "{}", reply.body);
+        assert_eq!(reply.expect_error(422), "unsupported");
+    }
     let wrong = host
         .anyone()
         .with_header("authorization", "Bearer sk-nobody".into());

@@ -33,8 +33,7 @@ pub struct Create {
     seed: Option<u64>,
     #[serde(default)]
     stop: Stop,
-    #[serde(default)]
-    stream: bool,
+    stream: Option<bool>,
 }
 
 /// `POST /generate`: continues a text.
@@ -69,7 +68,7 @@ pub async fn create(
         .map_err(|error| shape.error(error))?,
         tools: Vec::new(),
         ext: Vec::new(),
-        is_streamed: body.stream,
+        is_streamed: body.stream == Some(true),
         repeatable,
     };
     respond(&generator, ask, shape).await

@@ -5,7 +5,7 @@ use axum::extract::State;
 use axum::response::Response;
 use plugin_sdk::Params;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::{Value, json};
 
 use super::shape::{Heading, Options};
 use crate::generate::{Answer, Ask, Content, ModelRef, Piece};
@@ -14,7 +14,7 @@ use crate::http::auth::Customer;
 use crate::http::envelope::RequestId;
 use crate::http::error::ApiError;
 use crate::http::json::RepeatableJson;
-use crate::http::params::{Stop, finish_reason, params, prompt};
+use crate::http::params::{Stop, finish_reason, is_other, params, prompt};
 use crate::http::respond::{Shape, Written, respond};
 
 /// New tokens where the request does not say: OpenAI's default.
@@ -41,15 +41,15 @@ pub struct Create {
     rest: Rest,
 }
 
-/// What is refused unless it has its default.
+/// What is refused unless it has its default, whatever it is.
 #[derive(Debug, Deserialize)]
 struct Rest {
-    n: Option<u32>,
-    best_of: Option<u32>,
-    echo: Option<bool>,
-    logprobs: Option<u32>,
-    logit_bias: Option<Map<String, Value>>,
-    suffix: Option<String>,
+    n: Option<Value>,
+    best_of: Option<Value>,
+    echo: Option<Value>,
+    logprobs: Option<Value>,
+    logit_bias: Option<Value>,
+    suffix: Option<Value>,
 }
 
 /// One prompt, perhaps in a list.
@@ -62,21 +62,14 @@ enum Prompt {
 
 impl Rest {
     fn check(&self) -> Result<(), ApiError> {
-        let is_biased = self
-            .logit_bias
-            .as_ref()
-            .is_some_and(|bias| !bias.is_empty());
-        let has_suffix = self
-            .suffix
-            .as_ref()
-            .is_some_and(|suffix| !suffix.is_empty());
+        let no_bias = json!({});
         ApiError::refuse(&[
-            ("n", self.n.is_some_and(|n| n != 1)),
-            ("best_of", self.best_of.is_some_and(|n| n != 1)),
-            ("echo", self.echo == Some(true)),
+            ("n", is_other(self.n.as_ref(), &[1.into()])),
+            ("best_of", is_other(self.best_of.as_ref(), &[1.into()])),
+            ("echo", is_other(self.echo.as_ref(), &[false.into()])),
             ("logprobs", self.logprobs.is_some()),
-            ("logit_bias", is_biased),
-            ("suffix", has_suffix),
+            ("logit_bias", is_other(self.logit_bias.as_ref(), &[no_bias])),
+            ("suffix", is_other(self.suffix.as_ref(), &["".into()])),
         ])
     }
 }

@@ -9,7 +9,7 @@ use axum::extract::State;
 use axum::response::Response;
 use plugin_sdk::{Params, Prompt};
 use serde::Deserialize;
-use serde_json::{Map, Value};
+use serde_json::{Value, json};
 
 use self::answer::Chat;
 use self::messages::Message;
@@ -21,7 +21,7 @@ use crate::http::auth::Customer;
 use crate::http::envelope::RequestId;
 use crate::http::error::ApiError;
 use crate::http::json::RepeatableJson;
-use crate::http::params::{Stop, params};
+use crate::http::params::{Stop, is_other, params};
 use crate::http::respond::respond;
 
 /// Body of `POST /v1/chat/completions`. Fields of OpenAI's that change nothing
@@ -82,11 +82,11 @@ impl PassedOn {
 /// What is refused unless it has its default.
 #[derive(Debug, Deserialize)]
 struct Rest {
-    n: Option<u32>,
-    logprobs: Option<bool>,
-    top_logprobs: Option<u32>,
-    logit_bias: Option<Map<String, Value>>,
-    modalities: Option<Vec<String>>,
+    n: Option<Value>,
+    logprobs: Option<Value>,
+    top_logprobs: Option<Value>,
+    logit_bias: Option<Value>,
+    modalities: Option<Value>,
     audio: Option<Value>,
     functions: Option<Value>,
     function_call: Option<Value>,
@@ -95,20 +95,20 @@ struct Rest {
 
 impl Rest {
     fn check(&self) -> Result<(), ApiError> {
-        let is_biased = self
-            .logit_bias
-            .as_ref()
-            .is_some_and(|bias| !bias.is_empty());
-        let is_more_than_text = |modalities: &Vec<String>| modalities.iter().any(|m| m != "text");
+        let no_bias = json!({});
+        let text = [json!(["text"]), json!([])];
         ApiError::refuse(&[
-            ("n", self.n.is_some_and(|n| n != 1)),
-            ("logprobs", self.logprobs == Some(true)),
-            ("top_logprobs", self.top_logprobs.is_some_and(|n| n != 0)),
-            ("logit_bias", is_biased),
+            ("n", is_other(self.n.as_ref(), &[1.into()])),
             (
-                "modalities",
-                self.modalities.as_ref().is_some_and(is_more_than_text),
+                "logprobs",
+                is_other(self.logprobs.as_ref(), &[false.into()]),
             ),
+            (
+                "top_logprobs",
+                is_other(self.top_logprobs.as_ref(), &[0.into()]),
+            ),
+            ("logit_bias", is_other(self.logit_bias.as_ref(), &[no_bias])),
+            ("modalities", is_other(self.modalities.as_ref(), &text)),
             ("audio", self.audio.is_some()),
             // OpenAI's own older names of `tools` and `tool_choice`
             ("functions", self.functions.is_some()),
