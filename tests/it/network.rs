@@ -174,9 +174,19 @@ async fn an_api_with_tls_is_reached_where_its_certificate_is_trusted() {
     }
     let seen = api.seen();
     assert_eq!(seen.len(), 1, "{seen:?}");
-    assert_eq!(seen[0].version, Version::HTTP_2);
+    // though it offers another: a connection for each request that waits
+    assert_eq!(seen[0].version, Version::HTTP_11);
     let key = format!("Bearer {SECRET}");
     assert_eq!(seen[0].headers["authorization"], key);
+}
+
+#[tokio::test]
+async fn what_stands_for_a_key_where_none_is_needed_may_be_in_answers() {
+    let upstream = Upstream::start(Act::Answer("I am ollama")).await;
+    let config = misbehave(upstream.url(), "").replace(SECRET, "ollama");
+    let (_host, customer) = with_config(config).await;
+    let answer = customer.post("/generate", ask("fetch")).await.expect(200);
+    assert!(answer.to_string().contains("I am ollama"), "{answer}");
 }
 
 #[tokio::test]

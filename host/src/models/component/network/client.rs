@@ -48,7 +48,9 @@ pub(super) fn client(addresses: PublicAddresses) -> Result<Client, rustls::Error
     let tls = HttpsConnectorBuilder::new()
         .try_with_platform_verifier()?
         .https_or_http()
-        .enable_all_versions()
+        // with HTTP/2 all requests to an upstream would share one connection: those whose clients
+        // read nothing would take its window from all others, and what its server bounds would wait
+        .enable_http1()
         .wrap_connector(tcp);
     let connector = TimeoutLayer::new(CONNECT_TIMEOUT).layer(tls);
     Ok(legacy::Client::builder(TokioExecutor::new())

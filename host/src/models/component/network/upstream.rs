@@ -6,6 +6,10 @@ use http::header::{self, HeaderName, HeaderValue};
 use reqwest::Url;
 use secrecy::{ExposeSecret, SecretString};
 
+/// Bytes of the shortest secret that is looked for in what comes back. What is shorter is a
+/// placeholder, such as `none` or `ollama` for a server without keys, and in many an answer.
+const SHORTEST_SECRET: usize = 12;
+
 /// The API behind a model, and what else the component may reach.
 #[derive(Debug)]
 pub struct Upstream {
@@ -36,18 +40,20 @@ impl Upstream {
 
     /// `text` without the secret.
     pub(in super::super) fn redact<'a>(&self, text: &'a str) -> Cow<'a, str> {
-        match &self.secret {
-            Some(secret) if !secret.expose_secret().is_empty() => {
-                text.replace(secret.expose_secret(), "[secret]").into()
-            }
-            _ => text.into(),
+        match self.telling_secret() {
+            Some(secret) => text.replace(secret, "[secret]").into(),
+            None => text.into(),
         }
     }
 
     /// The secret, as it could come back in an answer.
     pub(super) fn secret_bytes(&self) -> Option<&[u8]> {
-        let secret = self.secret.as_ref()?;
-        Some(secret.expose_secret().as_bytes())
+        self.telling_secret().map(str::as_bytes)
+    }
+
+    fn telling_secret(&self) -> Option<&str> {
+        let secret = self.secret.as_ref()?.expose_secret();
+        (secret.len() >= SHORTEST_SECRET).then_some(secret)
     }
 
     /// The value of the secret's header.
