@@ -36,11 +36,15 @@ use self::addresses::{Prohibited, PublicAddresses};
 use self::client::{Client, client};
 use self::upstream::is_same_origin;
 use super::Limits;
+use super::journal::one_line;
 use crate::cohort::behind_others;
 
 const USER_AGENT: HeaderValue =
     HeaderValue::from_static(concat!("model-host/", env!("CARGO_PKG_VERSION")));
 const ANYTHING: HeaderValue = HeaderValue::from_static("*/*");
+
+/// Most characters of a host's name, as of any in DNS.
+const LONGEST_NAME: usize = 253;
 
 /// Headers that a component may neither set nor read, besides the secret's own and
 /// those of the connection itself.
@@ -205,7 +209,8 @@ impl Gate {
         }
         let parsed = Url::parse(url).map_err(|_| Error::HttpRequestUriInvalid)?;
         if !self.upstream.grants(&parsed) {
-            let host = parsed.host_str();
+            let host = parsed.host_str().unwrap_or_default();
+            let host = one_line(Some(&self.upstream), host, LONGEST_NAME);
             tracing::warn!(
                 model = &*self.model,
                 host,
