@@ -24,9 +24,9 @@ use super::Limits;
 /// Stack for the host's own functions, beyond what a plugin's calls may take.
 const HOST_STACK: usize = 1536 << 10;
 
-/// How often a computing guest gives way to other tasks, and its CPU time is
-/// looked at.
-pub(super) const TICK: Duration = Duration::from_millis(2);
+/// Modules that a component may be made of, and tables of all of them together.
+const CORE_INSTANCES: u32 = 32;
+const TABLES: u32 = 4;
 
 /// Most instances that wait for their request, of all components together; so many
 /// more than the operator allows to be at work. Only those that answer several requests
@@ -189,9 +189,13 @@ fn engine(cache: Cache, shared: &Components) -> Result<Engine, RuntimeError> {
     pool.total_component_instances(instances)
         // a component is several modules: the plugin itself and its adapters; a number
         // only, nothing is set aside for it
-        .total_core_instances(32 * instances)
+        .total_core_instances(CORE_INSTANCES * instances)
         .total_memories(Limits::MEMORIES * instances)
-        .total_tables(4 * instances)
+        .total_tables(TABLES * instances)
+        // one with more would take the places of others
+        .max_core_instances_per_component(CORE_INSTANCES)
+        .max_memories_per_component(Limits::MEMORIES)
+        .max_tables_per_component(TABLES)
         .total_stacks(instances)
         .total_gc_heaps(0)
         .max_memory_size(Limits::MEMORY_CEILING_MIB << 20)
