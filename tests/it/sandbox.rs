@@ -1,6 +1,8 @@
 //! The sandbox: a component that misbehaves costs its own request and nothing else.
 
+use std::cell::Cell;
 use std::io::{BufRead, BufReader};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
@@ -360,4 +362,37 @@ async fn limits_that_make_no_sense_are_refused() {
         .await
         .expect(200);
     assert_eq!(report["needs_restart"], json!(["components"]));
+}
+
+#[tokio::test]
+async fn the_clock_stands_while_no_component_computes() {
+    let (host, customer, _upstream) =
+        with_misbehave(Act::Answer("yes"), "[models.limits]\ncpu_ms = 500").await;
+    let tasks = format!("/proc/{}/task", host.pid());
+    let is_the_clocks = |folder: &Path| {
+        let name = std::fs::read_to_string(folder.join("comm"));
+        name.is_ok_and(|name| name.trim() == "wasm-clock")
+    };
+    let clock = std::fs::read_dir(tasks).expect("its threads");
+    let clock = clock
+        .map(|entry| entry.expect("a thread").path())
+        .find(|folder| is_the_clocks(folder))
+        .expect("the clock");
+    // how often it has slept: it ticks every 2 ms, and this looks every 10
+    let slept = || {
+        let status = std::fs::read_to_string(clock.join("status")).expect("its status");
+        let line = status
+            .lines()
+            .find(|line| line.starts_with("voluntary_ctxt"));
+        line.expect("a count").to_owned()
+    };
+    let last = Cell::default();
+    eventually("it stands", async || {
+        let now = slept();
+        last.replace(now.clone()) == now
+    })
+    .await;
+    let reply = customer.post("/generate", ask("loop")).await;
+    assert_eq!(reply.expect_error(502), "plugin_failed");
+    assert_ne!(slept(), last.take());
 }

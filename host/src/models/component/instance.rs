@@ -71,7 +71,8 @@ impl Mould {
         let state = State::new(Arc::clone(&self.settings), journal, network, &self.limits);
         let mut store = Store::new(&self.runtime.engine, state);
         store.limiter(|state| &mut state.memory);
-        let meter = Meter::new(deadline, Arc::clone(&self.runtime.turns));
+        let Runtime { clock, turns, .. } = &*self.runtime;
+        let meter = Meter::new(deadline, Arc::clone(clock), Arc::clone(turns));
         let budget = Duration::from_millis(self.limits.cpu_ms.into());
         meter.limit(&mut store, budget);
         let instance = meter.run(self.plugin.instantiate(&mut store)).await?;

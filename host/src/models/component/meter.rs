@@ -11,8 +11,8 @@ use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use wasmtime::{Store, UpdateDeadline};
 
-use super::failure;
-use super::runtime::{self, TICK};
+use super::epoch::{EpochClock, TICK};
+use super::{failure, runtime};
 
 /// A guest computed for longer than it may.
 #[derive(Debug, thiserror::Error)]
@@ -28,6 +28,7 @@ struct Overrun;
 #[derive(Clone)]
 pub(super) struct Meter {
     clock: Arc<Mutex<Clock>>,
+    epochs: Arc<EpochClock>,
     deadline: Instant,
     /// Guests that compute for long take turns at these, so that they never have
     /// all threads: what others need is short.
@@ -53,9 +54,10 @@ enum Since {
 }
 
 impl Meter {
-    pub(super) fn new(deadline: Instant, turns: Arc<Semaphore>) -> Self {
+    pub(super) fn new(deadline: Instant, epochs: Arc<EpochClock>, turns: Arc<Semaphore>) -> Self {
         Self {
             clock: Arc::default(),
+            epochs,
             deadline,
             turns,
         }
@@ -135,7 +137,9 @@ impl Meter {
                 return Poll::Ready(None);
             }
             self.with(|clock| clock.since = Some(Since::now(clock.spent)));
+            let computing = self.epochs.computing();
             let poll = call.as_mut().poll(context);
+            drop(computing);
             self.with(|clock| {
                 clock.spent += clock.running();
                 clock.since = None;
@@ -195,12 +199,15 @@ fn thread_cpu_time() -> Duration {
 
 #[cfg(test)]
 mod tests {
+    use wasmtime::Engine;
+
     use super::*;
 
     #[tokio::test]
     async fn what_fails_since_its_time_is_over_is_a_timeout() {
         let deadline = Instant::now() + Duration::from_millis(20);
-        let meter = Meter::new(deadline, Arc::new(Semaphore::new(1)));
+        let epochs = EpochClock::start(&Engine::default()).unwrap();
+        let meter = Meter::new(deadline, Arc::new(epochs), Arc::new(Semaphore::new(1)));
         // as an upstream's body does
         let waiting = tokio::time::timeout_at(deadline.into(), std::future::pending::<()>());
         let called = meter.run(async { Ok(waiting.await) }).await;

@@ -12,13 +12,14 @@
 //! - `instance`: how an instance is made, and kept for its request
 //! - `state`: what an instance sees of this machine
 //! - `network`: the way to its model's upstream
-//! - `meter`, `journal`: how long, and what is written
+//! - `epoch`, `meter`, `journal`: the clock, how long, and what is written
 //! - `v0_1`: the plugin contract, one folder for each version
 
 #[cfg(test)]
 mod adapters;
 mod artifact;
 mod completion;
+mod epoch;
 mod failure;
 mod instance;
 mod journal;

@@ -20,6 +20,7 @@ use wasmtime::{
 use crate::config::Components;
 
 use super::Limits;
+use super::epoch::EpochClock;
 
 /// Stack for the host's own functions, beyond what a plugin's calls may take.
 const HOST_STACK: usize = 1536 << 10;
@@ -42,10 +43,11 @@ fn spares(shared: &Components) -> u32 {
 const RETRY_AFTER_MS: u32 = 1_000;
 
 /// The engine that compiles and runs components, and the places they run in.
-/// Built once; its thread ends when the last component that uses it is gone.
+/// Built once.
 pub struct Runtime {
     pub(super) engine: Engine,
     compiling: Mutex<Cache>,
+    pub(super) clock: Arc<EpochClock>,
     pub(super) turns: Arc<Semaphore>,
     places: Arc<Semaphore>,
     spares: Arc<Semaphore>,
@@ -102,13 +104,14 @@ impl Runtime {
         cache.with_directory(cache_dir);
         let cache = Cache::new(cache).map_err(RuntimeError::Engine)?;
         let engine = engine(cache.clone(), shared)?;
-        start_clock(&engine).map_err(RuntimeError::Clock)?;
+        let clock = EpochClock::start(&engine).map_err(RuntimeError::Clock)?;
         // The client for upstreams brings no TLS provider; where the program has
         // chosen one already, that one stays.
         let _ = rustls::crypto::ring::default_provider().install_default();
         Ok(Self {
             engine,
             compiling: Mutex::new(cache),
+            clock: Arc::new(clock),
             turns: Arc::new(Semaphore::new(long_turns())),
             places: Arc::new(Semaphore::new(shared.instances as usize)),
             spares: Arc::new(Semaphore::new(spares(shared) as usize)),
@@ -233,20 +236,4 @@ fn engine(cache: Cache, shared: &Components) -> Result<Engine, RuntimeError> {
 fn long_turns() -> usize {
     let threads = thread::available_parallelism().map_or(1, NonZero::get);
     threads.saturating_sub(1).max(1)
-}
-
-/// A thread, not a task: a guest that keeps all workers busy must not stop it.
-fn start_clock(engine: &Engine) -> std::io::Result<()> {
-    let engine = engine.weak();
-    let tick = move || {
-        while let Some(engine) = engine.upgrade() {
-            engine.increment_epoch();
-            drop(engine);
-            thread::sleep(TICK);
-        }
-    };
-    thread::Builder::new()
-        .name("wasm-clock".to_owned())
-        .spawn(tick)?;
-    Ok(())
 }
