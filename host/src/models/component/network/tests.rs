@@ -89,7 +89,7 @@ fn an_address_is_the_same_however_it_is_spelled_and_no_other() {
 #[test]
 fn an_answer_is_read_without_what_the_host_keeps_to_itself() {
     let upstream = Upstream {
-        secret: Some("hush".into()),
+        secret: Some("hush-hush-hush".into()),
         secret_header: HeaderName::from_static("x-api-key"),
         ..upstream("https://api.example")
     };
@@ -109,8 +109,17 @@ fn an_answer_is_read_without_what_the_host_keeps_to_itself() {
         ("x-api-key", "another"),
         ("set-cookie", "a=b"),
         ("authorization", "Bearer another"),
-        ("x-told", "it is hush"),
+        ("x-told", "it is hush-hush-hush"),
         ("x-more", "a"),
     ]);
     assert_eq!(gate.readable(told), answered(&[("x-more", "a")]));
+
+    // what is as short stands for a key, and for many another word
+    let upstream = Upstream {
+        secret: Some("hush".into()),
+        ..upstream("https://api.example")
+    };
+    let gate = Gate::new("model".into(), Arc::new(upstream), Arc::default()).unwrap();
+    let told = answered(&[("x-told", "it is hush")]);
+    assert_eq!(gate.readable(told.clone()), told);
 }
