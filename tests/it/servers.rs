@@ -251,3 +251,16 @@ async fn a_request_of_a_killed_server_may_be_sent_to_another() {
     .await;
     assert_eq!(statuses(&here).await, ["ok"]);
 }
+
+#[tokio::test]
+async fn what_the_limits_refuse_takes_no_name() {
+    let upstream = Upstream::start(Act::Answer("yes")).await;
+    let host = first(&lawgent(upstream.url())).await;
+    let customer = host.customer_with(json!({ "rate_limit": 1 })).await;
+    let answered = send(&customer, "one", &ask_upstream()).await;
+    answered.expect(200);
+    // a name that is taken now is refused as by a full disk
+    host.database().refuse_rows("at_work").await;
+    let refused = send(&customer, "two", &ask_upstream()).await;
+    assert_eq!(refused.expect_error(429), "rate_limit_exceeded");
+}

@@ -160,6 +160,23 @@ impl Generator {
             return Err(Error::PromptTooLong { bytes, limit });
         }
         let (standings, permit) = self.admit(&ask, &model).await?;
+        let claim = match (claim, &ask.repeatable) {
+            // only now, so that what the limits refuse writes nothing
+            (Some(claim), Some(asked)) if self.store.is_shared() => {
+                match self.share(claim, &ask, asked).await {
+                    Ok(Repeat::First(claim)) => Some(claim),
+                    Ok(Repeat::Again(generation)) => {
+                        permit.settle(0).await;
+                        return Ok(generation);
+                    }
+                    Err(error) => {
+                        permit.settle(0).await;
+                        return Err(error);
+                    }
+                }
+            }
+            (claim, _) => claim,
+        };
         let admitted = Admitted {
             ask,
             model,
@@ -188,20 +205,22 @@ impl Generator {
         Ok(Generation::new(standings, pieces, task, leaves))
     }
 
-    /// Whether a request was answered before, or this is the first of its name.
+    /// Whether a request was answered before, or this is the first of its name here.
     async fn repeat(&self, ask: &Ask, asked: &Repeatable) -> Result<Repeat, Error> {
         let api_key_id = ask.key.id;
         // before the look at what is kept, or both could miss the other's answer
         let claim = self.at_work.claim(api_key_id, asked)?;
-        if let Some(again) = self.kept(api_key_id, asked).await? {
-            return Ok(Repeat::Again(again));
-        }
-        if !self.store.is_shared() {
-            return Ok(Repeat::First(claim));
-        }
+        Ok(match self.kept(api_key_id, asked).await? {
+            Some(again) => Repeat::Again(again),
+            None => Repeat::First(claim),
+        })
+    }
+
+    /// Takes the name from the other servers too, unless one has it or has answered.
+    async fn share(&self, claim: Claim, ask: &Ask, asked: &Repeatable) -> Result<Repeat, Error> {
         let request = NamedRequest {
             request_id: ask.request_id.clone(),
-            api_key_id,
+            api_key_id: ask.key.id,
             idempotency_key: asked.key.clone(),
             fingerprint: asked.fingerprint,
         };
@@ -210,7 +229,7 @@ impl Generator {
         let claim = tokio::spawn(shared.in_current_span()).await;
         let claim = claim.map_err(|_| Error::Stopping)??;
         // another server may have answered since the look
-        match self.kept(api_key_id, asked).await? {
+        match self.kept(ask.key.id, asked).await? {
             Some(again) => {
                 claim.end(false).await;
                 Ok(Repeat::Again(again))
