@@ -252,6 +252,12 @@ impl Generator {
         let status = match &end {
             Ok(_) => Status::Ok,
             Err(Error::Left(_)) => Status::Cancelled,
+            // it has what was streamed until its time was over
+            Err(Error::Plugin(error))
+                if error.kind == ErrorKind::Timeout && ask.is_streamed && produced.bytes > 0 =>
+            {
+                Status::Cancelled
+            }
             Err(_) => Status::Failed,
         };
         let is_charged = match status {
