@@ -237,6 +237,17 @@ async fn an_act_that_cannot_be_put_on_record_is_not_done() {
     let before = admin.get("/api/keys").await.expect(200);
     let new = json!({ "name": "B", "email": "b@c.d" });
     let key = json!({ "customer_id": 1, "name": "K" });
+    let paid = json!({ "amount": 5, "reference": "invoice-1" });
+    let budgets = json!({ "budgets": [{ "period": "total", "amount": 1 }] });
+    let mut money = Vec::new();
+    for path in [
+        "/customers/1",
+        "/customers/1/transfers",
+        "/customers/1/budgets",
+        "/api/keys/1/budgets",
+    ] {
+        money.push((path, admin.get(path).await.expect(200)));
+    }
     for reply in [
         admin.post("/customers", new).await,
         admin.post("/api/keys", key).await,
@@ -245,8 +256,17 @@ async fn an_act_that_cannot_be_put_on_record_is_not_done() {
         admin.post("/api/keys/1/rotate", json!({})).await,
         admin.delete("/api/keys/1").await,
         admin.delete("/customers/1").await,
+        admin.post("/customers/1/credit", paid).await,
+        admin
+            .patch("/customers/1", json!({ "credit_limit": 0 }))
+            .await,
+        admin.put("/customers/1/budgets", budgets.clone()).await,
+        admin.put("/api/keys/1/budgets", budgets).await,
     ] {
         assert_eq!(reply.expect_error(503), "storage_failed");
+    }
+    for (path, before) in money {
+        assert_eq!(admin.get(path).await.expect(200), before, "{path}");
     }
     assert_eq!(admin.get("/api/keys").await.expect(200), before);
     let customers = admin.get("/customers").await.expect(200);

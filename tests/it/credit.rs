@@ -317,3 +317,19 @@ async fn money_is_the_operators_to_change_and_the_customers_to_see() {
     }
     assert_eq!(mine.balance().await, (0, 0));
 }
+
+#[tokio::test]
+async fn an_audit_that_finds_something_says_what_and_fails() {
+    let host = Host::start().await.ready().await;
+    let purse = Purse::prepaid(&host, 1_000_000_000).await;
+    let wrong = "UPDATE accounts SET posted = posted + 1 WHERE customer_id = 1";
+    assert_eq!(purse.balance().await.0, 1_000_000_000);
+    let (status, said) = host.try_run(&["db", "audit"]);
+    assert!(status.success(), "{said}");
+    host.database().execute(wrong).await.expect("done by hand");
+    let (status, said) = host.try_run(&["db", "audit"]);
+    assert!(!status.success(), "{said}");
+    for part in ["the balance is", "are not as kept"] {
+        assert!(said.contains(part), "{said}");
+    }
+}

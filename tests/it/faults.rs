@@ -4,10 +4,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Act, GPT2, Host, Purse, Redis, Scratch, Upstream, eventually, lawgent, nanos,
+    Act, Events, GPT2, Host, Purse, Redis, Scratch, Upstream, eventually, lawgent, nanos,
 };
 
 const DOLLAR: i64 = 1_000_000_000;
@@ -147,7 +148,7 @@ async fn on_a_slow_disk_requests_share_its_flushes_and_none_is_lost() {
     let customer = purse.customer.clone();
     let lost: Vec<_> = (0..32)
         .map(|_| {
-            let request = customer.request(reqwest::Method::POST, "/generate");
+            let request = customer.request(Method::POST, "/generate");
             tokio::spawn(request.json(&ask()).send())
         })
         .collect();
@@ -165,4 +166,29 @@ async fn on_a_slow_disk_requests_share_its_flushes_and_none_is_lost() {
     assert!(rows >= in_hand, "{rows} of {in_hand}");
     assert_eq!(DOLLAR - balance, cost);
     host.run(&["db", "audit"]);
+}
+
+#[tokio::test]
+async fn a_stream_does_not_end_as_if_it_were_on_record_when_it_is_not() {
+    let upstream = Upstream::start(Act::Answer("yes")).await;
+    let host = Host::builder().config(lawgent(upstream.url())).in_file();
+    let host = host.start().await.ready().await;
+    let customer = host.customer().await;
+    let mut ask = ask();
+    ask["stream"] = json!(true);
+    let send = async |name: &str| {
+        let request = customer.request(Method::POST, "/generate").json(&ask);
+        let request = request.header("idempotency-key", name);
+        let events = Events::of(request.send().await.expect("an answer"));
+        events.rest().await
+    };
+    host.database().refuse_usage().await;
+    let events = send("once").await;
+    let last = events.last().expect("an event");
+    assert_eq!(last["error"]["code"], "not_recorded", "{events:?}");
+    // nothing is kept of it
+    let mended = host.database().execute("DROP TRIGGER full").await;
+    mended.expect("room again");
+    assert_eq!(send("once").await.last(), Some(&json!("[DONE]")));
+    assert_eq!(recorded(&host).await.1, 1);
 }

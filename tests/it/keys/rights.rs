@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use crate::harness::{Client, GPT2, Host, Reply};
 
 /// Everything that a customer's key opens, with the scope that it takes.
-const ENDPOINTS: [(&str, &str, &str); 11] = [
+const ENDPOINTS: [(&str, &str, &str); 14] = [
     ("POST", "/generate", "generate"),
     ("POST", "/v1/completions", "generate"),
     ("POST", "/v1/chat/completions", "generate"),
@@ -17,7 +17,10 @@ const ENDPOINTS: [(&str, &str, &str); 11] = [
     ("GET", "/usage/requests", "usage:read"),
     ("GET", "/api/keys", "keys:read"),
     ("GET", "/api/keys/1", "keys:read"),
+    ("GET", "/api/keys/1/budgets", "keys:read"),
     ("GET", "/customers/1", "customer:read"),
+    ("GET", "/customers/1/transfers", "customer:read"),
+    ("GET", "/customers/1/budgets", "customer:read"),
 ];
 const SCOPES: [&str; 5] = [
     "generate",
