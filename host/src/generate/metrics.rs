@@ -5,6 +5,12 @@ use opentelemetry::{KeyValue, global};
 
 use crate::store::usage::Usage;
 
+/// Bounds between the durations that are counted apart, in seconds: those of
+/// OpenTelemetry's conventions for servers of generative models.
+const DURATIONS: [f64; 14] = [
+    0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92,
+];
+
 /// The instruments; clones share them.
 #[derive(Clone, Debug)]
 pub(super) struct Metrics {
@@ -36,6 +42,7 @@ impl Metrics {
             duration: meter
                 .f64_histogram("model_host.request.duration")
                 .with_unit("s")
+                .with_boundaries(DURATIONS.into())
                 .with_description("from admission to settlement, by model and how it ended")
                 .build(),
         }
