@@ -1,12 +1,12 @@
-//! Logs always; traces and metrics over OTLP when `OTEL_EXPORTER_OTLP_ENDPOINT`
-//! (or one of its siblings) says where to. The exporter reads the rest of
-//! OpenTelemetry's variables by itself.
+//! Logs always; traces and metrics over OTLP, each when `OTEL_EXPORTER_OTLP_ENDPOINT`
+//! or its own sibling says where to. The exporter reads the rest of OpenTelemetry's
+//! variables by itself.
 
 use std::io::IsTerminal;
 
 use anyhow::Context;
-use opentelemetry::global;
 use opentelemetry::trace::TracerProvider;
+use opentelemetry::{Key, global};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::metrics::SdkMeterProvider;
 use opentelemetry_sdk::trace::SdkTracerProvider;
@@ -57,11 +57,7 @@ pub fn start() -> anyhow::Result<Telemetry> {
         None => !std::io::stderr().is_terminal(),
         Some(other) => anyhow::bail!("MODEL_HOST_LOG_FORMAT: expected json or text, not {other:?}"),
     };
-    let telemetry = if is_configured() {
-        export()?
-    } else {
-        Telemetry::default()
-    };
+    let telemetry = export()?;
     let registry = tracing_subscriber::registry();
     match &telemetry.traces {
         // without filters of their own, which cost each request some microseconds
@@ -96,33 +92,51 @@ where
     }
 }
 
-fn is_configured() -> bool {
-    ["", "_TRACES", "_METRICS"]
-        .into_iter()
-        .any(|signal| variable(&format!("OTEL_EXPORTER_OTLP{signal}_ENDPOINT")).is_some())
+/// Starts to export what there is an endpoint for.
+fn export() -> anyhow::Result<Telemetry> {
+    let mut telemetry = Telemetry::default();
+    if is_wanted("TRACES") {
+        let spans = opentelemetry_otlp::SpanExporter::builder()
+            .with_http()
+            .build()?;
+        let traces = SdkTracerProvider::builder()
+            .with_resource(resource())
+            .with_batch_exporter(spans)
+            .build();
+        telemetry.traces = Some(traces);
+    }
+    if is_wanted("METRICS") {
+        let readings = opentelemetry_otlp::MetricExporter::builder()
+            .with_http()
+            .build()?;
+        let metrics = SdkMeterProvider::builder()
+            .with_resource(resource())
+            .with_periodic_exporter(readings)
+            .build();
+        global::set_meter_provider(metrics.clone());
+        telemetry.metrics = Some(metrics);
+    }
+    Ok(telemetry)
 }
 
-fn export() -> anyhow::Result<Telemetry> {
-    let resource = Resource::builder().with_service_name("model-host").build();
-    let spans = opentelemetry_otlp::SpanExporter::builder()
-        .with_http()
-        .build()?;
-    let traces = SdkTracerProvider::builder()
-        .with_resource(resource.clone())
-        .with_batch_exporter(spans)
-        .build();
-    let readings = opentelemetry_otlp::MetricExporter::builder()
-        .with_http()
-        .build()?;
-    let metrics = SdkMeterProvider::builder()
-        .with_resource(resource)
-        .with_periodic_exporter(readings)
-        .build();
-    global::set_meter_provider(metrics.clone());
-    Ok(Telemetry {
-        traces: Some(traces),
-        metrics: Some(metrics),
-    })
+fn is_wanted(signal: &str) -> bool {
+    let own = format!("OTEL_EXPORTER_OTLP_{signal}_ENDPOINT");
+    [&own, "OTEL_EXPORTER_OTLP_ENDPOINT"]
+        .into_iter()
+        .any(|name| variable(name).is_some())
+}
+
+/// What is said of the service, by OpenTelemetry's variables; its name also where they
+/// say none.
+fn resource() -> Resource {
+    let said = Resource::builder().build();
+    let name = said.get(&Key::from_static_str("service.name"));
+    let is_named = name.is_some_and(|name| !name.as_str().starts_with("unknown_service"));
+    if is_named {
+        said
+    } else {
+        Resource::builder().with_service_name("model-host").build()
+    }
 }
 
 #[expect(

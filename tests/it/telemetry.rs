@@ -113,6 +113,60 @@ async fn each_request_is_traced_and_measured() {
 }
 
 #[tokio::test]
+async fn the_service_has_the_name_that_its_environment_gives_it() {
+    for (variable, value) in [
+        ("OTEL_SERVICE_NAME", "north"),
+        ("OTEL_RESOURCE_ATTRIBUTES", "service.name=north"),
+        ("OTEL_RESOURCE_ATTRIBUTES", "zone=north"),
+    ] {
+        let (collector, url) = Collector::start().await;
+        let host = Host::builder()
+            .env("OTEL_EXPORTER_OTLP_ENDPOINT", url)
+            .env("OTEL_BSP_SCHEDULE_DELAY", "200")
+            .env(variable, value)
+            .start()
+            .await;
+        host.anyone().get("/health").await.expect(200);
+        let path = "/v1/traces";
+        eventually("a span came", async || {
+            collector.has(path, &["service.name"])
+        })
+        .await;
+        // a field of a message: its length, and the text
+        let named = |name: &str| {
+            let length = u8::try_from(name.len()).expect("a short name");
+            let value = [&[b'\n', length][..], name.as_bytes()].concat();
+            let attribute = [&b"service.name\x12"[..], &[length + 2], &value].concat();
+            collector.tells(attribute)
+        };
+        assert_eq!(named("north"), !value.starts_with("zone"), "{value}");
+        assert_eq!(named("model-host"), value.starts_with("zone"), "{value}");
+        assert!(collector.tells("north"));
+    }
+}
+
+#[tokio::test]
+async fn what_has_no_endpoint_is_not_sent() {
+    for (signal, sent, other) in [
+        ("TRACES", "POST /generate", "model_host.tokens"),
+        ("METRICS", "model_host.tokens", "POST /generate"),
+    ] {
+        let (collector, url) = Collector::start().await;
+        let endpoint = format!("OTEL_EXPORTER_OTLP_{signal}_ENDPOINT");
+        let host = Host::builder().env(&endpoint, format!("{url}/here"));
+        let mut host = host.start().await.ready().await;
+        let body = json!({ "text": "Once", "model_id": 1, "max_new_tokens": 2 });
+        let customer = host.customer().await;
+        customer.post("/generate", body).await.expect(200);
+        host.signal("TERM");
+        assert!(host.wait_exit().await.success());
+        assert!(collector.has("/here", &[sent]) && !collector.tells(other));
+        // nor to where nothing is configured
+        assert!(!host.log().contains("could not be sent"), "{}", host.log());
+    }
+}
+
+#[tokio::test]
 async fn what_is_not_on_record_is_counted_as_such() {
     let (collector, url) = Collector::start().await;
     let host = Host::builder()
