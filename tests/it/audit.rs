@@ -117,6 +117,35 @@ async fn every_act_is_on_record() {
 }
 
 #[tokio::test]
+async fn budgets_are_on_record_as_they_were_and_as_they_are() {
+    let host = Host::start().await;
+    host.customer().await;
+    let admin = host.admin();
+    let put = async |path: &str, budgets: &Value| {
+        let budgets = json!({ "budgets": budgets });
+        admin.put(path, budgets).await.expect(200);
+    };
+    let of = |period, amount: f64, near_percent| json!({ "period": period, "amount": amount, "near_percent": near_percent });
+    // those of the customer are not the key's
+    let first = json!([of("day", 1.5, 80), of("total", 9.0, 70)]);
+    let second = json!([of("total", 8.0, 60), of("month", 3.0, 80)]);
+    put("/customers/1/budgets", &json!([of("month", 7.0, 90)])).await;
+    put("/api/keys/1/budgets", &first).await;
+    put("/api/keys/1/budgets", &second).await;
+    put("/api/keys/1/budgets", &json!([])).await;
+    let acts = acts(&host, "?object=key/1").await;
+    let [_created, acts @ ..] = &acts[..] else {
+        panic!("{acts:?}");
+    };
+    let states = [json!([]), first, second, json!([])];
+    assert_eq!(acts.len(), 3);
+    for (act, states) in acts.iter().zip(states.windows(2)) {
+        assert_eq!(act["action"], "budgets.set");
+        assert_eq!([&act["before"], &act["after"]], [&states[0], &states[1]]);
+    }
+}
+
+#[tokio::test]
 async fn a_deleted_customer_takes_its_keys_along_on_record_too() {
     let host = Host::start().await;
     host.customer().await;

@@ -1,10 +1,10 @@
 //! What the operator sets of budgets.
 
-use serde_json::json;
+use serde_json::{Value, json};
 use time::OffsetDateTime;
 
 use super::super::{Booked, Near};
-use super::{Budget, Owner, Period, open, rows};
+use super::{Budget, Owner, Period, Row, open, rows};
 use crate::store::audit::{self, Act, Actor, Object};
 use crate::store::db::{Transaction, query};
 use crate::store::servers::{self, Change};
@@ -33,29 +33,28 @@ impl Store {
             }
         }
         let mut booked = Booked::default();
-        for mut row in rows(&mut transaction, owner, false, now).await? {
+        let mut after = rows(&mut transaction, owner, false, now).await?;
+        for row in &mut after {
             if !row.is_open {
-                open(&mut transaction, &mut row).await?;
+                open(&mut transaction, row).await?;
             }
             // no request that is to come would bring it there
             let was_near = before
                 .iter()
-                .any(|before| before.is_same(&row) && before.is_near());
+                .any(|before| before.is_same(row) && before.is_near());
             if row.spending.owner == owner && row.is_near() && !was_near {
                 booked.near.push((Near::Budget(row.near()), now));
             }
         }
         let telling = self.tell(&mut transaction, booked).await?;
-        let shown =
-            |budget: &Budget| json!({ "period": budget.period.as_str(), "amount": budget.amount });
         let act = Act {
             action: "budgets.set",
             object: match owner.api_key_id {
                 Some(id) => Object::Key(id),
                 None => Object::Customer(owner.customer_id),
             },
-            before: None,
-            after: Some(budgets.iter().map(shown).collect()),
+            before: Some(on_record(&before, owner)),
+            after: Some(on_record(&after, owner)),
         };
         audit::record(&mut transaction, by, act, now).await?;
         servers::tell(&mut transaction, Change::Limits(owner.customer_id)).await?;
@@ -63,6 +62,20 @@ impl Store {
         self.told(&telling);
         limited.finish(&self.read).await
     }
+}
+
+/// What the audit log keeps of an owner's budgets: those that are its own.
+fn on_record(rows: &[Row], owner: Owner) -> Value {
+    let own = rows.iter().filter(|row| row.spending.owner == owner);
+    let own = own.map(|row| {
+        let Budget {
+            period,
+            amount,
+            near_percent,
+        } = row.spending.budget;
+        json!({ "period": period.as_str(), "amount": amount, "near_percent": near_percent })
+    });
+    own.collect()
 }
 
 async fn set(
