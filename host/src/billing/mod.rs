@@ -32,7 +32,10 @@ use crate::store::{self, Store};
 const PACE: NonZeroU32 = NonZeroU32::new(12).unwrap();
 /// Until the second attempt; each one after that waits twice as long.
 const FIRST_DELAY: Duration = Duration::from_secs(1);
-/// Longest wait for a failure that may pass: an outage costs at most this more.
+/// Longest wait for a failure that may pass: an outage costs at most this more. But a
+/// 500 of a request that Stripe had begun is its answer to that idempotency key for as
+/// long as it keeps one, a day; what such a request did is not known, so there is no
+/// other key for it: <https://docs.stripe.com/error-low-level#server-errors>.
 const LONGEST_DELAY: Duration = Duration::from_secs(10 * 60);
 /// Between attempts at what Stripe refuses; somebody has to do something about it.
 const REFUSED_DELAY: Duration = Duration::from_secs(60 * 60);

@@ -7,9 +7,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use ::stripe::{Client, ClientBuilder, StripeError};
+use ::stripe::{Client, ClientBuilder, IdempotentKeyError, StripeError};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Serialize;
+use sha2::{Digest, Sha256};
 use stripe_client_core::{IdempotencyKey, RequestBuilder, RequestStrategy, StripeMethod};
 use time::macros::format_description;
 
@@ -103,11 +104,12 @@ impl Stripe {
     /// # Errors
     /// When Stripe did not say that it was made; it may have been.
     pub async fn create(&self, message: &Message) -> Result<String, Failure> {
-        let key = IdempotencyKey::new(&message.key).map_err(|error| Failure {
+        let request = create_request(message);
+        let key = idempotency_key(&request).map_err(|error| Failure {
             reason: error.to_string(),
             is_refused: true,
         })?;
-        let made: Object = create_request(message)
+        let made: Object = request
             .customize()
             .request_strategy(RequestStrategy::Idempotent(key))
             .send(&self.client)
@@ -161,7 +163,14 @@ impl Stripe {
     }
 }
 
-/// Depends on the message alone: Stripe refuses another request with the same key.
+/// Of all that is sent, the message's own key included: Stripe refuses another request
+/// with the same key, and a customer may be renamed between two attempts.
+fn idempotency_key(request: &RequestBuilder) -> Result<IdempotencyKey, IdempotentKeyError> {
+    let digest = Sha256::digest(request.body.as_deref().unwrap_or_default());
+    let text: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    IdempotencyKey::new(text)
+}
+
 fn create_request(message: &Message) -> RequestBuilder {
     let metadata = Metadata {
         model_host_customer_id: message.customer_id,

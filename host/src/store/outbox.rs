@@ -48,7 +48,7 @@ pub struct Message {
     pub customer_id: i64,
     /// How often sending it was begun.
     pub attempts: u32,
-    /// What it says; the same at each attempt.
+    /// What it says; the same at each attempt, unless the customer was renamed meanwhile.
     pub content: Content,
 }
 

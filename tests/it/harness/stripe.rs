@@ -134,8 +134,10 @@ struct Inside {
     mood: Mood,
     is_blind: bool,
     asked: Vec<Asked>,
-    /// Answers by key, as Stripe keeps them.
-    answers: HashMap<String, (Asked, Value)>,
+    /// The first request with a key, as Stripe keeps it: there can be no other.
+    first: HashMap<String, Asked>,
+    /// What was made by key.
+    answers: HashMap<String, Value>,
     made: Vec<(String, Value)>,
 }
 
@@ -156,6 +158,7 @@ impl FakeStripe {
             mood: Mood::Work,
             is_blind: false,
             asked: Vec::new(),
+            first: HashMap::new(),
             answers: HashMap::new(),
             made: Vec::new(),
         };
@@ -240,6 +243,9 @@ async fn make(
     };
     let mood = stripe.inside().mood;
     stripe.inside().asked.push(asked.clone());
+    if !stripe.inside().is_the_first(&asked) {
+        return problem(StatusCode::BAD_REQUEST, "idempotency_error");
+    }
     let mentions = |name| {
         let inside = stripe.inside();
         let owner = inside.made.iter().find(|(_, made)| made["name"] == name);
@@ -253,9 +259,7 @@ async fn make(
         Mood::Stall => std::future::pending().await,
         _ => {}
     }
-    let Some(object) = stripe.inside().make(asked) else {
-        return problem(StatusCode::BAD_REQUEST, "idempotency_error");
-    };
+    let object = stripe.inside().make(asked);
     match mood {
         Mood::MakeAndStall => std::future::pending().await,
         Mood::MakeAndCut => {
@@ -275,10 +279,16 @@ fn problem(status: StatusCode, of: &str) -> Response {
 }
 
 impl Inside {
-    /// The answer to a key, made at its first request; none when the request is another.
-    fn make(&mut self, asked: Asked) -> Option<Value> {
-        if let Some((first, object)) = self.answers.get(&asked.key) {
-            return (*first == asked).then(|| object.clone());
+    /// Whether a key comes for the first time, or with the same request again.
+    fn is_the_first(&mut self, asked: &Asked) -> bool {
+        let first = self.first.entry(asked.key.clone());
+        *first.or_insert_with(|| asked.clone()) == *asked
+    }
+
+    /// The answer to a key, made once.
+    fn make(&mut self, asked: Asked) -> Value {
+        if let Some(object) = self.answers.get(&asked.key) {
+            return object.clone();
         }
         let prefix = if asked.path == "customers" {
             "cus"
@@ -296,8 +306,7 @@ impl Inside {
             }
         }
         self.made.push((asked.path.clone(), object.clone()));
-        self.answers
-            .insert(asked.key.clone(), (asked, object.clone()));
-        Some(object)
+        self.answers.insert(asked.key, object.clone());
+        object
     }
 }

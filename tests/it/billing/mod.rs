@@ -1,5 +1,7 @@
 //! Stripe: told of every customer and all usage, once, whatever happens.
 
+mod customers;
+
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
@@ -233,7 +235,7 @@ async fn what_failed_is_asked_for_again_with_the_same_key() {
         all_reported(&host).await;
         let asked = stripe.asked(path);
         assert!(asked.iter().all(|again| *again == asked[0]), "{asked:?}");
-        assert_eq!(asked[0].key.len(), 32);
+        assert_eq!(asked[0].key.len(), 64);
         assert_eq!(stripe.made(path).len(), 1);
     }
     let (used, left) = used_and_left(&host, 1).await;
