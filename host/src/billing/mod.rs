@@ -7,6 +7,10 @@
 //! attempt is written down before it is made, each sends the same request with
 //! the same idempotency key, and each but the first looks for what an earlier
 //! one may have made. The key alone would not do: Stripe forgets it after a day.
+//!
+//! A customer may be no more at Stripe: it was deleted there, or the secret key is now
+//! of another account, or no longer of a sandbox. It is then made there anew, and what
+//! is on its way goes to the new one.
 
 mod stripe;
 pub mod webhook;
@@ -20,7 +24,7 @@ use time::OffsetDateTime;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use self::stripe::{Failure, Stripe};
+use self::stripe::{Failure, Kind, Stripe};
 use crate::clock::Clock;
 use crate::config;
 use crate::store::outbox::Message;
@@ -39,6 +43,8 @@ const FIRST_DELAY: Duration = Duration::from_secs(1);
 const LONGEST_DELAY: Duration = Duration::from_secs(10 * 60);
 /// Between attempts at what Stripe refuses; somebody has to do something about it.
 const REFUSED_DELAY: Duration = Duration::from_secs(60 * 60);
+/// Between two times that a customer is made anew for the same usage.
+const RENEWAL_DELAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// Longest sleep, so that a clock that is set does not put off a report by much.
 const LONGEST_SLEEP: Duration = Duration::from_secs(60);
 
@@ -138,16 +144,25 @@ impl Reporter {
                     "told Stripe"
                 );
             }
-            Err(failure) => {
+            Err(Failure { reason, kind }) => {
                 let customer = message.customer_id;
-                let (reason, is_refused) = (&failure.reason, failure.is_refused);
+                if kind == Kind::NoCustomer
+                    && self
+                        .store
+                        .renew_customer(message, now - RENEWAL_DELAY, now)
+                        .await?
+                {
+                    tracing::warn!(customer, outbox_id = id, %reason, "Stripe has this customer no more: it is made there anew, and its usage goes to the new one");
+                    return Ok(());
+                }
+                let is_refused = kind != Kind::Passing;
                 let delay = if is_refused { REFUSED_DELAY } else { delay };
                 if is_refused {
                     tracing::error!(customer, outbox_id = id, attempt, %reason, "refused by Stripe: nothing is lost, but somebody must see to it");
                 } else {
                     tracing::warn!(customer, outbox_id = id, attempt, %reason, "cannot tell Stripe yet");
                 }
-                self.store.attempt_failed(id, reason, now + delay).await?;
+                self.store.attempt_failed(id, &reason, now + delay).await?;
             }
         }
         Ok(())

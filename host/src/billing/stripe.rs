@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use ::stripe::{Client, ClientBuilder, IdempotentKeyError, StripeError};
+use ::stripe::{ApiErrorsCode, Client, ClientBuilder, IdempotentKeyError, StripeError};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
@@ -32,8 +32,20 @@ pub struct Stripe {
 pub struct Failure {
     /// For people; holds no secret.
     pub reason: String,
-    /// Whether Stripe understood the request and will refuse it again.
-    pub is_refused: bool,
+    /// What may help.
+    pub kind: Kind,
+}
+
+/// What may help against a failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Time: it may pass.
+    Passing,
+    /// A customer made anew: Stripe has this one no more, since it was deleted there or
+    /// the secret key is now of another account, or for real money.
+    NoCustomer,
+    /// Somebody: Stripe understood the request and will refuse it again.
+    Refused,
 }
 
 /// What an object at Stripe says of its origin.
@@ -107,7 +119,7 @@ impl Stripe {
         let request = create_request(message);
         let key = idempotency_key(&request).map_err(|error| Failure {
             reason: error.to_string(),
-            is_refused: true,
+            kind: Kind::Refused,
         })?;
         let made: Object = request
             .customize()
@@ -209,21 +221,29 @@ fn create_request(message: &Message) -> RequestBuilder {
 
 impl From<StripeError> for Failure {
     fn from(error: StripeError) -> Self {
-        let (mut reason, is_refused) = match error {
+        let (mut reason, kind) = match error {
             // says a part of the key
-            StripeError::Stripe(_, 401) => {
-                ("status 401: the secret key is not valid".to_owned(), false)
-            }
+            StripeError::Stripe(_, 401) => (
+                "status 401: the secret key is not valid".to_owned(),
+                Kind::Passing,
+            ),
             StripeError::Stripe(error, status) => {
                 let message = error.message.unwrap_or_default();
-                (format!("status {status}: {message}"), is_refusal(status))
+                let kind = match (error.code, error.param.as_deref()) {
+                    _ if !is_refusal(status) => Kind::Passing,
+                    // what is owed is not to be told to a sandbox, by a key that is there by mistake
+                    _ if message.contains("exists in live mode") => Kind::Refused,
+                    (Some(ApiErrorsCode::ResourceMissing), Some("customer")) => Kind::NoCustomer,
+                    _ => Kind::Refused,
+                };
+                (format!("status {status}: {message}"), kind)
             }
-            other => (other.to_string(), false),
+            other => (other.to_string(), Kind::Passing),
         };
         if let Some((end, _)) = reason.char_indices().nth(LONGEST_REASON) {
             reason.truncate(end);
         }
-        Self { reason, is_refused }
+        Self { reason, kind }
     }
 }
 

@@ -48,7 +48,8 @@ pub struct Message {
     pub customer_id: i64,
     /// How often sending it was begun.
     pub attempts: u32,
-    /// What it says; the same at each attempt, unless the customer was renamed meanwhile.
+    /// What it says; the same at each attempt, unless the customer was renamed or made
+    /// anew meanwhile.
     pub content: Content,
 }
 
@@ -149,6 +150,12 @@ const READY: &str = "\
     WHERE open.sealed_at IS NULL AND open.amount >= 10000000 AND customers.stripe_id IS NOT NULL \
     AND NOT EXISTS (SELECT 1 FROM outbox other WHERE other.customer_id = open.customer_id \
         AND other.kind = 'usage' AND other.sealed_at IS NOT NULL AND other.delivered_at IS NULL)";
+
+/// What is on its way. Usage waits for its customer, if that is made anew.
+const ON_ITS_WAY: &str = "\
+    FROM outbox JOIN customers ON customers.id = customer_id \
+    WHERE sealed_at IS NOT NULL AND delivered_at IS NULL \
+    AND (kind = 'customer' OR customers.stripe_id IS NOT NULL)";
 
 fn message(row: &Row) -> Result<Message, Error> {
     let content = match row.try_get("kind")? {
@@ -259,16 +266,15 @@ impl Store {
     /// # Errors
     /// When the database fails.
     pub async fn due_message(&self, now: OffsetDateTime) -> Result<Option<Message>, Error> {
-        let row = query(
+        let sql = format!(
             "SELECT outbox.id, key, kind, customer_id, amount, outbox.created_at, sealed_at, \
-             attempts, name, email, company, customers.stripe_id \
-             FROM outbox JOIN customers ON customers.id = customer_id \
-             WHERE sealed_at IS NOT NULL AND delivered_at IS NULL AND next_attempt_at <= $1 \
-             ORDER BY next_attempt_at, outbox.id LIMIT 1",
-        )
-        .bind(millis(now))
-        .fetch_optional(&self.read)
-        .await?;
+             attempts, name, email, company, customers.stripe_id {ON_ITS_WAY} \
+             AND next_attempt_at <= $1 ORDER BY next_attempt_at, outbox.id LIMIT 1"
+        );
+        let row = query(AssertSqlSafe(sql))
+            .bind(millis(now))
+            .fetch_optional(&self.read)
+            .await?;
         row.as_ref().map(message).transpose()
     }
 
@@ -279,8 +285,7 @@ impl Store {
     /// When the database fails.
     pub async fn outbox_due_at(&self, period: Duration) -> Result<Option<OffsetDateTime>, Error> {
         let sql = format!(
-            "SELECT min(at) AS at FROM (SELECT next_attempt_at AS at FROM outbox \
-             WHERE sealed_at IS NOT NULL AND delivered_at IS NULL \
+            "SELECT min(at) AS at FROM (SELECT next_attempt_at AS at {ON_ITS_WAY} \
              UNION ALL SELECT open.created_at + $1 {READY}) AS due"
         );
         let row = query(AssertSqlSafe(sql))
@@ -352,5 +357,50 @@ impl Store {
         }
         transaction.commit().await?;
         Ok(())
+    }
+
+    /// Forgets what Stripe calls the customer of a message of usage, and writes that it
+    /// is to be created there anew; the message waits for that.
+    ///
+    /// Not where this was done for the message already, since `renewed_before`: so a Stripe
+    /// that has none of the new ones either is not sent one after the other. Returns
+    /// whether it is done. What an attempt made whose answer was lost is gone with the
+    /// customer that it was made for.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn renew_customer(
+        &self,
+        message: &Message,
+        renewed_before: OffsetDateTime,
+        now: OffsetDateTime,
+    ) -> Result<bool, Error> {
+        let Content::Usage { until, .. } = message.content else {
+            return Ok(false);
+        };
+        let mut transaction = self.write.begin().await?;
+        // a new one has a new key, by which nothing is found that is gone
+        let forgotten = query(
+            "DELETE FROM outbox WHERE customer_id = $1 AND kind = 'customer' AND delivered_at <= $2",
+        )
+        .bind(message.customer_id)
+        .bind(millis(until.max(renewed_before)))
+        .execute(&mut transaction)
+        .await?;
+        if forgotten == 0 {
+            return Ok(false);
+        }
+        query("UPDATE customers SET stripe_id = NULL WHERE id = $1")
+            .bind(message.customer_id)
+            .execute(&mut transaction)
+            .await?;
+        announce_customer(&mut transaction, message.customer_id, now).await?;
+        query("UPDATE outbox SET next_attempt_at = $2 WHERE id = $1")
+            .bind(message.id)
+            .bind(millis(now))
+            .execute(&mut transaction)
+            .await?;
+        transaction.commit().await?;
+        Ok(true)
     }
 }

@@ -1,7 +1,7 @@
 //! Stripe, twice: localstripe, which nobody here wrote, and a fake that fails
 //! as it is told.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::{Ipv4Addr, TcpListener};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -110,6 +110,10 @@ pub enum Mood {
     Fail,
     /// Answers 400 to requests about the customer with this name, and works for others.
     Refuse(&'static str),
+    /// Makes customers, and then has none of them.
+    Disown,
+    /// Has none of the customers, as a test key has none that a live one made.
+    Sandbox,
     /// Makes it and cuts the connection in the middle of the answer.
     MakeAndCut,
     /// Makes nothing and never answers.
@@ -139,6 +143,8 @@ struct Inside {
     /// What was made by key.
     answers: HashMap<String, Value>,
     made: Vec<(String, Value)>,
+    /// Customers that are no more.
+    gone: HashSet<String>,
 }
 
 /// A running fake of Stripe.
@@ -161,6 +167,7 @@ impl FakeStripe {
             first: HashMap::new(),
             answers: HashMap::new(),
             made: Vec::new(),
+            gone: HashSet::new(),
         };
         let this = Self {
             inside: Arc::new(Mutex::new(inside)),
@@ -191,6 +198,14 @@ impl FakeStripe {
         self.inside().is_blind = true;
     }
 
+    /// Lets there be none of the customers that were made until now, as if they were
+    /// deleted or the secret key were of another account.
+    pub fn forget(&self) {
+        let customers = self.made("customers").into_iter();
+        let ids = customers.filter_map(|made| made["id"].as_str().map(str::to_owned));
+        self.inside().gone.extend(ids);
+    }
+
     /// The requests to make something at this path.
     pub fn asked(&self, path: &str) -> Vec<Asked> {
         let inside = self.inside();
@@ -211,6 +226,9 @@ async fn list(
     Path(path): Path<String>,
     Query(filter): Query<HashMap<String, String>>,
 ) -> Response {
+    if let Some(refusal) = stripe.inside().no_customer(&filter) {
+        return refusal;
+    }
     let mut found = stripe.made(&path);
     found.retain(|object| {
         let has = |field: &str| {
@@ -218,7 +236,8 @@ async fn list(
                 .get(field)
                 .is_none_or(|value| object[field] == *value)
         };
-        has("customer") && has("email")
+        let id = object["id"].as_str().expect("a text");
+        has("customer") && has("email") && !stripe.inside().gone.contains(id)
     });
     if stripe.inside().is_blind {
         found.clear();
@@ -259,6 +278,10 @@ async fn make(
         Mood::Stall => std::future::pending().await,
         _ => {}
     }
+    let form = asked.form.iter().cloned().collect();
+    if let Some(refusal) = stripe.inside().no_customer(&form) {
+        return refusal;
+    }
     let object = stripe.inside().make(asked);
     match mood {
         Mood::MakeAndStall => std::future::pending().await,
@@ -278,11 +301,34 @@ fn problem(status: StatusCode, of: &str) -> Response {
     (status, Json(json!({ "error": error }))).into_response()
 }
 
+/// A refusal of a field, as Stripe words it.
+fn refused(param: &str, code: &str, message: String) -> Response {
+    let error = json!({
+        "type": "invalid_request_error", "code": code, "param": param, "message": message,
+    });
+    (StatusCode::BAD_REQUEST, Json(json!({ "error": error }))).into_response()
+}
+
 impl Inside {
     /// Whether a key comes for the first time, or with the same request again.
     fn is_the_first(&mut self, asked: &Asked) -> bool {
         let first = self.first.entry(asked.key.clone());
         *first.or_insert_with(|| asked.clone()) == *asked
+    }
+
+    /// What Stripe says of a form or a filter about a customer that it does not have.
+    fn no_customer(&self, fields: &HashMap<String, String>) -> Option<Response> {
+        let id = fields.get("customer")?;
+        let of_mode = match self.mood {
+            Mood::Sandbox => {
+                "; a similar object exists in live mode, but a test mode key was used to make this request."
+            }
+            Mood::Disown => "",
+            _ if self.gone.contains(id) => "",
+            _ => return None,
+        };
+        let message = format!("No such customer: '{id}'{of_mode}");
+        Some(refused("customer", "resource_missing", message))
     }
 
     /// The answer to a key, made once.
