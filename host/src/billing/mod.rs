@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use self::stripe::{Failure, Kind, Stripe};
 use crate::clock::Clock;
 use crate::config;
-use crate::store::outbox::Message;
+use crate::store::outbox::{Content, Message};
 use crate::store::{self, Store};
 
 /// Messages a second. Stripe takes 25 requests from a sandbox and 100 otherwise, and a
@@ -176,8 +176,26 @@ impl Reporter {
         {
             return Ok(found);
         }
-        self.stripe.create(message).await
+        match self.stripe.create(message).await {
+            Err(Failure {
+                reason,
+                kind: Kind::NoAddress,
+            }) => {
+                tracing::warn!(customer = message.customer_id, %reason, "Stripe refuses the customer's address: it is made there without one, which somebody must set there");
+                self.stripe.create(&without_address(message)).await
+            }
+            made => made,
+        }
     }
+}
+
+/// The same message of a customer that Stripe is told no address of.
+fn without_address(message: &Message) -> Message {
+    let mut message = message.clone();
+    if let Content::Customer { email, .. } = &mut message.content {
+        email.clear();
+    }
+    message
 }
 
 /// How long to wait after this attempt, counted from one.

@@ -44,6 +44,8 @@ pub enum Kind {
     /// A customer made anew: Stripe has this one no more, since it was deleted there or
     /// the secret key is now of another account, or for real money.
     NoCustomer,
+    /// Another address: Stripe takes this one for none.
+    NoAddress,
     /// Somebody: Stripe understood the request and will refuse it again.
     Refused,
 }
@@ -59,6 +61,7 @@ struct Metadata<'a> {
 #[derive(Serialize)]
 struct NewCustomer<'a> {
     name: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
     email: &'a str,
     #[serde(skip_serializing_if = "str::is_empty")]
     description: &'a str,
@@ -132,7 +135,8 @@ impl Stripe {
     /// Looks for what an earlier attempt at a message made.
     ///
     /// It is among the hundred newest of its owner: a customer has one message
-    /// on its way at a time.
+    /// on its way at a time. A customer that was made without its address is not; if it
+    /// is made twice, since Stripe forgot the key too, nothing is owed by the first.
     ///
     /// # Errors
     /// When Stripe gave no list.
@@ -234,6 +238,7 @@ impl From<StripeError> for Failure {
                     // what is owed is not to be told to a sandbox, by a key that is there by mistake
                     _ if message.contains("exists in live mode") => Kind::Refused,
                     (Some(ApiErrorsCode::ResourceMissing), Some("customer")) => Kind::NoCustomer,
+                    (Some(ApiErrorsCode::EmailInvalid), _) => Kind::NoAddress,
                     _ => Kind::Refused,
                 };
                 (format!("status {status}: {message}"), kind)

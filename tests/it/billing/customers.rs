@@ -1,10 +1,10 @@
 //! What customers are at Stripe: made there anew when they are no more, by the name
-//! they have now.
+//! they have now, and with an address or without.
 
 use serde_json::json;
 
-use super::{all_reported, ask, setup, sum, used_and_left};
-use crate::harness::{FakeStripe, Mood, eventually};
+use super::{all_reported, ask, setup, sum, text, used_and_left};
+use crate::harness::{Client, FakeStripe, Mood, eventually};
 
 #[tokio::test]
 async fn a_customer_that_stripe_has_no_more_is_made_anew_and_billed() {
@@ -100,4 +100,24 @@ async fn a_customer_that_is_renamed_between_two_attempts_is_made_by_its_new_name
     let customers = stripe.made("customers");
     assert_eq!(customers.len(), 1);
     assert_eq!(customers[0]["name"], "After");
+}
+
+#[tokio::test]
+async fn a_customer_whose_address_stripe_refuses_is_billed_all_the_same() {
+    let stripe = FakeStripe::start().await;
+    let host = setup(stripe.url()).start().await.ready().await;
+    let new = json!({ "name": "A", "email": "a@b" });
+    host.admin().post("/customers", new).await.expect(201);
+    let key = json!({ "customer_id": 1, "name": "Key" });
+    let key = host.admin().post("/api/keys", key).await.expect(201);
+    let key = text(&key["key"]).to_owned();
+    ask(&Client::new(host.url(), Some(("x-api-key", key)))).await;
+    all_reported(&host).await;
+    let customers = stripe.made("customers");
+    assert_eq!(customers.len(), 1);
+    assert_eq!(customers[0]["name"], "A");
+    assert!(customers[0].get("email").is_none(), "{customers:?}");
+    let (used, left) = used_and_left(&host, 1).await;
+    assert_eq!(sum(&stripe.made("invoiceitems")) + left, used);
+    assert!(host.log().contains("refuses the customer's address"));
 }

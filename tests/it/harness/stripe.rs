@@ -279,7 +279,8 @@ async fn make(
         _ => {}
     }
     let form = asked.form.iter().cloned().collect();
-    if let Some(refusal) = stripe.inside().no_customer(&form) {
+    let refusal = stripe.inside().no_customer(&form);
+    if let Some(refusal) = refusal.or_else(|| no_address(&form)) {
         return refusal;
     }
     let object = stripe.inside().make(asked);
@@ -299,6 +300,14 @@ async fn make(
 fn problem(status: StatusCode, of: &str) -> Response {
     let error = json!({ "type": of, "message": "as the test wants it" });
     (status, Json(json!({ "error": error }))).into_response()
+}
+
+/// What Stripe says of an address that it takes for none.
+fn no_address(form: &HashMap<String, String>) -> Option<Response> {
+    let email = form.get("email")?;
+    let is_address = email.split('@').next_back()?.contains('.');
+    let message = format!("Invalid email address: {email}");
+    (!is_address).then(|| refused("email", "email_invalid", message))
 }
 
 /// A refusal of a field, as Stripe words it.
