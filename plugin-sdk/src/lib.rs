@@ -72,6 +72,14 @@ pub trait Completion {
     /// # Errors
     /// See [`ErrorKind`] for what becomes of each kind.
     fn next(&mut self) -> Result<Vec<Event>, Error>;
+
+    /// What the host calls, from another thread, once nobody wants the answer any
+    /// more: a `next` under way is to return soon, whatever it returns. For a native
+    /// plugin that may block there for long, since it is dropped only after that; a
+    /// component is dropped in the middle of it, and is not asked.
+    fn canceller(&self) -> Option<Box<dyn FnOnce() + Send>> {
+        None
+    }
 }
 
 /// Makes a component of a [`Backend`]. Call it once, in a crate of type

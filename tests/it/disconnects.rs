@@ -186,6 +186,31 @@ async fn of_a_native_model_before_the_first_token_and_in_a_whole_answer() {
 }
 
 #[tokio::test]
+async fn of_a_native_model_that_had_no_room_for_them_yet() {
+    // two at once, and room for the keys and values of one long answer
+    let settings = "settings = { kv_cache_mib = 3, threads = 1, prompt_lookup = false }\n";
+    let limits = "[models.limits]\nparallel = 2\n";
+    let config = format!("{GPT2}{PRICE}{settings}{limits}");
+    let host = Host::builder().config(config).start().await.ready().await;
+    let customer = host.customer().await;
+    let taken = || host.log().matches("a worker takes the request").count();
+    let mut first = customer.stream("/generate", generate(500, true)).await;
+    first.next().await.expect("an event");
+    assert_eq!(taken(), 1);
+    let waiting = wait_for(&customer, "/generate", &generate(400, false));
+    eventually("a worker has it", async || taken() == 2).await;
+    waiting.abort();
+    assert_left(&latest(&customer, 1).await, 0);
+    customer
+        .post("/generate", generate(1, false))
+        .await
+        .expect(200);
+    // before the first has ended
+    let rows = customer.get("/usage/requests?limit=1000").await.expect(200);
+    assert!(!rows.to_string().contains(&first.id()), "{rows}");
+}
+
+#[tokio::test]
 async fn of_a_native_model_in_the_stream_and_after_its_last_token() {
     let (host, _upstream) = both(Act::Stall).await;
     let customer = host.customer().await;

@@ -101,4 +101,9 @@ impl Completion for Generation {
             .chain([Event::Usage(self.usage())])
             .collect())
     }
+
+    /// The engine may first be busy with others for long.
+    fn canceller(&self) -> Option<Box<dyn FnOnce() + Send>> {
+        Some(Box::new(self.tokens.canceller()))
+    }
 }

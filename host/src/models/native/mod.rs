@@ -5,7 +5,8 @@
 //! worker threads as completions may run at once take requests from a bounded
 //! queue, of each API key in turn. What a completion reports goes to its request through a bounded
 //! channel; a request that is gone closes the channel, which the worker sees
-//! before its next step. A panic of the plugin fails the one request.
+//! before its next step, and cancels the one under way. A panic of the plugin fails the
+//! one request.
 
 mod queue;
 #[cfg(feature = "twins")]
@@ -60,7 +61,12 @@ pub struct Native {
 #[derive(Debug)]
 pub struct Completion {
     events: mpsc::Receiver<Result<Vec<Event>, Error>>,
+    _cancel: Cancel,
 }
+
+/// Has a plugin that blocks in a step return from it. Called when this is dropped, so
+/// also where the request left before it knew that the plugin had accepted it.
+struct Cancel(Option<Box<dyn FnOnce() + Send>>);
 
 /// A request on its way to a worker.
 struct Job {
@@ -69,7 +75,7 @@ struct Job {
     key: i64,
     /// Answered once, when the plugin accepted or refused the request; closed
     /// when nobody waits for it any more.
-    accepted: oneshot::Sender<Result<(), Error>>,
+    accepted: oneshot::Sender<Result<Cancel, Error>>,
     events: mpsc::Sender<Result<Vec<Event>, Error>>,
     queued: Instant,
 }
@@ -200,10 +206,13 @@ impl Native {
             // it may be this one
             let _ = turned_away.accepted.send(Err(full(wait)));
         }
-        acceptance
+        let cancel = acceptance
             .await
             .map_err(|_| failed(&"its thread ended"))??;
-        Ok(Completion { events })
+        Ok(Completion {
+            events,
+            _cancel: cancel,
+        })
     }
 }
 
@@ -234,6 +243,22 @@ impl Completion {
             .recv()
             .await
             .unwrap_or_else(|| Err(Error::new(ErrorKind::Internal, ended)))
+    }
+}
+
+impl Drop for Cancel {
+    fn drop(&mut self) {
+        if let Some(cancel) = self.0.take()
+            && let Err(panic) = catch_unwind(AssertUnwindSafe(cancel))
+        {
+            tracing::error!(error = %failed(&*panic), "the plugin panicked");
+        }
+    }
+}
+
+impl fmt::Debug for Cancel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cancel").finish_non_exhaustive()
     }
 }
 
@@ -274,7 +299,8 @@ fn work<B: Backend>(backend: &B, model: &str, job: Job) {
                 return;
             }
         };
-        if answer(&mut accepted, Ok(())) {
+        let cancel = Cancel(plugin_sdk::Completion::canceller(&completion));
+        if answer(&mut accepted, Ok(cancel)) {
             report(completion, &events);
         }
     }));
@@ -290,8 +316,8 @@ fn work<B: Backend>(backend: &B, model: &str, job: Job) {
 
 /// Whether this was the first answer and somebody got it.
 fn answer(
-    accepted: &mut Option<oneshot::Sender<Result<(), Error>>>,
-    outcome: Result<(), Error>,
+    accepted: &mut Option<oneshot::Sender<Result<Cancel, Error>>>,
+    outcome: Result<Cancel, Error>,
 ) -> bool {
     accepted
         .take()

@@ -56,11 +56,10 @@ impl Backend for Fake {
             "refuse" => Err(Error::new(ErrorKind::ContextLength, "too long")),
             "panic" => panic!("told to"),
             "wait" => {
-                let (open, changed) = &*self.gate;
-                drop(changed.wait_while(open.lock().unwrap(), |open| !*open));
-                Ok(FakeCompletion { text, step: 0 })
+                wait(&self.gate);
+                Ok(FakeCompletion::new(text))
             }
-            _ => Ok(FakeCompletion { text, step: 0 }),
+            _ => Ok(FakeCompletion::new(text)),
         }
     }
 }
@@ -68,6 +67,19 @@ impl Backend for Fake {
 struct FakeCompletion {
     text: String,
     step: u32,
+    /// Opened when nobody wants it: "block" waits for it.
+    cancelled: Gate,
+}
+
+impl FakeCompletion {
+    fn new(text: String) -> Self {
+        let cancelled = Gate::default();
+        Self {
+            text,
+            step: 0,
+            cancelled,
+        }
+    }
 }
 
 impl plugin_sdk::Completion for FakeCompletion {
@@ -75,6 +87,10 @@ impl plugin_sdk::Completion for FakeCompletion {
         self.step += 1;
         match (self.text.as_str(), self.step) {
             ("panic later", 2) => panic!("told to"),
+            ("block", _) => {
+                wait(&self.cancelled);
+                Err(Error::new(ErrorKind::Cancelled, "nobody waits"))
+            }
             ("for ever", _) | (_, 1) => Ok(vec![Event::Text(self.text.clone())]),
             _ => {
                 let (reason, usage) = (FinishReason::Stop, Usage::default());
@@ -86,6 +102,16 @@ impl plugin_sdk::Completion for FakeCompletion {
             }
         }
     }
+
+    fn canceller(&self) -> Option<Box<dyn FnOnce() + Send>> {
+        let cancelled = Arc::clone(&self.cancelled);
+        Some(Box::new(move || set_open(&cancelled)))
+    }
+}
+
+fn wait(gate: &Gate) {
+    let (open, changed) = &**gate;
+    drop(changed.wait_while(open.lock().unwrap(), |open| !*open));
 }
 
 /// The key that all come with, where it does not matter.
@@ -113,8 +139,12 @@ async fn fake(gate: &str, parallel: usize, queue: usize) -> Native {
 fn open(gate: &str) {
     let gates = GATES.lock().unwrap();
     let (_, found) = gates.iter().find(|(name, _)| name == gate).unwrap();
-    *found.0.lock().unwrap() = true;
-    found.1.notify_all();
+    set_open(found);
+}
+
+fn set_open(gate: &Gate) {
+    *gate.0.lock().unwrap() = true;
+    gate.1.notify_all();
 }
 
 #[tokio::test]
@@ -168,6 +198,30 @@ async fn a_dropped_completion_frees_its_thread() {
     let mut endless = native.generate(KEY, request("for ever")).await.unwrap();
     endless.next().await.unwrap();
     drop(endless);
+    // the one thread takes the next request
+    native
+        .generate(KEY, request("hello"))
+        .await
+        .unwrap()
+        .next()
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn a_completion_that_blocks_learns_that_nobody_wants_it() {
+    let native = fake("", 1, 1).await;
+    drop(native.generate(KEY, request("block")).await.unwrap());
+    {
+        // left before it is told that it was accepted
+        let mut left = std::pin::pin!(native.generate(KEY, request("block")));
+        tokio::select! {
+            biased;
+            _ = &mut left => {}
+            () = std::future::ready(()) => {}
+        }
+        while native.estimate(&request("")).await.unwrap().prompt_tokens < 2 {}
+    }
     // the one thread takes the next request
     native
         .generate(KEY, request("hello"))

@@ -17,7 +17,7 @@ use std::collections::VecDeque;
 use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
 
 use plugin_sdk::{Error, ErrorKind};
@@ -71,6 +71,7 @@ pub(crate) struct Engine {
 pub(crate) struct Tokens {
     tokens: mpsc::Receiver<Result<u32, Error>>,
     cached: Arc<AtomicU32>,
+    is_left: Arc<AtomicBool>,
     inbox: Arc<Inbox>,
 }
 
@@ -114,11 +115,12 @@ impl Engine {
         let cache = loaded.model.cache();
         let lookup = self.is_guessing.then(Lookup::default);
         let sequence = Sequence::new(prompt, cache, max_tokens, sampler, lookup, sender);
-        let cached = sequence.cached();
+        let (cached, is_left) = (sequence.cached(), sequence.is_left());
         self.inbox.put(sequence).map_err(|_| broken())?;
         Ok(Tokens {
             tokens,
             cached,
+            is_left,
             inbox: Arc::clone(&self.inbox),
         })
     }
@@ -136,11 +138,23 @@ impl Tokens {
         self.cached.load(Ordering::Relaxed)
     }
 
+    /// Ends the sequence as dropping it does, from another thread and while
+    /// [`Self::next`] waits.
+    pub(crate) fn canceller(&self) -> impl FnOnce() + Send + use<> {
+        let (is_left, inbox) = (Arc::clone(&self.is_left), Arc::clone(&self.inbox));
+        move || {
+            is_left.store(true, Ordering::Relaxed);
+            // the engine may be waiting for this very sequence
+            inbox.wake();
+        }
+    }
+
     /// Waits for the next token. The sequence's own end is to be known from the
     /// tokens.
     ///
     /// # Errors
-    /// [`ErrorKind::Internal`] when the model or the engine broke.
+    /// [`ErrorKind::Internal`] when the model or the engine broke, or the sequence
+    /// was cancelled.
     pub(crate) fn next(&mut self) -> Result<u32, Error> {
         let token = self.tokens.blocking_recv().unwrap_or_else(|| Err(broken()));
         // it was full, and the engine may have waited for that to change
@@ -153,9 +167,7 @@ impl Tokens {
 
 impl Drop for Tokens {
     fn drop(&mut self) {
-        // the engine may be waiting for this very sequence
-        self.tokens.close();
-        self.inbox.wake();
+        self.canceller()();
     }
 }
 

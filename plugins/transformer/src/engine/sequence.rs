@@ -1,7 +1,7 @@
 //! One sequence on its way through the engine.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use plugin_sdk::{Error, ErrorKind};
 use tokio::sync::mpsc;
@@ -26,6 +26,8 @@ pub(super) struct Sequence {
     lease: Lease,
     /// Tokens of the prompt that were in shared pages.
     cached: Arc<AtomicU32>,
+    /// Whether nobody wants its tokens any more.
+    is_left: Arc<AtomicBool>,
     sampler: Sampler,
     /// New tokens that may still come.
     left: u32,
@@ -49,6 +51,7 @@ impl Sequence {
             cache,
             lease: Lease::default(),
             cached: Arc::default(),
+            is_left: Arc::default(),
             sampler,
             left: max_tokens,
             sender,
@@ -73,6 +76,11 @@ impl Sequence {
     /// How many tokens of the prompt were in shared pages, known once it begins.
     pub(super) fn cached(&self) -> Arc<AtomicU32> {
         Arc::clone(&self.cached)
+    }
+
+    /// To be set when nobody wants its tokens any more.
+    pub(super) fn is_left(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.is_left)
     }
 
     /// Lets other sequences have the pages that are full.
@@ -120,7 +128,7 @@ impl Sequence {
 
     /// Whether its last token was made, or nobody wants one any more.
     pub(super) fn is_over(&self) -> bool {
-        self.left == 0 || self.sender.is_closed()
+        self.left == 0 || self.is_left.load(Ordering::Relaxed)
     }
 
     /// Guesses at most `most` of the tokens after the one that is to come next,

@@ -180,6 +180,27 @@ fn a_panic_fails_the_sequence_it_came_from_and_no_other() {
 }
 
 #[test]
+fn a_sequence_that_waits_for_room_ends_when_it_is_cancelled() {
+    let loaded = load();
+    // room for one: 100 tokens are seven pages of 16
+    let engine = start(&loaded, 8, true);
+    let begin = || {
+        let prompt = vec![1; 10];
+        engine.begin(&loaded, prompt, 90, Sampler::Greedy).unwrap()
+    };
+    let (mut first, mut waiting) = (begin(), begin());
+    let cancel = waiting.canceller();
+    thread::scope(|scope| {
+        let waits = scope.spawn(|| waiting.next());
+        first.next().unwrap();
+        cancel();
+        // before the first has ended: nobody reads its tokens, and it is held up
+        assert!(waits.join().unwrap().is_err());
+    });
+    assert!((1..20).all(|_| first.next().is_ok()));
+}
+
+#[test]
 fn prompts_share_a_step_and_who_waits_for_a_token_gets_it() {
     let loaded = load();
     let shares = |unseen: &[usize]| {
