@@ -115,7 +115,12 @@ impl Tokenizer {
 
     /// The id of `<|endoftext|>`.
     pub(crate) fn end_of_text(&self) -> Option<u32> {
-        self.encoder.token_to_id(END_OF_TEXT)
+        self.id(END_OF_TEXT)
+    }
+
+    /// The id of a token, as it is in the vocabulary.
+    pub(crate) fn id(&self, token: &str) -> Option<u32> {
+        self.encoder.token_to_id(token)
     }
 }
 

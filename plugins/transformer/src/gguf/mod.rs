@@ -18,6 +18,22 @@ use crate::kernels::Dtype;
 use crate::model::Weights;
 use crate::tokenizer::Tokenizer;
 
+/// What ends a turn or a text, by name: published files may name but the end of a
+/// text, such as Gemma 3's. After llama.cpp, which knows them so too; `<|endoftext|>`
+/// is one in every kind of checkpoint.
+const ENDS: [&str; 10] = [
+    "<end_of_turn>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|im_end|>",
+    "<|end|>",
+    "<|end_of_text|>",
+    "<EOT>",
+    "_<EOT>",
+    "[EOT]",
+    "<end_of_utterance>",
+];
+
 /// How these files' names end.
 pub(crate) const EXTENSION: &str = "gguf";
 
@@ -41,7 +57,7 @@ pub(crate) fn load(path: &Path, dtype: Option<Dtype>) -> Result<Loaded, Refusal>
     let config = gguf.config(&file)?;
     let json = gguf.tokenizer()?.to_string();
     let tokenizer = Tokenizer::from_json(json.as_bytes(), config.vocab)?;
-    let mut end_tokens = Vec::new();
+    let mut end_tokens: Vec<_> = ENDS.iter().filter_map(|end| tokenizer.id(end)).collect();
     for key in ["eos_token_id", "eot_token_id", "eom_token_id"] {
         end_tokens.extend(gguf.token(key)?);
     }

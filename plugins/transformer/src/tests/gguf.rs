@@ -81,6 +81,36 @@ fn messages_go_through_its_chat_template() {
     assert_eq!(continued, answered);
 }
 
+/// A file with other bytes, as many, where these first are.
+fn changed(bytes: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {
+    let at = bytes.windows(from.len()).position(|bytes| bytes == from);
+    let mut bytes = bytes.to_vec();
+    bytes[at.unwrap()..][..to.len()].copy_from_slice(to);
+    bytes
+}
+
+/// A key with a number.
+fn number(key: &str, value: u32) -> Vec<u8> {
+    let mut bytes = key.as_bytes().to_vec();
+    bytes.extend(4_u32.to_le_bytes());
+    bytes.extend(value.to_le_bytes());
+    bytes
+}
+
+/// Published files of Gemma 3 say of `<eos>` alone that it is an end.
+#[test]
+fn a_token_called_the_end_of_a_turn_ends_an_answer() {
+    let sound = std::fs::read(fixture("gemma3").join("gemma3.gguf")).unwrap();
+    let key = "tokenizer.ggml.eos_token_id";
+    let bytes = changed(&sound, &number(key, 0), &number(key, 1));
+    let bytes = changed(&bytes, b"<|endoftext|>", b"<end_of_turn>");
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.gguf");
+    std::fs::write(&path, bytes).unwrap();
+    let loaded = gguf::load(&path, Some(Dtype::F32)).unwrap();
+    assert_eq!(loaded.end_tokens, [0, 1]);
+}
+
 #[test]
 fn a_file_that_is_cut_off_or_lies_is_refused_with_the_reason() {
     let sound = llama();
@@ -88,18 +118,6 @@ fn a_file_that_is_cut_off_or_lies_is_refused_with_the_reason() {
         let error = loaded(&sound[..len]).unwrap_err();
         assert!(error.message.contains("model.gguf: "), "{len}: {error:?}");
     }
-    let changed = |from: &[u8], to: &[u8]| {
-        let at = sound.windows(from.len()).position(|bytes| bytes == from);
-        let mut bytes = sound.clone();
-        bytes[at.unwrap()..][..to.len()].copy_from_slice(to);
-        loaded(&bytes).unwrap_err().message
-    };
-    let number = |key: &str, value: u32| {
-        let mut bytes = key.as_bytes().to_vec();
-        bytes.extend(4_u32.to_le_bytes());
-        bytes.extend(value.to_le_bytes());
-        bytes
-    };
     let cases = [
         // of the same length
         (
@@ -134,7 +152,7 @@ fn a_file_that_is_cut_off_or_lies_is_refused_with_the_reason() {
         ),
     ];
     for (from, to, reason) in cases {
-        let message = changed(&from, &to);
+        let message = loaded(&changed(&sound, &from, &to)).unwrap_err().message;
         assert!(message.contains(reason), "{message}");
     }
 }
