@@ -50,6 +50,39 @@ async fn a_llama_chats_by_its_own_template() {
 }
 
 #[tokio::test]
+async fn what_a_chat_asks_for_and_cannot_have_is_refused_by_its_name() {
+    let host = serve(LLAMA, "dtype = \"f32\"\n").await.ready().await;
+    let customer = host.customer().await;
+    let asking = async |field: &str, value: Value| {
+        let mut body = ask("Hi", 4);
+        body[field] = value;
+        customer.post("/v1/chat/completions", body).await
+    };
+    let schema = json!({ "type": "json_schema", "json_schema": { "name": "a", "schema": {} } });
+    let function = json!({ "type": "function", "function": { "name": "a" } });
+    for (field, value) in [
+        ("response_format", json!({ "type": "json_object" })),
+        ("response_format", schema),
+        ("tool_choice", json!("required")),
+        ("tool_choice", function.clone()),
+        ("tools", json!([function])),
+        ("reasoning_effort", json!("low")),
+    ] {
+        let refused = asking(field, value).await.expect(501);
+        assert_eq!(refused["error"]["code"], "unsupported");
+        assert_eq!(refused["error"]["param"], field);
+    }
+    for (field, value) in [
+        ("response_format", json!({ "type": "text" })),
+        ("tool_choice", json!("auto")),
+        ("tool_choice", json!("none")),
+        ("parallel_tool_calls", json!(true)),
+    ] {
+        asking(field, value).await.expect(200);
+    }
+}
+
+#[tokio::test]
 async fn a_model_that_cannot_be_run_says_which_and_why() {
     let folder = tempfile::tempdir().unwrap();
     let config = json!({ "model_type": "mamba" }).to_string();

@@ -32,6 +32,7 @@ use plugin_sdk::{
     Backend, CountSource, Error, ErrorKind, Extension, ModelInfo, PluginInfo, Prompt, Request,
     Settings, TokenEstimate,
 };
+use serde_json::Value;
 
 use checkpoint::Loaded;
 use engine::{Engine, Options};
@@ -130,7 +131,7 @@ impl Backend for Transformer {
                 features: features.map(str::to_owned).collect(),
                 ext: vec![Extension {
                     name: "source".to_owned(),
-                    value: serde_json::Value::from(self.source.as_str()).to_string(),
+                    value: Value::from(self.source.as_str()).to_string(),
                 }],
             }],
             ext: Vec::new(),
@@ -175,6 +176,7 @@ impl Transformer {
     }
 
     fn encode(&self, request: &Request) -> Result<Vec<u32>, Error> {
+        refuse_unsupported(request)?;
         let tokenizer = &self.loaded.tokenizer;
         let tokens = match (&request.prompt, &self.loaded.chat) {
             (Prompt::Text(text), _) => tokenizer.encode(text),
@@ -197,6 +199,38 @@ impl Transformer {
             Error::new(ErrorKind::Internal, "the prompt cannot be tokenized").detail(error)
         })
     }
+}
+
+/// Refuses what would change an answer and no model here can do.
+fn refuse_unsupported(request: &Request) -> Result<(), Error> {
+    let asked = |name: &str| {
+        let json = request.extension(name)?;
+        Some(serde_json::from_str(json).unwrap_or(Value::Null))
+    };
+    let is_other = |format: Value| format["type"] != "text";
+    let is_call = |choice: Value| choice != "none" && choice != "auto";
+    for (param, is_asked, message) in [
+        (
+            "response_format",
+            asked("response_format").is_some_and(is_other),
+            "this model answers in text only",
+        ),
+        (
+            "tool_choice",
+            asked("tool_choice").is_some_and(is_call),
+            "this model calls no tools",
+        ),
+        (
+            "reasoning_effort",
+            asked("reasoning_effort").is_some(),
+            "this model has no reasoning_effort",
+        ),
+    ] {
+        if is_asked {
+            return Err(Error::new(ErrorKind::Unsupported, message).param(param));
+        }
+    }
+    Ok(())
 }
 
 /// The dtype of this name.
