@@ -6,12 +6,13 @@
 //! ETag of a file is its SHA-256 where it is kept as a large file, otherwise the
 //! SHA-1 that git gives the blob.
 
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io::{self, IsTerminal, Read};
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use hf_hub::api::tokio::{ApiBuilder, ApiError, Progress};
 use hf_hub::{Cache, Repo, RepoType};
@@ -34,8 +35,12 @@ const CHUNK: usize = 10_000_000;
 /// A line in the log for each of these of a download.
 const STEP_PERCENT: u64 = 10;
 
-/// In what is said of a file that the hub lacks.
-const NOT_THERE: &str = "404";
+/// Between two looks whether somebody else has downloaded a file.
+const LOOK: Duration = Duration::from_secs(1);
+/// How the names of files end that hf-hub downloads into.
+const PART: &str = "sync.part";
+/// The status of a file that the hub lacks.
+const NOT_FOUND: u16 = 404;
 
 /// Where the hub is.
 pub(crate) struct Hub {
@@ -104,6 +109,46 @@ pub(crate) fn fetch(
     }
 }
 
+/// Why a file could not be fetched.
+enum Failure {
+    /// The hub lacks it.
+    NotThere(Refusal),
+    /// Somebody else downloads it, who holds this lock.
+    Taken(PathBuf),
+    /// Anything else.
+    Refused(Refusal),
+}
+
+impl Failure {
+    fn new(file: &str, error: ApiError) -> Self {
+        let refusal = Refusal::file(file, reason(&error));
+        match error {
+            ApiError::LockAcquisition(lock) => Self::Taken(lock),
+            ApiError::RequestError(error)
+                if error.status().is_some_and(|status| status == NOT_FOUND) =>
+            {
+                Self::NotThere(refusal)
+            }
+            _ => Self::Refused(refusal),
+        }
+    }
+}
+
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+impl From<Failure> for Refusal {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::NotThere(refusal) | Failure::Refused(refusal) => refusal,
+            Failure::Taken(lock) => refusal(format!("{} is taken", lock.display())),
+        }
+    }
+}
+
 /// One model, on the hub and in the cache.
 struct Model<'a> {
     hub: &'a Hub,
@@ -113,14 +158,19 @@ struct Model<'a> {
 
 impl Model<'_> {
     /// The folder that `file` was fetched into; it may be in one of the model's own.
-    fn folder_of(&self, file: &str) -> Result<PathBuf, Refusal> {
-        let cached = self.cache.repo(self.repo.clone()).get(file);
-        let path = match cached.filter(|path| is_in_order(file, path)) {
-            Some(path) => path,
-            None => {
-                let path = download(self.hub, &self.cache, &self.repo, file)?;
-                verify(file, &path)?;
-                path
+    fn folder_of(&self, file: &str) -> Result<PathBuf, Failure> {
+        let path = loop {
+            let cached = self.cache.repo(self.repo.clone()).get(file);
+            if let Some(path) = cached.filter(|path| is_in_order(file, path)) {
+                break path;
+            }
+            match download(self.hub, &self.cache, &self.repo, file) {
+                Err(Failure::Taken(lock)) => wait_for(file, &lock)?,
+                done => {
+                    let path = done?;
+                    verify(file, &path)?;
+                    break path;
+                }
             }
         };
         let depth = Path::new(file).components().count();
@@ -136,8 +186,8 @@ impl Model<'_> {
         }
         match self.folder_of(file) {
             Ok(folder) => Ok(Some(folder)),
-            Err(Refusal::File { reason, .. }) if reason.contains(NOT_THERE) => Ok(None),
-            Err(refusal) => Err(refusal),
+            Err(Failure::NotThere(_)) => Ok(None),
+            Err(failure) => Err(failure.into()),
         }
     }
 
@@ -156,7 +206,7 @@ fn is_in_order(file: &str, path: &Path) -> bool {
 
 /// Downloads one file. A download that is cut off is taken up again, a few
 /// times; where nothing came at all, there is no point in that.
-fn download(hub: &Hub, cache: &Cache, repo: &Repo, file: &str) -> Result<PathBuf, Refusal> {
+fn download(hub: &Hub, cache: &Cache, repo: &Repo, file: &str) -> Result<PathBuf, Failure> {
     let mut tries = TRIES;
     loop {
         // a runtime for each try: its end ends the pieces a failed one left under way
@@ -169,7 +219,7 @@ fn download(hub: &Hub, cache: &Cache, repo: &Repo, file: &str) -> Result<PathBuf
         let done = runtime.block_on(attempt(hub, cache, repo, file, display));
         tries -= 1;
         match done {
-            Err(refusal) if tries > 0 && moved.load(Ordering::Relaxed) > 0 => {
+            Err(Failure::Refused(refusal)) if tries > 0 && moved.load(Ordering::Relaxed) > 0 => {
                 tracing::warn!(%refusal, "the download goes on after a failure");
             }
             done => return done,
@@ -183,7 +233,7 @@ async fn attempt(
     repo: &Repo,
     file: &str,
     display: Display,
-) -> Result<PathBuf, Refusal> {
+) -> Result<PathBuf, Failure> {
     let token = hub.token.clone().or_else(|| cache.token());
     let mut builder = ApiBuilder::from_cache(cache.clone())
         .with_token(token)
@@ -193,7 +243,7 @@ async fn attempt(
     }
     let api = builder.build().map_err(refusal)?;
     let files = api.repo(repo.clone());
-    let failed = |error: ApiError| Refusal::file(file, reason(&error));
+    let failed = |error: ApiError| Failure::new(file, error);
     // a look first, with a short patience: the download itself has none
     let found = tokio::time::timeout(PATIENCE, api.metadata(&files.url(file)))
         .await
@@ -201,17 +251,42 @@ async fn attempt(
         .map_err(failed)?;
     // both become names of files in the cache
     if !is_inside(found.etag()) || !is_inside(found.commit_hash()) {
-        return Err(Refusal::file(
-            file,
-            "its ETag or its commit is no file name",
-        ));
+        let reason = "its ETag or its commit is no file name";
+        return Err(Refusal::file(file, reason).into());
     }
     let moved = Arc::clone(&display.moved);
     tokio::select! {
         done = files.download_with_progress(file, display) => done.map_err(failed),
         () = stalled(&moved) => {
-            Err(Refusal::file(file, format!("nothing came for {} s", STALL.as_secs())))
+            Err(Refusal::file(file, format!("nothing came for {} s", STALL.as_secs())).into())
         }
+    }
+}
+
+/// Waits until somebody else has downloaded a file or has given up, for as long as
+/// pieces of it come.
+fn wait_for(file: &str, lock: &Path) -> Result<(), Refusal> {
+    tracing::info!(file, "somebody else is downloading it");
+    let failed = |error: io::Error| Refusal::file(file, error);
+    let part = lock.with_extension(PART);
+    let changed = || part.metadata().and_then(|part| part.modified()).ok();
+    let lock = File::open(lock).map_err(failed)?;
+    let (mut before, mut since) = (changed(), Instant::now());
+    loop {
+        match lock.try_lock() {
+            Ok(()) => return Ok(()),
+            Err(TryLockError::WouldBlock) => {}
+            Err(TryLockError::Error(error)) => return Err(failed(error)),
+        }
+        let now = changed();
+        if now != before {
+            (before, since) = (now, Instant::now());
+        } else if since.elapsed() > STALL {
+            let stall = STALL.as_secs();
+            let reason = format!("nothing came for {stall} s of what somebody else downloads");
+            return Err(Refusal::file(file, reason));
+        }
+        thread::sleep(LOOK);
     }
 }
 

@@ -4,14 +4,18 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
 use super::fixture;
-use crate::checkpoint::Refusal;
+use crate::checkpoint::{Refusal, WEIGHTS};
 use crate::source::hub::{Hub, fetch};
 
+/// The weights' first piece.
+const FIRST: &str = "0-99999";
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
 /// A hub with one model, `owner/model`.
@@ -31,6 +35,10 @@ enum Fault {
     CutOnce,
     /// An ETag that leaves the folder it is joined to.
     Outside,
+    /// The first piece takes longer than hf-hub waits for somebody else.
+    Slow,
+    /// What is not there is said to be a failure of the hub.
+    Failing,
 }
 
 impl FakeHub {
@@ -43,9 +51,10 @@ impl FakeHub {
             fault: Arc::default(),
         };
         let (asked, fault) = (Arc::clone(&this.asked), Arc::clone(&this.fault));
-        std::thread::spawn(move || {
+        thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
-                serve(stream, &asked, &fault);
+                let (asked, fault) = (Arc::clone(&asked), Arc::clone(&fault));
+                thread::spawn(move || serve(stream, &asked, &fault));
             }
         });
         this
@@ -57,6 +66,12 @@ impl FakeHub {
             token: None,
             chunk: 100_000,
         }
+    }
+
+    /// How often this file and range were asked for.
+    fn times(&self, asked: &str) -> usize {
+        let all = self.asked.lock().unwrap();
+        all.iter().filter(|path| path.ends_with(asked)).count()
     }
 
     /// Fetches its model.
@@ -88,17 +103,25 @@ fn serve(mut stream: TcpStream, asked: &Mutex<Vec<String>>, fault: &Mutex<Option
         .unwrap_or_default();
     let path = first.split(' ').nth(1).unwrap_or_default();
     asked.lock().unwrap().push(format!("{path} {range}"));
-    let file = path
-        .strip_prefix("/owner/model/resolve/main/")
+    let (_, file) = path
+        .split_once("/owner/model/resolve/main/")
         .unwrap_or_default();
     let Ok(mut bytes) = std::fs::read(fixture("plain").join(file)) else {
+        let status = match *fault.lock().unwrap() {
+            Some(Fault::Failing) => "500 Internal Server Error",
+            _ => "404 Not Found",
+        };
         write!(
             stream,
-            "HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+            "HTTP/1.1 {status}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
         )
         .ok();
         return;
     };
+    if path.ends_with(WEIGHTS) && range == FIRST && *fault.lock().unwrap() == Some(Fault::Slow) {
+        // hf-hub tries for five seconds to be the one who downloads
+        thread::sleep(Duration::from_secs(7));
+    }
     let mut etag: String = Sha256::digest(&bytes)
         .iter()
         .map(|byte| format!("{byte:02x}"))
@@ -109,7 +132,7 @@ fn serve(mut stream: TcpStream, asked: &Mutex<Vec<String>>, fault: &Mutex<Option
         ends.next().unwrap().min(bytes.len() - 1),
     );
     let size = bytes.len();
-    let is_weights = file == "model.safetensors";
+    let is_weights = file == WEIGHTS;
     let mut fault = fault.lock().unwrap();
     if is_weights && *fault == Some(Fault::Damaged) {
         bytes[1000] ^= 1;
@@ -164,17 +187,26 @@ fn a_download_goes_on_where_it_was_cut_off() {
     *server.fault.lock().unwrap() = Some(Fault::CutOnce);
     server.fetch(&cache).unwrap();
     assert!(server.fault.lock().unwrap().is_none(), "it was cut off");
-    let asked = server.asked.lock().unwrap();
-    let times = |range: &str| {
-        let range = format!("/model.safetensors {range}");
-        asked.iter().filter(|path| path.ends_with(&range)).count()
-    };
     // the first piece came whole, the second was cut off
-    assert_eq!(
-        (times("0-99999"), times("100000-199999")),
-        (1, 2),
-        "{asked:?}"
-    );
+    let times = |range: &str| server.times(&format!("/{WEIGHTS} {range}"));
+    assert_eq!((times(FIRST), times("100000-199999")), (1, 2));
+}
+
+#[test]
+fn a_file_that_somebody_else_downloads_is_waited_for() {
+    let (server, cache) = (FakeHub::start(), tempfile::tempdir().unwrap());
+    *server.fault.lock().unwrap() = Some(Fault::Slow);
+    let first_piece = format!("/{WEIGHTS} {FIRST}");
+    let (first, second) = thread::scope(|scope| {
+        let first = scope.spawn(|| server.fetch(&cache));
+        while server.times(&first_piece) == 0 && !first.is_finished() {
+            thread::yield_now();
+        }
+        let second = server.fetch(&cache);
+        (first.join().unwrap(), second)
+    });
+    assert_eq!(first.unwrap(), second.unwrap());
+    assert_eq!(server.times(&first_piece), 1);
 }
 
 #[test]
@@ -205,6 +237,23 @@ fn an_etag_cannot_name_a_file_outside_the_cache() {
     let refusal = server.fetch(&cache).unwrap_err();
     assert!(refusal.to_string().contains("no file name"), "{refusal}");
     assert!(!cache.path().join("outside").exists());
+}
+
+#[test]
+fn a_file_is_missing_by_the_hubs_status_and_not_by_its_address() {
+    let (server, cache) = (FakeHub::start(), tempfile::tempdir().unwrap());
+    let fetch = || {
+        let hub = Hub {
+            endpoint: Some(format!("{}/404", server.endpoint)),
+            ..server.hub()
+        };
+        fetch(&hub, "owner/model", None, "main", cache.path().to_str())
+    };
+    *server.fault.lock().unwrap() = Some(Fault::Failing);
+    let refusal = fetch().unwrap_err();
+    assert!(refusal.to_string().contains("500"), "{refusal}");
+    *server.fault.lock().unwrap() = None;
+    fetch().unwrap();
 }
 
 #[test]
