@@ -19,8 +19,10 @@ pub(crate) struct Rotary {
 /// `rope_scaling` or `rope_parameters` of a `config.json`.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub(super) struct Parameters {
-    #[serde(alias = "type")]
     rope_type: Option<String>,
+    /// The older name of `rope_type`; files may have both.
+    #[serde(rename = "type")]
+    older_type: Option<String>,
     pub(super) rope_theta: Option<f64>,
     factor: Option<f64>,
     low_freq_factor: Option<f64>,
@@ -48,7 +50,8 @@ impl Rotary {
         needed(Some(theta), "rope_theta")?;
         let plain = (0..width / 2).map(|pair| theta.powf(-2.0 * pair as f64 / width as f64));
         let mut angles: Vec<f64> = plain.collect();
-        match scaling.rope_type.as_deref() {
+        let kind = scaling.rope_type.as_ref().or(scaling.older_type.as_ref());
+        match kind.map(String::as_str) {
             None | Some("default") => {}
             Some("linear") => {
                 let factor = needed(scaling.factor, "factor")?;

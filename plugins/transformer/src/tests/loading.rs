@@ -144,6 +144,30 @@ fn a_damaged_file_is_refused_by_its_name() {
     }
 }
 
+#[test]
+fn rotary_scaling_may_have_its_kind_by_both_names() {
+    let said = |config: &dyn Fn(Vec<u8>) -> Vec<u8>| {
+        let folder = tempfile::tempdir().unwrap();
+        for name in [CONFIG, TOKENIZER, WEIGHTS] {
+            let bytes = std::fs::read(fixture("llama").join(name)).unwrap();
+            let bytes = if name == CONFIG { config(bytes) } else { bytes };
+            std::fs::write(folder.path().join(name), bytes).unwrap();
+        }
+        let model = open(folder.path().to_str().unwrap()).unwrap();
+        answer(&model, "The harbour", greedy(20)).0
+    };
+    let by_one = said(&|bytes| bytes);
+    let kind = "\"rope_type\": \"llama3\"";
+    for kinds in [
+        "\"type\": \"llama3\"",
+        "\"type\": \"llama3\", \"rope_type\": \"llama3\"",
+        "\"rope_type\": \"llama3\", \"type\": \"default\"",
+    ] {
+        let by_these = said(&|bytes| replace(&bytes, kind, kinds));
+        assert_eq!(by_these, by_one, "{kinds}");
+    }
+}
+
 fn replace(bytes: &[u8], from: &str, to: &str) -> Vec<u8> {
     let text = std::str::from_utf8(bytes).unwrap();
     assert!(text.contains(from), "{text}");
