@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use tokenizers::DecoderWrapper;
+use tokenizers::{AddedVocabulary, DecoderWrapper};
 
 use crate::checkpoint::{Refusal, TOKENIZER};
 
@@ -55,14 +55,24 @@ impl Tokenizer {
         let added = encoder.get_added_tokens_decoder();
         // a token that was added beyond the model's vocabulary, as Gemma's for images,
         // is none of the model's
-        let own = ids
-            .values()
-            .filter(|&&id| !(added.contains_key(&id) && id as usize >= vocab));
+        let is_beyond = |id: u32| added.contains_key(&id) && id as usize >= vocab;
+        let own = ids.values().filter(|&&id| !is_beyond(id));
         let size = own.max().map_or(0, |&last| last as usize + 1);
         if size > vocab || size + PADDING.max(vocab / PADDED_PART) <= vocab {
             return Err(refuse(format!(
                 "it has {size} tokens, and by config.json the model has {vocab}"
             )));
+        }
+        if ids.values().any(|&id| is_beyond(id)) {
+            // in a text it is text: the others are added anew, in the order of their ids
+            let mut kept: Vec<_> = added.iter().filter(|(id, _)| !is_beyond(**id)).collect();
+            kept.sort_unstable_by_key(|(id, _)| **id);
+            let kept = kept.into_iter().map(|(_, token)| token.clone());
+            let mut vocabulary = AddedVocabulary::new();
+            vocabulary
+                .add_tokens(kept, encoder.get_model(), encoder.get_normalizer())
+                .map_err(|error| refuse(error.to_string()))?;
+            encoder.with_added_vocabulary(vocabulary);
         }
         let byte_of: HashMap<char, u8> = alphabet().collect();
         let mut bytes = vec![Box::default(); size];
@@ -195,6 +205,8 @@ mod tests {
         assert_eq!(tokenizer.encode_whole("a").unwrap(), [3]);
         let bytes = [3, 4, 5].map(|token| tokenizer.bytes(token).to_vec());
         assert_eq!(bytes.concat(), " aé".as_bytes());
-        assert!(tokenizer.encode("<image>").is_err());
+        // the one beyond is text like any other, of which this vocabulary has the a
+        assert_eq!(tokenizer.encode("<image>").unwrap(), [0, 3]);
+        assert_eq!(tokenizer.encode_whole("<s>a").unwrap(), [0, 3]);
     }
 }
