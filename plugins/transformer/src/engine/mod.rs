@@ -222,6 +222,8 @@ fn step(loaded: &Loaded, workspace: &mut Workspace, sequences: &mut [Sequence]) 
         }));
         if alone.is_err() {
             tracing::error!("a sequence made the model panic");
+            // what was not computed is not to be shared
+            entry.0.rewind(seen);
             entry.0.fail("it panicked");
         }
     }

@@ -180,6 +180,24 @@ fn a_panic_fails_the_sequence_it_came_from_and_no_other() {
 }
 
 #[test]
+fn what_a_panic_left_uncomputed_is_not_found_again() {
+    let loaded = load();
+    let engine = start(&loaded, 100, true);
+    let begin = |engine: &Engine, prompt: Vec<u32>| {
+        engine.begin(&loaded, prompt, 20, Sampler::Greedy).unwrap()
+    };
+    // a whole page before the token that there is not
+    let mut broken = begin(&engine, [vec![1; 16], vec![u32::MAX]].concat());
+    broken.next().unwrap_err();
+    let mut after = begin(&engine, vec![1; 20]);
+    let first = after.next().unwrap();
+    assert_eq!(after.cached(), 0);
+    let said: Vec<_> = (1..20).map(|_| after.next().unwrap()).collect();
+    let fresh = say(begin(&start(&loaded, 100, true), vec![1; 20]));
+    assert_eq!([vec![first], said].concat(), fresh);
+}
+
+#[test]
 fn a_sequence_that_waits_for_room_ends_when_it_is_cancelled() {
     let loaded = load();
     // room for one: 100 tokens are seven pages of 16
