@@ -22,6 +22,7 @@ mod hot;
 mod idempotency;
 mod keys;
 mod limits;
+mod loading;
 mod models;
 mod network;
 mod openai;

@@ -9,6 +9,7 @@ pub mod native;
 
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -188,6 +189,13 @@ pub enum State {
     Unavailable(String),
 }
 
+impl State {
+    /// Whether the backend is open or cannot be.
+    pub fn is_settled(&self) -> bool {
+        matches!(self, Self::Ready(_) | Self::Unavailable(_))
+    }
+}
+
 /// A model of the configuration with its backend.
 #[derive(Clone, Debug)]
 pub struct Model {
@@ -265,8 +273,9 @@ impl Model {
         self.settled().await;
     }
 
-    /// Has the backend opened by a task of its own, which nobody's leaving stops.
-    fn begin_loading(&self, loader: &Loader) {
+    /// Has the backend opened, unless it is open or being opened, by a task of its own:
+    /// it ends with the last who has the model, and no sooner.
+    pub fn begin_loading(&self, loader: &Loader) {
         let is_idle = self.slot.state.send_if_modified(|state| {
             let is_idle = matches!(state, State::OnDemand);
             if is_idle {
@@ -277,7 +286,8 @@ impl Model {
         if !is_idle {
             return;
         }
-        let (model, loader) = (self.clone(), loader.clone());
+        let (spec, loader) = (self.spec.clone(), loader.clone());
+        let (slot, mut state) = (Arc::downgrade(&self.slot), self.slot.state.subscribe());
         let found = {
             let mut found = self
                 .slot
@@ -288,33 +298,35 @@ impl Model {
         };
         tokio::spawn(async move {
             // whatever happens, the model must not be loading for ever
-            let opened = AssertUnwindSafe(loader.open(&model.spec, found)).catch_unwind();
-            let opened = opened
-                .await
-                .unwrap_or_else(|_| Err("loading it failed".to_owned()));
+            let opened = AssertUnwindSafe(loader.open(&spec, found)).catch_unwind();
+            let is_abandoned = async { state.wait_for(|_| false).await.is_err() };
+            let opened = tokio::select! {
+                opened = opened => opened.unwrap_or_else(|_| Err("loading it failed".to_owned())),
+                _ = is_abandoned => return,
+            };
+            let Some(slot) = slot.upgrade() else { return };
             let state = match opened {
                 Ok(backend) => {
                     let source = backend.source();
-                    tracing::info!(model = model.spec.name, source, "model is ready");
+                    tracing::info!(model = spec.name, source, "model is ready");
                     State::Ready(Arc::new(backend))
                 }
                 Err(reason) => {
-                    tracing::warn!(model = model.spec.name, reason, "model is unavailable");
+                    tracing::warn!(model = spec.name, reason, "model is unavailable");
                     State::Unavailable(reason)
                 }
             };
-            model.slot.state.send_replace(state);
+            slot.state.send_replace(state);
         });
     }
 
-    /// The state once the backend is open or cannot be.
-    async fn settled(&self) -> State {
+    /// Waits until the backend is open or cannot be: the state then, or none if the model
+    /// is gone before. Who waits does not have the model.
+    pub fn settled(&self) -> impl Future<Output = Option<State>> + Send + use<> {
         let mut state = self.slot.state.subscribe();
-        let is_settled = |state: &State| !matches!(state, State::Loading | State::OnDemand);
-        match state.wait_for(is_settled).await {
-            Ok(state) => state.clone(),
-            // the sender is in our own slot
-            Err(_) => State::Loading,
+        async move {
+            let settled = state.wait_for(State::is_settled).await;
+            settled.ok().map(|state| state.clone())
         }
     }
 
@@ -328,10 +340,10 @@ impl Model {
         }
         self.begin_loading(loader);
         let settled = tokio::time::timeout(PATIENCE, self.settled()).await;
-        match settled.unwrap_or(State::Loading) {
-            State::Ready(backend) => Ok(backend),
-            State::Unavailable(reason) => Err(unavailable("model_unavailable", &reason)),
-            State::Loading | State::OnDemand => {
+        match settled.ok().flatten() {
+            Some(State::Ready(backend)) => Ok(backend),
+            Some(State::Unavailable(reason)) => Err(unavailable("model_unavailable", &reason)),
+            Some(State::Loading | State::OnDemand) | None => {
                 let mut error = unavailable("model_loading", "it is still loading");
                 error.retry_after_ms = Some(5_000);
                 Err(error)
@@ -371,11 +383,10 @@ impl Live {
         self.models().find(|model| model.spec.name == name)
     }
 
-    /// Whether a model that should be loaded at start still is being loaded.
-    pub fn is_loading(&self) -> bool {
-        self.models().any(|model| {
-            model.spec.preload && matches!(model.state(), State::Loading | State::OnDemand)
-        })
+    /// Whether all models that should be loaded at start are, or cannot be.
+    fn is_settled(&self) -> bool {
+        let mut preloaded = self.models().filter(|model| model.spec.preload);
+        preloaded.all(|model| model.state().is_settled())
     }
 
     /// Puts a model in the place of the one with its number.
@@ -386,16 +397,28 @@ impl Live {
 
 /// The set that is live now; clones share it.
 #[derive(Clone, Debug, Default)]
-pub struct Current(Arc<ArcSwap<Live>>);
+pub struct Current {
+    live: Arc<ArcSwap<Live>>,
+    has_started: Arc<AtomicBool>,
+}
 
 impl Current {
     /// The set as it is now, to keep for as long as a request takes.
     pub fn take(&self) -> Arc<Live> {
-        self.0.load_full()
+        self.live.load_full()
     }
 
     /// Puts another set in its place.
     pub fn swap(&self, live: Live) {
-        self.0.store(Arc::new(live));
+        if live.is_settled() {
+            self.has_started.store(true, Ordering::Relaxed);
+        }
+        self.live.store(Arc::new(live));
+    }
+
+    /// Whether there was a set whose models were all loaded that should be at start, or
+    /// could not be. What is added to it later holds nothing back.
+    pub fn has_started(&self) -> bool {
+        self.has_started.load(Ordering::Relaxed)
     }
 }

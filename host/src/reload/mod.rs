@@ -1,25 +1,31 @@
 //! Reloading: one loop for every trigger, and the only writer of the live set.
 //!
-//! load → check → open what changed → swap → report. Whatever fails leaves
+//! load → check → swap → report, and open what changed meanwhile. Whatever fails leaves
 //! what runs as it is and is reported.
 
+mod opening;
 mod watch;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout_at};
 
 use crate::clock::Clock;
 use crate::config::{self, Config, Environment};
-use crate::models::{Current, Live, Loader, Model, State};
+use crate::models::{Current, Loader, Model};
 use crate::store::Store;
 use crate::store::audit::{Act, Actor, Object};
 
+use opening::{Awaited, Openings};
 use watch::Watcher;
+
+/// How long a report waits for models that are being loaded.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What a reload did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -32,6 +38,8 @@ pub struct Report {
     pub removed: Vec<String>,
     /// Models that could not be loaded, each with its reason.
     pub failed: Vec<(String, String)>,
+    /// Models that are still being loaded.
+    pub loading: Vec<String>,
     /// Sections whose change needs a restart.
     pub needs_restart: Vec<&'static str>,
 }
@@ -48,6 +56,7 @@ impl Report {
             "changed": self.changed,
             "removed": self.removed,
             "failed": failed,
+            "loading": self.loading,
             "needs_restart": self.needs_restart,
         })
     }
@@ -55,8 +64,11 @@ impl Report {
 
 type Outcome = Result<Report, Arc<config::Error>>;
 
+/// What came of a reload at once, and the models that are yet to be loaded.
+type Done = Result<(Report, Vec<Awaited>), Arc<config::Error>>;
+
 /// Who asks for a reload, and whom to tell what came of it.
-type Asker = (Actor, Option<oneshot::Sender<Outcome>>);
+type Asker = (Actor, Option<oneshot::Sender<Done>>);
 
 /// Asks for reloads and knows how the last one went; clones are cheap.
 #[derive(Clone, Debug)]
@@ -66,11 +78,22 @@ pub struct Handle {
 }
 
 impl Handle {
-    /// Reloads and waits for the report; `None` when the server is stopping.
+    /// Reloads and waits for the report, for a while also for the models that are to be
+    /// loaded; `None` when the server is stopping.
     pub async fn reload(&self, by: Actor) -> Option<Outcome> {
-        let (reply, outcome) = oneshot::channel();
+        let (reply, done) = oneshot::channel();
         self.triggers.send((by, Some(reply))).await.ok()?;
-        outcome.await.ok()
+        let (mut report, mut awaited) = match done.await.ok()? {
+            Ok(done) => done,
+            Err(error) => return Some(Err(error)),
+        };
+        let until = Instant::now() + PATIENCE;
+        report.loading.clear();
+        for one in &mut awaited {
+            timeout_at(until, one.done()).await.ok();
+            report.tell(one);
+        }
+        Some(Ok(report))
     }
 
     /// Asks for a reload without waiting. One that is asked for already serves.
@@ -133,17 +156,10 @@ impl Reloader {
             triggers,
             error: Arc::default(),
         };
-        let mut live = Live::default();
-        for spec in &config.models {
-            live.insert(Model::new(spec.clone()));
-        }
-        for model in live.models().filter(|model| model.spec.preload) {
-            let (model, loader) = (Arc::clone(model), self.loader.clone());
-            tokio::spawn(async move { model.load(&loader).await });
-        }
-        self.current.swap(live);
+        let mut openings = Openings::new(self.current.clone(), self.loader.clone());
+        openings.apply(config.models.iter().cloned().map(Model::new).collect());
         let error = Arc::clone(&handle.error);
-        tokio::spawn(self.run(config, queue, error, watcher));
+        tokio::spawn(self.run(config, queue, error, watcher, openings));
         handle
     }
 
@@ -153,8 +169,14 @@ impl Reloader {
         mut queue: mpsc::Receiver<Asker>,
         last_error: Arc<Mutex<Option<String>>>,
         mut watcher: Option<Watcher>,
+        mut openings: Openings,
     ) {
-        while let Some(first) = queue.recv().await {
+        loop {
+            let first = tokio::select! {
+                first = queue.recv() => first,
+                Some(()) = openings.next() => continue,
+            };
+            let Some(first) = first else { return };
             let mut askers = vec![first];
             // whoever asked while the last reload ran is served by this one
             while let Ok(more) = queue.try_recv() {
@@ -171,26 +193,26 @@ impl Reloader {
                 let wanted: Vec<_> = config.models.iter().cloned().map(Model::new).collect();
                 Ok((config, wanted))
             });
-            let outcome = match read {
+            let done = match read {
                 Ok((config, wanted)) => {
-                    let mut report = self.apply(wanted).await;
+                    let (mut report, awaited) = openings.apply(wanted);
                     report.needs_restart = needs_restart(&running, &config);
-                    Ok(report)
+                    Ok((report, awaited))
                 }
                 Err(error) => Err(Arc::new(error)),
             };
-            match &outcome {
-                Ok(report) => tracing::info!(?report, "configuration reloaded"),
+            match &done {
+                Ok((report, _)) => tracing::info!(?report, "configuration reloaded"),
                 Err(error) => {
                     tracing::error!(%error, "configuration refused; what ran before runs on");
                 }
             }
             *last_error.lock().unwrap_or_else(PoisonError::into_inner) =
-                outcome.as_ref().err().map(ToString::to_string);
+                done.as_ref().err().map(ToString::to_string);
             for (actor, asker) in askers {
-                self.put_on_record(&actor, &outcome).await;
+                self.put_on_record(&actor, &done).await;
                 if let Some(asker) = asker {
-                    asker.send(outcome.clone()).ok();
+                    asker.send(done.clone()).ok();
                 }
             }
         }
@@ -207,9 +229,9 @@ impl Reloader {
         }
     }
 
-    async fn put_on_record(&self, by: &Actor, outcome: &Outcome) {
-        let (action, after) = match outcome {
-            Ok(report) => ("configuration.reloaded", report.to_json()),
+    async fn put_on_record(&self, by: &Actor, done: &Done) {
+        let (action, after) = match done {
+            Ok((report, _)) => ("configuration.reloaded", report.to_json()),
             Err(error) => {
                 let error = error.to_string();
                 ("configuration.refused", json!({ "error": error }))
@@ -225,69 +247,6 @@ impl Reloader {
         if let Err(error) = self.store.record(by, act, self.clock.now()).await {
             tracing::error!(%error, "the reload is not on record");
         }
-    }
-
-    /// Makes the models wanted live, each as soon as it is ready.
-    async fn apply(&self, wanted: Vec<Model>) -> Report {
-        let old = self.current.take();
-        let mut live = Live::default();
-        let mut report = Report::default();
-        let mut opening = JoinSet::new();
-        for model in wanted {
-            let (name, preload) = (model.spec.name.clone(), model.spec.preload);
-            let before = old.by_id(model.spec.id);
-            match before {
-                None => report.added.push(name),
-                Some(before) if before.differs(&model) => report.changed.push(name),
-                Some(_) => {}
-            }
-            if let Some(same) = before.and_then(|before| before.reconfigured(&model)) {
-                if preload && matches!(same.state(), State::OnDemand) {
-                    let (model, loader) = (same.clone(), self.loader.clone());
-                    opening.spawn(async move {
-                        model.load(&loader).await;
-                        model
-                    });
-                }
-                live.insert(same);
-                continue;
-            }
-            // until the new one is ready the old one answers, if it can
-            let kept = before.filter(|model| !matches!(model.state(), State::Unavailable(_)));
-            live.insert(kept.map_or_else(|| model.clone(), |kept| Model::clone(kept)));
-            if preload || kept.is_some() {
-                let loader = self.loader.clone();
-                opening.spawn(async move {
-                    model.load(&loader).await;
-                    model
-                });
-            }
-        }
-        report.removed = old
-            .models()
-            .filter(|model| live.by_id(model.spec.id).is_none())
-            .map(|model| model.spec.name.clone())
-            .collect();
-        self.current.swap(live.clone());
-
-        while let Some(opened) = opening.join_next().await {
-            let Ok(model) = opened else { continue };
-            if let State::Unavailable(reason) = model.state() {
-                report
-                    .failed
-                    .push((model.spec.name.clone(), reason.clone()));
-                let runs = live.by_id(model.spec.id).filter(|m| !m.is(&model)).cloned();
-                if let Some(runs) = runs {
-                    let mut kept = Model::clone(&runs);
-                    kept.problem = Some(reason);
-                    live.insert(kept);
-                }
-            } else {
-                live.insert(model);
-            }
-            self.current.swap(live.clone());
-        }
-        report
     }
 }
 

@@ -13,9 +13,9 @@ pub async fn alive() -> Json<Value> {
     Json(json!({ "status": "ok" }))
 }
 
-/// `GET /ready`: the database answers and no model is still being loaded that
-/// should be there from the start. A model that cannot be loaded does not hold
-/// the others back.
+/// `GET /ready`: the database answers and the models that should be there from the start
+/// have been loaded. One that cannot be does not hold the others back, nor does one that
+/// is added later.
 pub async fn ready(
     State(AppState {
         store, generator, ..
@@ -24,7 +24,7 @@ pub async fn ready(
     let reason = if let Err(error) = store.ping().await {
         tracing::error!(%error, "the database does not answer");
         Some("the database does not answer")
-    } else if generator.live().take().is_loading() {
+    } else if !generator.live().has_started() {
         Some("models are loading")
     } else {
         None

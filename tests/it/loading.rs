@@ -1,0 +1,125 @@
+//! Models that take long to load hold up nothing but themselves.
+
+use futures_util::FutureExt;
+use serde_json::{Value, json};
+use tokio::io::AsyncReadExt;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
+
+use crate::harness::{Act, GPT2, Host, PATIENCE, Upstream, eventually, lawgent};
+use crate::models::shown;
+
+/// A registry that takes connections and says nothing.
+struct Silent(TcpListener);
+
+impl Silent {
+    async fn start() -> Self {
+        Self(TcpListener::bind("127.0.0.1:0").await.expect("a port"))
+    }
+
+    /// A component in it.
+    fn reference(&self) -> String {
+        let address = self.0.local_addr().expect("an address");
+        format!("oci://{address}/slow@sha256:{}", "0".repeat(64))
+    }
+
+    /// The next connection that is made to it.
+    async fn asked(&self) -> TcpStream {
+        let accepted = timeout(PATIENCE, self.0.accept()).await;
+        accepted.expect("it is asked").expect("a connection").0
+    }
+}
+
+/// Waits until the other end has left.
+async fn left(mut connection: TcpStream) {
+    let mut read = Vec::new();
+    let left = timeout(PATIENCE, connection.read_to_end(&mut read)).await;
+    left.expect("it leaves").ok();
+}
+
+#[tokio::test]
+async fn a_model_that_is_slow_to_load_holds_up_nothing_else() {
+    let silent = Silent::start().await;
+    let slow = format!(
+        "[[models]]\nid = 3\nname = \"slow\"\nplugin = \"{}\"\n",
+        silent.reference()
+    );
+    let priced = |price: f64| {
+        format!("{GPT2}price_per_million = {{ prompt = {price:?}, completion = 1.0 }}\n{slow}")
+    };
+    let host = Host::start().await.ready().await;
+    host.write_config(&priced(1.0));
+    let connection = silent.asked().await;
+    let admin = host.admin();
+    let reload = tokio::spawn({
+        let admin = admin.clone();
+        async move { admin.post("/admin/reload", Value::Null).await }
+    });
+    host.anyone().get("/ready").await.expect(200);
+    host.write_config(&priced(2.0));
+    eventually("the price is live", async || {
+        shown(&host, 1).await["price_per_million"]["prompt"] == 2.0
+    })
+    .await;
+    assert_eq!(shown(&host, 3).await["status"], "loading");
+    assert!(silent.0.accept().now_or_never().is_none(), "asked again");
+    let added = async || {
+        let acts = admin.get("/admin/audit").await.expect(200);
+        let acts = acts["acts"].as_array().expect("a list").iter();
+        acts.filter(|act| act["after"]["added"] == json!(["slow"]))
+            .count()
+    };
+    eventually("it is on record", async || added().await == 1).await;
+
+    let report = reload.await.expect("no panic").expect(200);
+    assert_eq!(
+        (&report["loading"], &report["failed"]),
+        (&json!(["slow"]), &json!([]))
+    );
+    host.write_config(GPT2);
+    eventually("it is gone", async || shown(&host, 3).await.is_null()).await;
+    left(connection).await;
+}
+
+#[tokio::test]
+async fn until_a_model_is_loaded_the_one_before_it_answers_and_may_stay() {
+    let (silent, upstream) = (
+        Silent::start().await,
+        Upstream::start(Act::Answer("yes")).await,
+    );
+    let before = lawgent(upstream.url());
+    let host = Host::builder().config(&before).start().await.ready().await;
+    let plugin = crate::harness::component("lawgent-thinking");
+    host.write_config(&before.replace(&plugin, &silent.reference()));
+    let connection = silent.asked().await;
+    let ask = json!({ "text": "Once", "model_id": 2 });
+    let customer = host.customer().await;
+    let answer = customer.post("/generate", ask.clone()).await.expect(200);
+    assert_eq!(answer["response"], "yes");
+    let priced = format!("{before}price_per_million = {{ prompt = 2.0, completion = 2.0 }}\n");
+    host.write_config(&priced);
+    left(connection).await;
+    let model = shown(&host, 2).await;
+    assert_eq!(
+        (
+            &model["status"],
+            &model["problem"],
+            &model["price_per_million"]["prompt"]
+        ),
+        (&json!("ready"), &Value::Null, &json!(2.0))
+    );
+    customer.post("/generate", ask).await.expect(200);
+}
+
+#[tokio::test]
+async fn a_reload_loads_no_model_that_waits_for_its_first_request() {
+    let lazy = format!("{GPT2}preload = false\n");
+    let host = Host::builder().config(&lazy).start().await.ready().await;
+    host.write_config(&format!("{lazy}[models.limits]\nqueue = 7\n"));
+    let report = host.admin().post("/admin/reload", Value::Null).await;
+    report.expect(200);
+    assert_eq!(shown(&host, 1).await["status"], "on_demand");
+    let ask = json!({ "text": "Once", "model_id": 1, "max_new_tokens": 1 });
+    let customer = host.customer().await;
+    customer.post("/generate", ask).await.expect(200);
+}
