@@ -327,10 +327,13 @@ async fn no_request_is_lost_under_reloads() {
 async fn sections_that_need_a_restart_are_named() {
     let host = Host::start().await.ready().await;
     host.write_config(&format!(
-        "[requests]\nper_minute = 7\n[server]\ndrain_seconds = 1\n{GPT2}"
+        "[requests]\nper_minute = 7\n[server]\ndrain_seconds = 1\n[database]\nkeep_usage_days = 9\n{GPT2}"
     ));
     let report = reload(&host).await;
-    assert_eq!(report["needs_restart"], json!(["server", "requests"]));
+    assert_eq!(
+        report["needs_restart"],
+        json!(["server", "requests", "database"])
+    );
     assert_eq!(
         host.customer_with(json!({}))
             .await

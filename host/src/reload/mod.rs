@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use secrecy::ExposeSecret;
+use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
@@ -267,11 +267,17 @@ fn needs_restart(running: &Config, config: &Config) -> Vec<&'static str> {
     if running.webhook != config.webhook {
         sections.push("webhook");
     }
-    let redis = |config: &Config| {
-        let url = config.redis_url.as_ref();
+    if running.database.keep_usage_days != config.database.keep_usage_days {
+        sections.push("database");
+    }
+    let exposed = |url: &Option<SecretString>| {
+        let url = url.as_ref();
         url.map(|url| url.expose_secret().to_owned())
     };
-    if redis(running) != redis(config) {
+    if exposed(&running.database.url) != exposed(&config.database.url) {
+        sections.push("DATABASE_URL");
+    }
+    if exposed(&running.redis_url) != exposed(&config.redis_url) {
         sections.push("REDIS_URL");
     }
     sections
