@@ -251,6 +251,33 @@ async fn a_variable_that_comes_into_the_env_file_makes_its_model_available() {
 }
 
 #[tokio::test]
+async fn the_env_file_is_read_again_as_a_whole_or_not_at_all() {
+    let host = Host::builder()
+        .config(GPT2.replace("\"gpt2\"\nplugin", "\"${NAME}\"\nplugin"))
+        .file(".env", "\u{feff}BASE=fir\nNAME=\"${BASE}st\"\n")
+        .start()
+        .await
+        .ready()
+        .await;
+    assert_eq!(shown(&host, 1).await["name"], "first");
+    let write = |text: &str| std::fs::write(host.dir().join(".env"), text).expect("a file");
+    write("NAME=other\nLATER='sk-half\n");
+    let reply = host.admin().post("/admin/reload", Value::Null).await;
+    let message = reply.body["error"]["message"].to_string();
+    assert_eq!(reply.expect_error(409), "invalid_configuration");
+    assert!(message.contains(".env: line 2: "), "{message}");
+    assert_eq!(shown(&host, 1).await["name"], "first");
+    let secret = "sk-half";
+    assert!(!message.contains(secret) && !host.log().contains(secret));
+
+    write("BASE=seco\nNAME=\"${BASE}nd\"\n");
+    eventually("the name is live", async || {
+        shown(&host, 1).await["name"] == "second"
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_request_ends_with_the_model_it_began_with() {
     let upstream = Upstream::start(Act::Hold(" at last")).await;
     let host = Host::builder()

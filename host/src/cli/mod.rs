@@ -5,8 +5,9 @@ mod db;
 mod plugin;
 mod serve;
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -117,18 +118,12 @@ impl Options {
 /// Runs the program.
 pub fn main() -> ExitCode {
     let environment = Environment::new(ENV_FILE);
-    // for what reads the environment by itself: clap, the hub's client, OpenTelemetry;
-    // no other thread runs yet
-    if Path::new(ENV_FILE).exists()
-        && let Err(error) = dotenvy::from_filename(ENV_FILE)
-    {
-        // without the line itself, which may be a secret
-        let reason = match error {
-            dotenvy::Error::LineParse(_, at) => format!("cannot be parsed at byte {at} of a line"),
-            other => other.to_string(),
-        };
-        eprintln!("error: {ENV_FILE}: {reason}");
-        return ExitCode::FAILURE;
+    match environment.of_file() {
+        Ok(variables) => put_into_process(variables),
+        Err(error) => {
+            eprintln!("error: {error}");
+            return ExitCode::FAILURE;
+        }
     }
     // before the first client is made: reqwest panics without one
     rustls::crypto::ring::default_provider()
@@ -156,6 +151,20 @@ pub fn main() -> ExitCode {
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
+        }
+    }
+}
+
+/// Sets variables that are not set, for what reads the environment by itself: clap, the
+/// hub's client, OpenTelemetry.
+fn put_into_process(variables: HashMap<String, String>) {
+    for (name, value) in variables {
+        if std::env::var_os(&name).is_none() {
+            #[expect(unsafe_code, reason = "the environment is the process's")]
+            // SAFETY: no other thread runs yet
+            unsafe {
+                std::env::set_var(name, value);
+            }
         }
     }
 }

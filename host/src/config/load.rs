@@ -1,7 +1,9 @@
 //! File and environment in, [`Config`] or every problem found out.
 
 use std::collections::HashMap;
+use std::ffi::OsString;
 use std::fmt;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use secrecy::SecretString;
@@ -9,7 +11,7 @@ use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 
 use super::check::{self, Problem};
-use super::{Config, Model, Sources};
+use super::{Config, Model, Sources, env_file};
 
 /// Why a configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -22,7 +24,7 @@ pub enum Error {
         /// Why not.
         source: std::io::Error,
     },
-    /// The file is not TOML, or not of the shape expected.
+    /// The file is not TOML, or not of the shape expected; or it is `.env`, and not that.
     #[error("{}: {message}", path.display())]
     Parse {
         /// The file.
@@ -62,8 +64,12 @@ pub struct Environment {
 impl Environment {
     /// The environment of the process as it is now, and `file` behind it.
     pub fn new(file: impl Into<PathBuf>) -> Self {
+        // what is not text is none of ours
+        let text = |(name, value): (OsString, OsString)| {
+            Some((name.into_string().ok()?, value.into_string().ok()?))
+        };
         Self {
-            process: std::env::vars().collect(),
+            process: std::env::vars_os().filter_map(text).collect(),
             file: file.into(),
         }
     }
@@ -73,14 +79,30 @@ impl Environment {
         &self.file
     }
 
+    /// The variables of the file; none if there is no file.
+    ///
+    /// # Errors
+    /// When it cannot be read or parsed.
+    pub fn of_file(&self) -> Result<HashMap<String, String>, Error> {
+        let text = match std::fs::read_to_string(&self.file) {
+            Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
+            read => read.map_err(|source| Error::Read {
+                path: self.file.clone(),
+                source,
+            })?,
+        };
+        env_file::parse(&text, &self.process).map_err(|message| Error::Parse {
+            path: self.file.clone(),
+            message,
+        })
+    }
+
     /// All variables, those of the process over those of the file.
-    fn read(&self) -> HashMap<String, String> {
-        let mut all: HashMap<_, _> = dotenvy::from_path_iter(&self.file)
-            .map(|pairs| pairs.filter_map(Result::ok).collect())
-            .unwrap_or_default();
+    fn read(&self) -> Result<HashMap<String, String>, Error> {
+        let mut all = self.of_file()?;
         all.extend(self.process.clone());
         all.retain(|_, value| !value.is_empty());
-        all
+        Ok(all)
     }
 }
 
@@ -96,7 +118,7 @@ pub fn load(path: &Path, environment: &Environment) -> Result<Config, Error> {
         path: path.to_owned(),
         source,
     })?;
-    let variables = environment.read();
+    let variables = environment.read()?;
     let parse_error = |message: String| Error::Parse {
         path: path.to_owned(),
         message,

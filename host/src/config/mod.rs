@@ -1,6 +1,7 @@
 //! The configuration: plain data, read by [`load()`] and judged in `check`.
 
 mod check;
+mod env_file;
 mod load;
 mod model;
 mod reference;
