@@ -123,3 +123,34 @@ async fn a_reload_loads_no_model_that_waits_for_its_first_request() {
     let customer = host.customer().await;
     customer.post("/generate", ask).await.expect(200);
 }
+
+/// The file is a pipe, so that the test is the one to say when it is read.
+#[tokio::test]
+async fn an_edit_while_the_server_starts_is_not_missed() {
+    let folder = tempfile::TempDir::new().expect("a folder");
+    let [pipe, data] = ["pipe", "data"].map(|name| folder.path().join(name));
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+    assert!(made.expect("mkfifo runs").success());
+    let write = |name: &str| {
+        let config = GPT2.replace("\"gpt2\"\nplugin", &format!("\"{name}\"\nplugin"));
+        let pipe = pipe.clone();
+        // until somebody reads it
+        std::thread::spawn(move || std::fs::write(pipe, config).expect("a pipe"));
+    };
+    let editor = async {
+        write("first");
+        eventually("it was read", async || data.exists()).await;
+        write("second");
+    };
+    let host = Host::builder()
+        .argument(format!("--config={}", pipe.display()))
+        .argument(format!("--data-dir={}", data.display()))
+        .start();
+    let (host, ()) = tokio::join!(host, editor);
+    // for the reload itself
+    write("second");
+    eventually("the edit is live", async || {
+        shown(&host, 1).await["name"] == "second"
+    })
+    .await;
+}

@@ -1,6 +1,6 @@
 //! File and environment in, [`Config`] or every problem found out.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsString;
 use std::fmt;
 use std::io::ErrorKind;
@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use secrecy::SecretString;
 use serde::de::DeserializeOwned;
+use sha2::{Digest, Sha256};
 use toml::{Table, Value};
 
 use super::check::{self, Problem};
@@ -119,6 +120,7 @@ pub fn load(path: &Path, environment: &Environment) -> Result<Config, Error> {
         source,
     })?;
     let variables = environment.read()?;
+    let source = source(&text, &variables);
     let parse_error = |message: String| Error::Parse {
         path: path.to_owned(),
         message,
@@ -161,6 +163,7 @@ pub fn load(path: &Path, environment: &Environment) -> Result<Config, Error> {
     }
     let mut config: Config = typed(Value::Table(table)).map_err(parse_error)?;
     config.models = models;
+    config.source = source;
     config.stripe.secret_key = variables
         .get("STRIPE_SECRET_KEY")
         .cloned()
@@ -186,6 +189,12 @@ pub fn load(path: &Path, environment: &Environment) -> Result<Config, Error> {
             problems,
         }),
     }
+}
+
+/// A hash of what a configuration is read from.
+fn source(text: &str, variables: &HashMap<String, String>) -> [u8; 32] {
+    let in_order: BTreeMap<_, _> = variables.iter().collect();
+    Sha256::digest(format!("{text:?} {in_order:?}")).into()
 }
 
 /// A value of the type wanted, or what is wrong with which field.

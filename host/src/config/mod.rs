@@ -45,6 +45,9 @@ pub struct Config {
     /// hold a password.
     #[serde(skip)]
     pub redis_url: Option<SecretString>,
+    /// A hash of the file and of the variables that it was read from.
+    #[serde(skip)]
+    pub source: [u8; 32],
 }
 
 /// The server itself.

@@ -136,7 +136,8 @@ pub struct Reloader {
 
 impl Reloader {
     /// Makes the first set live, starts loading its models and then the loop,
-    /// which ends with the last handle. From now on changed files are seen.
+    /// which ends with the last handle. From now on changed files are seen, and what has
+    /// changed since `config` was read.
     pub fn start(self, config: Config) -> Handle {
         let (triggers, queue) = mpsc::channel(8);
         // a handle of the watcher's own would keep the loop alive
@@ -158,6 +159,11 @@ impl Reloader {
         };
         let mut openings = Openings::new(self.current.clone(), self.loader.clone());
         openings.apply(config.models.iter().cloned().map(Model::new).collect());
+        // it was read before anything was watched
+        let now = config::load(&self.origin.path, &self.origin.environment);
+        if !now.is_ok_and(|now| now.source == config.source) {
+            handle.trigger();
+        }
         let error = Arc::clone(&handle.error);
         tokio::spawn(self.run(config, queue, error, watcher, openings));
         handle
