@@ -185,6 +185,14 @@ async fn a_server_that_cannot_start_says_why() {
             "16 characters",
         ),
         (
+            Host::builder().env("MODEL_HOST_ADMIN_KEY", "Schlüssel der Verwaltung"),
+            "printable ASCII",
+        ),
+        (
+            Host::builder().env("MODEL_HOST_ADMIN_KEY", "mhk_of-the-operator"),
+            "must not begin with mhk_",
+        ),
+        (
             Host::builder().argument("--config=missing.toml"),
             "missing.toml",
         ),
@@ -235,6 +243,16 @@ async fn every_problem_of_a_configuration_is_said_at_once_and_nothing_is_made() 
         assert!(said.contains(problem), "{problem} in {said}");
     }
     assert!(!data.exists());
+}
+
+#[tokio::test]
+async fn a_preset_admin_key_may_have_space_around_it() {
+    let preset = format!(" {ADMIN_KEY} \n");
+    let host = Host::builder()
+        .env("MODEL_HOST_ADMIN_KEY", preset)
+        .start()
+        .await;
+    host.admin().get("/customers").await.expect(200);
 }
 
 #[tokio::test]

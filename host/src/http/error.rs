@@ -329,7 +329,9 @@ impl From<keys::Error> for ApiError {
             keys::Error::NetworkNotAllowed(_) => {
                 refused(StatusCode::FORBIDDEN, "network_not_allowed")
             }
-            keys::Error::OtherSecret | keys::Error::WeakAdminKey | keys::Error::Randomness(_) => {
+            keys::Error::OtherSecret
+            | keys::Error::UnfitAdminKey(_)
+            | keys::Error::Randomness(_) => {
                 tracing::error!(%error, "a key could not be made");
                 Self::new(
                     StatusCode::INTERNAL_SERVER_ERROR,

@@ -56,9 +56,9 @@ pub enum Error {
         "the file `secret` in the data folder is not that of the database's other servers: copy theirs"
     )]
     OtherSecret,
-    /// The preset admin key is too easy to guess.
-    #[error("an admin key needs at least {SHORTEST_ADMIN_KEY} characters")]
-    WeakAdminKey,
+    /// The preset admin key cannot be one, for this reason.
+    #[error("an admin key {0}")]
+    UnfitAdminKey(String),
     /// The operating system gives no randomness.
     #[error("no randomness: {0}")]
     Randomness(getrandom::Error),
@@ -76,7 +76,9 @@ impl Error {
             | Self::Expired
             | Self::Replaced
             | Self::NetworkNotAllowed(_) => true,
-            Self::OtherSecret | Self::WeakAdminKey | Self::Randomness(_) | Self::Store(_) => false,
+            Self::OtherSecret | Self::UnfitAdminKey(_) | Self::Randomness(_) | Self::Store(_) => {
+                false
+            }
         }
     }
 }
@@ -266,11 +268,11 @@ impl Keys {
         }
     }
 
-    /// Sets the admin key to `preset`, or makes one if there is none yet.
-    /// Returns the one made.
+    /// Sets the admin key to `preset`, without space around it, as what clients send is
+    /// read; or makes one if there is none yet. Returns the one made.
     ///
     /// # Errors
-    /// [`Error::WeakAdminKey`] when the preset is too short.
+    /// [`Error::UnfitAdminKey`] when the preset is too easy to guess, or would open nothing.
     pub async fn ensure_admin(
         &self,
         preset: Option<&SecretString>,
@@ -281,8 +283,19 @@ impl Keys {
                 None => self.reset_admin(&Actor::Server).await.map(Some),
             };
         };
-        if preset.expose_secret().len() < SHORTEST_ADMIN_KEY {
-            return Err(Error::WeakAdminKey);
+        let preset = preset.expose_secret().trim();
+        let unfit = |why| Err(Error::UnfitAdminKey(why));
+        if preset.len() < SHORTEST_ADMIN_KEY {
+            return unfit(format!("needs at least {SHORTEST_ADMIN_KEY} characters"));
+        }
+        if !preset.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
+            return unfit("must be printable ASCII: no client can send other text".to_owned());
+        }
+        if Self::is_customers(preset) {
+            let prefix = format::CUSTOMER;
+            return unfit(format!(
+                "must not begin with {prefix}, as customers' keys do"
+            ));
         }
         self.set_admin(preset, &Actor::Server).await?;
         Ok(None)
@@ -296,7 +309,7 @@ impl Keys {
         let text = format::generate(format::ADMIN)
             .map_err(Error::Randomness)?
             .text;
-        self.set_admin(&text, by).await?;
+        self.set_admin(text.expose_secret(), by).await?;
         Ok(text)
     }
 
@@ -313,8 +326,8 @@ impl Keys {
         Ok(mac.finalize().into_bytes().to_vec())
     }
 
-    async fn set_admin(&self, text: &SecretString, by: &Actor) -> Result<(), Error> {
-        let (hash, now) = (self.hash(text.expose_secret()), self.clock.now());
+    async fn set_admin(&self, text: &str, by: &Actor) -> Result<(), Error> {
+        let (hash, now) = (self.hash(text), self.clock.now());
         if self
             .store
             .admin_hash()
