@@ -256,6 +256,25 @@ async fn a_preset_admin_key_may_have_space_around_it() {
 }
 
 #[tokio::test]
+async fn a_command_for_a_database_makes_none() {
+    let host = Host::builder().in_file().start().await;
+    let elsewhere = host.dir().join("elsewhere");
+    let folder = format!("--data-dir={}", elsewhere.display());
+    for command in [
+        &["admin", "reset-key"][..],
+        &["db", "audit"],
+        &["db", "copy", "--to=postgres://nobody@127.0.0.1:9/nothing"],
+    ] {
+        let (status, said) = host.try_run(&[command, &[folder.as_str()]].concat());
+        assert!(
+            !status.success() && said.contains("there is no database"),
+            "{said}"
+        );
+        assert!(!elsewhere.exists(), "{command:?}");
+    }
+}
+
+#[tokio::test]
 async fn the_log_is_lines_of_json_that_name_their_request() {
     let host = Host::start().await.ready().await;
     let customer = host.customer().await;

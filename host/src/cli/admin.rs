@@ -14,7 +14,7 @@ use crate::store::audit::Actor;
 /// # Errors
 /// When the database cannot be written.
 pub fn reset_key(options: &Options, environment: &Environment) -> anyhow::Result<()> {
-    let (config, server) = options.load(environment)?;
+    let (config, server) = options.load_existing(environment)?;
     let key = Builder::new_current_thread()
         .enable_all()
         .build()?

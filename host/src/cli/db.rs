@@ -16,7 +16,7 @@ use crate::store::{Claim, Place};
 /// When a sum is not as kept, each of them printed, or the database cannot be
 /// read.
 pub fn audit(options: &Options, environment: &Environment) -> anyhow::Result<()> {
-    let (config, server) = options.load(environment)?;
+    let (config, server) = options.load_existing(environment)?;
     let audit = Builder::new_current_thread()
         .enable_all()
         .build()?
@@ -46,7 +46,7 @@ pub fn audit(options: &Options, environment: &Environment) -> anyhow::Result<()>
 /// When a server runs on either, when a sum of money is not as kept, or when the
 /// copy is not the same.
 pub fn copy(to: SecretString, options: &Options, environment: &Environment) -> anyhow::Result<()> {
-    let (config, server) = options.load(environment)?;
+    let (config, server) = options.load_existing(environment)?;
     Builder::new_current_thread()
         .enable_all()
         .build()?

@@ -10,11 +10,13 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Context;
+use anyhow::bail;
 use clap::{Args, Parser, Subcommand};
 use secrecy::SecretString;
 
+use crate::app;
 use crate::config::{self, Config, Environment, Server};
+use crate::store::Place;
 
 /// Where variables are kept that are not in the environment.
 const ENV_FILE: &str = ".env";
@@ -109,8 +111,20 @@ impl Options {
         if let Some(data_dir) = &self.data_dir {
             server.data_dir.clone_from(data_dir);
         }
-        std::fs::create_dir_all(&server.data_dir)
-            .with_context(|| format!("cannot make {}", server.data_dir.display()))?;
+        Ok((config, server))
+    }
+
+    /// The same, for what works on a database that there is: it makes none.
+    fn load_existing(&self, environment: &Environment) -> anyhow::Result<(Config, Server)> {
+        let (config, server) = self.load(environment)?;
+        if let Place::File(file) = app::place(&config, &server.data_dir)
+            && !file.exists()
+        {
+            bail!(
+                "there is no database {}: run this in the server's folder, or say --data-dir",
+                file.display()
+            );
+        }
         Ok((config, server))
     }
 }

@@ -1,5 +1,6 @@
 //! `model-host serve`
 
+use anyhow::Context;
 use tokio::runtime::Builder;
 
 use super::Options;
@@ -14,6 +15,8 @@ use crate::{shutdown, telemetry};
 /// When the server cannot start.
 pub fn run(options: &Options, environment: Environment) -> anyhow::Result<()> {
     let (config, server) = options.load(&environment)?;
+    std::fs::create_dir_all(&server.data_dir)
+        .with_context(|| format!("cannot make {}", server.data_dir.display()))?;
     Builder::new_multi_thread()
         .enable_all()
         .build()?
