@@ -4,6 +4,7 @@ mod check;
 mod env_file;
 mod load;
 mod model;
+pub mod network;
 mod reference;
 mod webhook;
 
@@ -12,7 +13,8 @@ use std::path::PathBuf;
 
 use ipnet::IpNet;
 use secrecy::{ExposeSecret, SecretString};
-use serde::Deserialize;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
 
 pub use load::{Environment, Error, load};
 pub use model::{Model, ModelLimits, Sources};
@@ -62,6 +64,7 @@ pub struct Server {
     pub drain_seconds: u64,
     /// Networks of the proxies that are believed when they say, by
     /// `X-Forwarded-For`, where a request comes from.
+    #[serde(deserialize_with = "networks")]
     pub trusted_proxies: Vec<IpNet>,
 }
 
@@ -211,4 +214,14 @@ impl Default for Stripe {
             secret_key: None,
         }
     }
+}
+
+/// Networks, read as those of keys are.
+fn networks<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<IpNet>, D::Error> {
+    let texts = Vec::<String>::deserialize(from)?;
+    let network = |text: &String| {
+        let message = "must be networks, such as \"10.0.0.0/8\" or \"2001:db8::/32\"";
+        network::parse(text).ok_or_else(|| D::Error::custom(message))
+    };
+    texts.iter().map(network).collect()
 }

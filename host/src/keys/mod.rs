@@ -3,7 +3,6 @@
 
 mod cache;
 mod format;
-pub mod network;
 mod secret;
 mod uses;
 
@@ -18,6 +17,7 @@ use subtle::ConstantTimeEq;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
+use crate::config::network;
 use crate::store::audit::Actor;
 use crate::store::keys::{Found, Key, NewKey, Text};
 use crate::store::{self, Store};

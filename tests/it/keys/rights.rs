@@ -133,7 +133,7 @@ async fn a_key_is_used_from_its_networks_alone() {
 
 #[tokio::test]
 async fn a_trusted_proxy_says_where_a_request_comes_from() {
-    let trusting = "[server]\ntrusted_proxies = [\"127.0.0.0/8\", \"10.0.0.0/8\"]\n";
+    let trusting = "[server]\ntrusted_proxies = [\"127.0.0.0/8\", \"::ffff:10.0.0.0/104\"]\n";
     let host = Host::builder()
         .config(format!("{trusting}{GPT2}"))
         .start()

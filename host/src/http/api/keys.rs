@@ -13,12 +13,12 @@ use time::OffsetDateTime;
 
 use super::customers;
 use super::{Page, rfc3339};
-use crate::config::HIGHEST_LIMIT;
+use crate::config::{HIGHEST_LIMIT, network};
 use crate::http::AppState;
 use crate::http::auth::{Admin, KeysReader};
 use crate::http::error::ApiError;
 use crate::http::json::{Id, Json, OptionalJson, Query, name, nullable, time};
-use crate::keys::{self, Issued, network};
+use crate::keys::{self, Issued};
 use crate::models::Live;
 use crate::store;
 use crate::store::keys::{Key, KeyChange, KeyLimits, NewKey, Scope};

@@ -1,4 +1,4 @@
-//! Networks that a key may be used from.
+//! Networks of clients.
 
 use std::net::IpAddr;
 
