@@ -162,6 +162,10 @@ async fn a_bad_file_leaves_everything_running_and_says_why() {
             "api_url",
         ),
         ("[server]\nlisten = \"nowhere\"\n", "listen"),
+        (
+            "[[models]]\nid = 1\nname = \"a\"\nplugin = \"x.wasm\"\napi_key = 777000777000\n",
+            "models[0].api_key",
+        ),
         ("models = 1\n", "models"),
     ] {
         host.write_config(bad);
@@ -179,6 +183,7 @@ async fn a_bad_file_leaves_everything_running_and_says_why() {
         assert!(host.log().contains("configuration refused"));
         customer.post("/generate", ask(1)).await.expect(200);
     }
+    assert!(!host.log().contains("777000777000"), "it may be a secret");
     assert!(
         customer.get("/models").await.expect(200)["configuration_error"].is_null(),
         "it is the operator's"

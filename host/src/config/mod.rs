@@ -225,3 +225,11 @@ fn networks<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<IpNet>, D::Error> 
     };
     texts.iter().map(network).collect()
 }
+
+/// A secret, which the error does not quote where it is written without quotes.
+fn secret<'de, D: Deserializer<'de>>(from: D) -> Result<Option<SecretString>, D::Error> {
+    match toml::Value::deserialize(from)? {
+        toml::Value::String(text) => Ok(Some(text.into())),
+        _ => Err(D::Error::custom("must be a text, in quotes")),
+    }
+}

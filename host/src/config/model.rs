@@ -21,6 +21,7 @@ pub struct Model {
     /// SHA-256 that the component must have, in hex.
     pub sha256: Option<String>,
     /// `user:password` for the registry that the component is in.
+    #[serde(default, deserialize_with = "super::secret")]
     pub registry_auth: Option<SecretString>,
     /// Where a local model comes from: sources tried in order.
     pub model_path: Option<Sources>,
@@ -34,6 +35,7 @@ pub struct Model {
     pub api_url: Option<String>,
     /// Key of the external API. Stays in the host, which sends it to `api_url`'s
     /// scheme, host and port alone.
+    #[serde(default, deserialize_with = "super::secret")]
     pub api_key: Option<SecretString>,
     /// The header that the key is sent in. `authorization` gets `Bearer ` before
     /// the key, any other the key as it is.

@@ -15,6 +15,7 @@ pub struct Webhook {
     /// Where notices are posted.
     pub url: Option<String>,
     /// What they are signed with.
+    #[serde(deserialize_with = "super::secret")]
     pub secret: Option<SecretString>,
 }
 
