@@ -193,6 +193,14 @@ async fn a_server_that_cannot_start_says_why() {
             "must not begin with mhk_",
         ),
         (
+            Host::builder().config("[requests]\nbody_timeout_ms = 0\n"),
+            "requests.body_timeout_ms: must be at least 1",
+        ),
+        (
+            Host::builder().config("[requests]\nper_minute = 1000001\n"),
+            "requests.per_minute: must be from 1 to 1000000",
+        ),
+        (
             Host::builder().argument("--config=missing.toml"),
             "missing.toml",
         ),

@@ -8,7 +8,9 @@ use reqwest::header::{self, HeaderName};
 use secrecy::ExposeSecret;
 
 use super::reference::is_sha256;
-use super::{Config, HIGHEST_LIMIT, Model, ModelLimits, POSTGRES, Reference, SQLITE, Webhook};
+use super::{
+    Config, HIGHEST_LIMIT, HIGHEST_RATE, Model, ModelLimits, POSTGRES, Reference, SQLITE, Webhook,
+};
 
 /// Headers that have a meaning of their own, and can hold no key.
 const NO_KEY_HEADERS: [HeaderName; 8] = [
@@ -51,8 +53,14 @@ pub fn problems(config: &Config) -> Vec<Problem> {
         });
     };
     let (requests, customer) = (&config.requests, &config.requests.customer);
+    // keys that are given none of their own get it
+    if !(1..=HIGHEST_RATE).contains(&requests.per_minute) {
+        report(
+            "requests.per_minute".into(),
+            &format!("must be from 1 to {HIGHEST_RATE}"),
+        );
+    }
     for (field, most) in [
-        ("per_minute", Some(requests.per_minute)),
         ("tokens_per_minute", requests.tokens_per_minute),
         ("concurrent", requests.concurrent),
         ("customer.per_minute", customer.per_minute),
@@ -66,11 +74,14 @@ pub fn problems(config: &Config) -> Vec<Problem> {
     if config.database.keep_usage_days == Some(0) {
         report("database.keep_usage_days".into(), "must be at least 1");
     }
-    if config.requests.header_timeout_ms == 0 {
-        report("requests.header_timeout_ms".into(), "must be at least 1");
-    }
-    if config.requests.max_body_bytes == 0 {
-        report("requests.max_body_bytes".into(), "must be at least 1");
+    for (field, is_none) in [
+        ("header_timeout_ms", requests.header_timeout_ms == 0),
+        ("body_timeout_ms", requests.body_timeout_ms == 0),
+        ("max_body_bytes", requests.max_body_bytes == 0),
+    ] {
+        if is_none {
+            report(format!("requests.{field}"), "must be at least 1");
+        }
     }
     if !(1..=INSTANCES_CEILING).contains(&config.components.instances) {
         report(

@@ -24,6 +24,8 @@ pub use webhook::Webhook;
 /// The most that a limit of requests or tokens may be: up to here the arithmetic
 /// of `limits` is exact in Redis, whose numbers have 53 bits.
 pub const HIGHEST_LIMIT: u32 = 100_000_000;
+/// The most requests a minute that a key may have.
+pub const HIGHEST_RATE: u32 = 1_000_000;
 
 /// Everything the configuration file says.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -83,7 +85,8 @@ impl Default for Server {
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
 #[serde(deny_unknown_fields, default)]
 pub struct Requests {
-    /// Requests a minute for each key and model, where the key has no rate of its own.
+    /// Requests a minute for each key and model, of keys that are made from now on and
+    /// given no rate of their own.
     pub per_minute: u32,
     /// Tokens of prompts and answers a minute for each key and model, where the
     /// key has no limit of its own.

@@ -13,6 +13,7 @@ use time::OffsetDateTime;
 
 use super::customers;
 use super::{Page, rfc3339};
+pub use crate::config::HIGHEST_RATE;
 use crate::config::{HIGHEST_LIMIT, network};
 use crate::http::AppState;
 use crate::http::auth::{Admin, KeysReader};
@@ -23,8 +24,6 @@ use crate::models::Live;
 use crate::store;
 use crate::store::keys::{Key, KeyChange, KeyLimits, NewKey, Scope};
 
-/// Highest rate a key may have.
-pub const HIGHEST_RATE: u32 = 1_000_000;
 /// Most networks a key may be used from.
 const MOST_NETWORKS: usize = 100;
 /// Seconds that a replaced text works, where the request does not say: a day.
