@@ -247,6 +247,16 @@ fn this_repositorys_plugins_pass() {
 }
 
 #[test]
+fn each_request_has_the_time_of_one() {
+    let workshop = Workshop::new("times");
+    let offline = component("offline");
+    let arguments = ["run", &offline, "--prompt", "a", "--times", "3000"];
+    let said = workshop.plugin(&[&arguments[..], &["--set", "limits.timeout_ms=1000"]].concat());
+    good(&said);
+    assert!(text(&said.stderr).contains("2999 more"), "{said:?}");
+}
+
+#[test]
 fn mistakes_are_said_clearly() {
     let workshop = Workshop::new("mistakes");
     std::fs::create_dir(workshop.path("taken")).expect("a folder");

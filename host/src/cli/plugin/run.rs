@@ -47,10 +47,9 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     let runtime = Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         let telemetry = telemetry::start()?;
-        let timeout = Duration::from_millis(spec.limits.timeout_ms.into());
-        let asked = tokio::time::timeout(timeout, options.ask(spec, &loader)).await;
+        let asked = options.ask(spec, &loader).await;
         telemetry.end();
-        asked.context("the model took too long")?
+        asked
     })
 }
 
@@ -77,8 +76,7 @@ impl Options {
             State::Unavailable(reason) => bail!(reason),
             State::Loading | State::OnDemand => bail!("it does not load"),
         };
-        let failed = |error: plugin_sdk::Error| anyhow!("{:?}: {error}", error.kind);
-        let usage = print(&backend, request.clone()).await.map_err(failed)?;
+        let usage = print(&backend, request.clone()).await?;
         println!();
         eprintln!(
             "{} prompt tokens, {} new tokens ({:?})",
@@ -87,9 +85,7 @@ impl Options {
         let mut times = Vec::new();
         for _ in 1..self.times.get() {
             let asked = Instant::now();
-            read(&backend, request.clone(), |_| {})
-                .await
-                .map_err(failed)?;
+            read(&backend, request.clone(), |_| {}).await?;
             times.push(asked.elapsed());
         }
         times.sort_unstable();
@@ -133,7 +129,7 @@ impl Options {
 }
 
 /// Prints the text of an answer; its final usage.
-async fn print(backend: &Backend, request: Request) -> Result<Usage, plugin_sdk::Error> {
+async fn print(backend: &Backend, request: Request) -> anyhow::Result<Usage> {
     let mut out = std::io::stdout();
     read(backend, request, |text| {
         // nobody reads on: the answer is of no use
@@ -142,22 +138,28 @@ async fn print(backend: &Backend, request: Request) -> Result<Usage, plugin_sdk:
     .await
 }
 
-/// Reads an answer to its end; its final usage.
+/// Reads an answer to its end, for which it has the request's time; its final usage.
 async fn read(
     backend: &Backend,
     request: Request,
     mut take: impl FnMut(&str),
-) -> Result<Usage, plugin_sdk::Error> {
-    let mut completion = backend.generate(request).await?;
-    let usage = 'answer: loop {
-        for event in completion.next().await? {
-            match event {
-                Event::Text(text) => take(&text),
-                Event::Finish(finish) => break 'answer finish.usage,
-                _ => {}
+) -> anyhow::Result<Usage> {
+    let timeout = Duration::from_millis(request.deadline_ms.into());
+    let reading = async {
+        let mut completion = backend.generate(request).await?;
+        let usage = 'answer: loop {
+            for event in completion.next().await? {
+                match event {
+                    Event::Text(text) => take(&text),
+                    Event::Finish(finish) => break 'answer finish.usage,
+                    _ => {}
+                }
             }
-        }
+        };
+        completion.end().await;
+        Ok(usage)
     };
-    completion.end().await;
-    Ok(usage)
+    let read = tokio::time::timeout(timeout, reading).await;
+    read.context("the model took too long")?
+        .map_err(|error: plugin_sdk::Error| anyhow!("{:?}: {error}", error.kind))
 }
