@@ -207,3 +207,15 @@ async fn models_are_listed_for_those_who_may_use_them() {
         );
     }
 }
+
+#[tokio::test]
+async fn a_models_name_may_have_slashes() {
+    let config = GPT2.replace("\"gpt2\"\nplugin", "\"org/gpt2\"\nplugin");
+    let host = Host::builder().config(config).start().await;
+    for path in ["/v1/models/org/gpt2", "/v1/models/org%2Fgpt2"] {
+        let model = host.admin().get(path).await.expect(200);
+        assert_eq!(model["id"], "org/gpt2");
+    }
+    let other = host.admin().get("/v1/models/gpt2").await;
+    assert_eq!(other.expect_error(404), "model_not_found");
+}

@@ -61,7 +61,7 @@ pub fn router(state: AppState) -> Router {
         // what there is
         .route("/models", get(api::models::list))
         .route("/v1/models", get(openai::models::list))
-        .route("/v1/models/{model}", get(openai::models::read))
+        .route("/v1/models/{*model}", get(openai::models::read))
         // who may
         .route(
             "/customers",

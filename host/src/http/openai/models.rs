@@ -35,7 +35,7 @@ pub async fn list(
     Json(json!({ "object": "list", "data": models }))
 }
 
-/// `GET /v1/models/{model}`
+/// `GET /v1/models/{model}`, whose name may have slashes
 pub async fn read(
     ModelsReader(caller): ModelsReader,
     State(AppState { generator, .. }): State<AppState>,
