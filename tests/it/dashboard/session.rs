@@ -111,3 +111,19 @@ async fn a_wrong_key_is_refused_and_not_repeated() {
         413,
     );
 }
+
+#[tokio::test]
+async fn a_sign_in_leads_back_to_the_page_over_http_2_too() {
+    let host = Host::start().await.ready().await;
+    let client = reqwest::Client::builder()
+        .no_proxy()
+        .http2_prior_knowledge()
+        .redirect(reqwest::redirect::Policy::none());
+    let page = format!("{}/dashboard/1?range=day", host.url());
+    let asked = client.build().expect("a client").get(page).send().await;
+    let asked = asked.expect("an answer");
+    assert_eq!(
+        asked.headers()["location"],
+        "/login?next=%2Fdashboard%2F1%3Frange%3Dday"
+    );
+}

@@ -181,7 +181,9 @@ impl FromRequestParts<AppState> for Viewer {
             // a form that was sent too late is not sent again
             resumed.ok_or_else(|| {
                 let is_page = parts.method == Method::GET;
-                Rejection::SignIn(is_page.then(|| parts.uri.to_string()))
+                // alone: over HTTP/2 the address has the server too
+                let page = parts.uri.path_and_query().map(ToString::to_string);
+                Rejection::SignIn(page.filter(|_| is_page))
             })?
         };
         for scope in SHOWN {
