@@ -10,6 +10,7 @@ mod chat;
 mod component;
 mod connections;
 mod copy;
+mod counting;
 mod credit;
 mod customers;
 mod dashboard;

@@ -22,6 +22,8 @@ struct Misbehave {
 enum Answer {
     Say(String),
     SayForever,
+    SayAndGiveUp,
+    GiveUp,
     Nothing,
 }
 
@@ -90,6 +92,7 @@ impl Backend for Misbehave {
             "exit" => std::process::exit(0),
             "endless stream" => return Ok(Answer::SayForever),
             "empty" => return Ok(Answer::Nothing),
+            "give up" => return Ok(Answer::SayAndGiveUp),
             "log flood" => (0..100_000).for_each(|line| log::info(format!("line {line}"))),
             "print flood" => (0..100_000).for_each(|line| println!("line {line}")),
             "shout" => return Err(Error::new(ErrorKind::Upstream, "a".repeat(1 << 20))),
@@ -183,6 +186,11 @@ impl Completion for Answer {
                 *self = Self::SayForever;
                 Ok(vec![Event::Text("and ".to_owned())])
             }
+            Self::SayAndGiveUp => {
+                *self = Self::GiveUp;
+                Ok(vec![Event::Text("and ".to_owned())])
+            }
+            Self::GiveUp => Err(Error::new(ErrorKind::Cancelled, "I have given up")),
             Self::Nothing => Ok(vec![]),
         }
     }

@@ -1,0 +1,123 @@
+//! What a request counts as: where nobody counts its tokens, and where a plugin does.
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::{Value, json};
+
+use crate::component::with_misbehave;
+use crate::harness::{Act, Host, Upstream, component, eventually};
+
+/// A piece, and no end.
+const BEGUN: &[&str] = &[
+    "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"It is\"}}]}\n\n",
+    "data: [DONE]\n\n",
+];
+const OF_MANY: &str = r#"{"choices":[{"index":0,"message":{"role":"assistant","content":"Hi."},
+  "finish_reason":"stop"}],"usage":{"prompt_tokens":60000,"completion_tokens":5,"total_tokens":60005}}"#;
+
+async fn chatty(act: Act) -> (Host, Upstream) {
+    let upstream = Upstream::start(act).await;
+    let (plugin, url) = (component("openai"), upstream.base());
+    let config = format!(
+        "[[models]]\nid = 2\nname = \"chatty\"\nplugin = \"{plugin}\"\napi_url = \"{url}\"\n\
+         model_name = \"upstream\"\n[models.limits]\ntimeout_ms = 5000\n"
+    );
+    let host = Host::builder().config(config).start().await.ready().await;
+    (host, upstream)
+}
+
+/// A chat about a picture of 150 KB.
+fn about_a_picture() -> Value {
+    let picture = STANDARD.encode(vec![7; 150_000]);
+    let content = json!([
+        { "type": "text", "text": "What is it?" },
+        { "type": "image_url", "image_url": { "url": format!("data:image/png;base64,{picture}") } },
+    ]);
+    json!({ "model": "chatty", "max_tokens": 10, "messages": [{ "role": "user", "content": content }] })
+}
+
+#[tokio::test]
+async fn a_picture_that_nobody_counts_is_taken_for_a_thousand_tokens() {
+    let (host, _upstream) = chatty(Act::Stream(BEGUN)).await;
+    let customer = host.customer().await;
+    let mut ask = about_a_picture();
+    ask["stream"] = json!(true);
+    let mut events = customer.stream("/v1/chat/completions", ask).await;
+    events.next().await.expect("a piece");
+    drop(events);
+    let rows = async || customer.get("/usage/requests").await.expect(200)["requests"].clone();
+    eventually("it is on record", async || {
+        rows().await[0]["status"] == "cancelled"
+    })
+    .await;
+    let tokens = rows().await[0]["prompt_tokens"].as_i64();
+    assert!(
+        tokens.is_some_and(|n| (1000..1100).contains(&n)),
+        "{tokens:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_failure_takes_no_more_of_a_limit_than_was_reserved() {
+    let (host, _upstream) = chatty(Act::Say(500, vec![], "{}")).await;
+    let customer = host.customer_with(json!({ "token_limit": 10_000 })).await;
+    for _ in 0..3 {
+        let reply = customer
+            .post("/v1/chat/completions", about_a_picture())
+            .await;
+        assert_eq!(reply.expect_error(502), "upstream_failed");
+    }
+}
+
+#[tokio::test]
+async fn what_a_template_puts_around_each_message_is_charged() {
+    let (host, _upstream) = chatty(Act::Json(OF_MANY)).await;
+    let customer = host.customer().await;
+    let messages = vec![json!({ "role": "user", "content": "a" }); 10_000];
+    let ask = json!({ "model": "chatty", "messages": messages });
+    let answer = customer.post("/v1/chat/completions", ask).await.expect(200);
+    assert_eq!(answer["usage"]["prompt_tokens"], 60_000);
+    assert!(!host.log().contains("counts more"), "{}", host.log());
+    // but what no prompt of this size can be is not
+    let ask = json!({ "model": "chatty", "messages": [{ "role": "user", "content": "a" }] });
+    let answer = customer.post("/v1/chat/completions", ask).await.expect(200);
+    let charged = answer["usage"]["prompt_tokens"].as_i64();
+    assert!(charged.is_some_and(|n| n < 2_000), "{answer}");
+    assert!(host.log().contains("counts more"), "{}", host.log());
+}
+
+#[tokio::test]
+async fn a_plugin_that_gives_up_has_failed() {
+    let (_host, customer, _upstream) = with_misbehave(Act::Answer("yes"), "").await;
+    let ask = json!({ "model_id": 2, "text": "give up" });
+    let reply = customer.post("/generate", ask).await;
+    assert_eq!(reply.expect_error(502), "upstream_failed");
+    let row = customer.get("/usage/requests").await.expect(200)["requests"][0].clone();
+    assert_eq!(
+        (&row["status"], &row["cost"]),
+        (&json!("failed"), &json!(0.0)),
+        "{row}"
+    );
+}
+
+#[tokio::test]
+async fn what_was_streamed_until_its_time_was_over_is_charged() {
+    let (host, _upstream) = chatty(Act::Stream(BEGUN)).await;
+    let customer = host.customer().await;
+    let messages = json!([{ "role": "user", "content": "What is it?" }]);
+    let mut ask = json!({ "model": "chatty", "stream": true, "messages": messages });
+    let events = customer.stream("/v1/chat/completions", ask.clone()).await;
+    let events = events.rest().await;
+    let last = events.last().expect("an event");
+    assert_eq!(last["error"]["code"], "timeout", "{events:?}");
+    // who was told nothing of it pays nothing
+    ask["stream"] = json!(false);
+    let reply = customer.post("/v1/chat/completions", ask).await;
+    assert_eq!(reply.expect_error(504), "timeout");
+    let rows = customer.get("/usage/requests").await.expect(200)["requests"].clone();
+    let ended = |row: &Value| (row["status"].clone(), row["error_code"].clone());
+    assert_eq!(ended(&rows[0]), (json!("failed"), json!("timeout")));
+    assert_eq!(rows[0]["cost"], 0.0);
+    assert_eq!(ended(&rows[1]), (json!("cancelled"), json!("timeout")));
+    assert!(rows[1]["cost"].as_f64() > Some(0.0), "{rows}");
+}
