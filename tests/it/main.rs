@@ -2,6 +2,7 @@
 
 mod harness;
 
+mod adapters;
 mod audit;
 mod bad_input;
 mod billing;

@@ -10,49 +10,9 @@ use plugin_sdk::http::{Decode, Failure, upstream};
 use plugin_sdk::{
     CountSource, Error, Event, Finish, FinishReason, Request, ToolCall, Usage, guess_tokens,
 };
-use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::json;
 
-/// A whole answer, or a chunk of a streamed one.
-#[derive(Deserialize)]
-struct Wire {
-    error: Option<Value>,
-    choices: Option<Vec<Choice>>,
-    // taken apart by hand: a usage in a shape of its own is no reason to lose the answer
-    usage: Option<Value>,
-}
-
-#[derive(Deserialize)]
-struct Choice {
-    text: Option<String>,
-    #[serde(alias = "message")]
-    delta: Option<Message>,
-    finish_reason: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct Message {
-    content: Option<String>,
-    refusal: Option<String>,
-    // two names that servers have given to the same thing; some send both
-    reasoning_content: Option<String>,
-    reasoning: Option<String>,
-    tool_calls: Option<Vec<Fragment>>,
-}
-
-/// A call, or in a stream a piece of one.
-#[derive(Deserialize)]
-struct Fragment {
-    index: Option<u32>,
-    id: Option<String>,
-    function: Option<Function>,
-}
-
-#[derive(Default, Deserialize)]
-struct Function {
-    name: Option<String>,
-    arguments: Option<String>,
-}
+use crate::wire::{Content, Fragment, Function, Message, Part, Wire, counted};
 
 /// Reads the answer to one request.
 #[derive(Debug)]
@@ -81,27 +41,28 @@ impl Decoder {
         }
     }
 
-    fn choice(&mut self, choice: Choice) -> Vec<Event> {
+    /// Takes a text that continues another, or a message, and why it ended.
+    fn choice(
+        &mut self,
+        text: Option<String>,
+        message: Option<Message>,
+        reason: Option<String>,
+    ) -> Vec<Event> {
         let mut events = Vec::new();
-        let mut texts = vec![choice.text];
-        if let Some(message) = choice.delta {
+        events.extend(text.and_then(|text| self.text(text)));
+        if let Some(message) = message {
             let reasoning = message.reasoning_content.or(message.reasoning);
-            if let Some(reasoning) = reasoning.filter(|text| !text.is_empty()) {
-                self.bytes += reasoning.len();
-                self.reasoning_bytes += reasoning.len();
-                events.push(Event::Reasoning(reasoning));
+            events.extend(reasoning.and_then(|text| self.reasoning(text)));
+            if let Some(content) = message.content {
+                self.content(content, Self::text, &mut events);
             }
             // a refusal is what the model says, too
-            texts.extend([message.content, message.refusal]);
+            events.extend(message.refusal.and_then(|text| self.text(text)));
             for fragment in message.tool_calls.unwrap_or_default() {
                 self.fragment(fragment);
             }
         }
-        for text in texts.into_iter().flatten().filter(|text| !text.is_empty()) {
-            self.bytes += text.len();
-            events.push(Event::Text(text));
-        }
-        if let Some(reason) = choice.finish_reason {
+        if let Some(reason) = reason {
             self.reason = Some(match reason.as_str() {
                 "stop" => FinishReason::Stop,
                 "length" => FinishReason::Length,
@@ -111,6 +72,41 @@ impl Decoder {
             });
         }
         events
+    }
+
+    fn text(&mut self, text: String) -> Option<Event> {
+        self.bytes += text.len();
+        (!text.is_empty()).then_some(Event::Text(text))
+    }
+
+    fn reasoning(&mut self, text: String) -> Option<Event> {
+        self.bytes += text.len();
+        self.reasoning_bytes += text.len();
+        (!text.is_empty()).then_some(Event::Reasoning(text))
+    }
+
+    /// The texts of some content in their order, each of which `event` takes unless
+    /// its part says otherwise.
+    fn content(
+        &mut self,
+        content: Content,
+        event: fn(&mut Self, String) -> Option<Event>,
+        events: &mut Vec<Event>,
+    ) {
+        match content {
+            Content::Text(text) => events.extend(event(self, text)),
+            Content::Parts(parts) => {
+                for part in parts {
+                    match part {
+                        Part::Text { text } => events.extend(event(self, text)),
+                        Part::Thinking { thinking } => {
+                            self.content(thinking, Self::reasoning, events);
+                        }
+                        Part::Other => {}
+                    }
+                }
+            }
+        }
     }
 
     fn fragment(&mut self, fragment: Fragment) {
@@ -164,9 +160,12 @@ impl Decode for Decoder {
         let wire = parsed(body)?;
         self.usage = wire.usage.as_ref().and_then(counted);
         let choice = wire.choices.unwrap_or_default().into_iter().next();
-        let choice = choice.filter(|choice| choice.text.is_some() || choice.delta.is_some());
         let choice = choice.ok_or_else(|| unusable("no choices"))?;
-        let mut events = self.choice(choice);
+        let message = choice.message.or(choice.delta);
+        if choice.text.is_none() && message.is_none() {
+            return Err(unusable("no message"));
+        }
+        let mut events = self.choice(choice.text, message, choice.finish_reason);
         events.extend(self.finish()?);
         Ok(events)
     }
@@ -180,7 +179,8 @@ impl Decode for Decoder {
         let choice = wire.choices.unwrap_or_default().into_iter().next();
         let is_on_the_way = choice.is_some();
         if let Some(choice) = choice {
-            events.extend(self.choice(choice));
+            let message = choice.delta.or(choice.message);
+            events.extend(self.choice(choice.text, message, choice.finish_reason));
         }
         if let Some(usage) = wire.usage.as_ref().and_then(counted) {
             self.usage = Some(usage);
@@ -207,24 +207,6 @@ fn parsed(json: &[u8]) -> Result<Wire, Error> {
         Some(error) => Err(upstream::reported(&json!({ "error": error }))),
         None => Ok(wire),
     }
-}
-
-fn counted(usage: &Value) -> Option<Usage> {
-    let count = |path: &str| {
-        let count = usage.pointer(path)?.as_u64()?;
-        Some(u32::try_from(count).unwrap_or(u32::MAX))
-    };
-    let cached = count("/prompt_tokens_details/cached_tokens");
-    Some(Usage {
-        prompt_tokens: count("/prompt_tokens")?,
-        completion_tokens: count("/completion_tokens")?,
-        // the second name is DeepSeek's
-        cached_prompt_tokens: cached
-            .or_else(|| count("/prompt_cache_hit_tokens"))
-            .unwrap_or(0),
-        reasoning_tokens: count("/completion_tokens_details/reasoning_tokens").unwrap_or(0),
-        source: CountSource::Exact,
-    })
 }
 
 fn unusable(why: impl Display) -> Error {
@@ -338,6 +320,35 @@ mod tests {
             finish(FinishReason::Stop, 3, 2, 1),
         ];
         assert_eq!(events.unwrap(), expected);
+    }
+
+    #[test]
+    fn a_message_beside_a_delta_is_not_said_twice() {
+        let json = r#"{"choices":[{"delta":{"role":"assistant","content":""},
+            "message":{"content":"yes, it is"},"finish_reason":"stop"}]}"#;
+        assert_eq!(
+            decoder().whole(json.as_bytes()).unwrap()[0],
+            text("yes, it is")
+        );
+        let events = streamed(&[
+            r#"{"choices":[{"delta":{"content":"yes"},"message":{"content":"yes"}}]}"#,
+            r#"{"choices":[{"delta":{"content":", it is"},"message":{"content":"yes, it is"}}]}"#,
+        ]);
+        assert_eq!(events.unwrap(), [text("yes"), text(", it is")]);
+    }
+
+    #[test]
+    fn content_may_come_in_parts() {
+        let parts = r#"{"content":[
+            {"type":"thinking","thinking":[{"type":"text","text":"hm"}],"closed":true},
+            {"type":"reference","reference_ids":[1]},
+            {"type":"text","text":"yes"}]}"#;
+        let expected = [Event::Reasoning("hm".to_owned()), text("yes")];
+        let whole = format!(r#"{{"choices":[{{"message":{parts}}}]}}"#);
+        let events = decoder().whole(whole.as_bytes()).unwrap();
+        assert_eq!(events[..2], expected);
+        let chunk = format!(r#"{{"choices":[{{"delta":{parts}}}]}}"#);
+        assert_eq!(streamed(&[&chunk]).unwrap(), expected);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 mod answer;
 mod body;
+mod wire;
 
 pub use answer::Decoder;
 pub use body::{Completion, Options};

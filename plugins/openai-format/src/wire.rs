@@ -1,0 +1,89 @@
+//! How answers are written.
+
+use plugin_sdk::{CountSource, Usage};
+use serde::Deserialize;
+use serde_json::Value;
+
+/// A whole answer, or a chunk of a streamed one.
+#[derive(Deserialize)]
+pub(crate) struct Wire {
+    pub(crate) error: Option<Value>,
+    pub(crate) choices: Option<Vec<Choice>>,
+    // taken apart by hand: a usage in a shape of its own is no reason to lose the answer
+    pub(crate) usage: Option<Value>,
+}
+
+#[derive(Deserialize)]
+pub(crate) struct Choice {
+    pub(crate) text: Option<String>,
+    /// All of it.
+    pub(crate) message: Option<Message>,
+    /// What a chunk adds; some servers send either beside the other.
+    pub(crate) delta: Option<Message>,
+    pub(crate) finish_reason: Option<String>,
+}
+
+#[derive(Deserialize)]
+pub(crate) struct Message {
+    pub(crate) content: Option<Content>,
+    pub(crate) refusal: Option<String>,
+    // two names that servers have given to the same thing; some send both
+    pub(crate) reasoning_content: Option<String>,
+    pub(crate) reasoning: Option<String>,
+    pub(crate) tool_calls: Option<Vec<Fragment>>,
+}
+
+/// What is said; Mistral's reasoning models say it in parts.
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "a text or a list of parts")]
+pub(crate) enum Content {
+    Text(String),
+    Parts(Vec<Part>),
+}
+
+#[derive(Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub(crate) enum Part {
+    Text {
+        text: String,
+    },
+    Thinking {
+        thinking: Content,
+    },
+    /// Such as a reference to a source.
+    #[serde(other)]
+    Other,
+}
+
+/// A call, or in a stream a piece of one.
+#[derive(Deserialize)]
+pub(crate) struct Fragment {
+    pub(crate) index: Option<u32>,
+    pub(crate) id: Option<String>,
+    pub(crate) function: Option<Function>,
+}
+
+#[derive(Default, Deserialize)]
+pub(crate) struct Function {
+    pub(crate) name: Option<String>,
+    pub(crate) arguments: Option<String>,
+}
+
+/// The usage of an answer, if it is counted.
+pub(crate) fn counted(usage: &Value) -> Option<Usage> {
+    let count = |path: &str| {
+        let count = usage.pointer(path)?.as_u64()?;
+        Some(u32::try_from(count).unwrap_or(u32::MAX))
+    };
+    let cached = count("/prompt_tokens_details/cached_tokens");
+    Some(Usage {
+        prompt_tokens: count("/prompt_tokens")?,
+        completion_tokens: count("/completion_tokens")?,
+        // the second name is DeepSeek's
+        cached_prompt_tokens: cached
+            .or_else(|| count("/prompt_cache_hit_tokens"))
+            .unwrap_or(0),
+        reasoning_tokens: count("/completion_tokens_details/reasoning_tokens").unwrap_or(0),
+        source: CountSource::Exact,
+    })
+}

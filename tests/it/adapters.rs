@@ -1,0 +1,88 @@
+//! The adapters, where APIs of one family differ.
+
+use serde_json::{Value, json};
+
+use crate::harness::{Act, Client, Host, Upstream, component};
+
+const CHATS: &str = "/v1/chat/completions";
+
+/// A server with a model of this adapter, a customer, and the API behind it.
+async fn with(plugin: &str, act: Act, more: &str) -> (Host, Client, Upstream) {
+    let upstream = Upstream::start(act).await;
+    let url = match plugin {
+        "lawgent-thinking" => upstream.url(),
+        _ => upstream.base(),
+    };
+    let config = format!(
+        "[[models]]\nid = 2\nname = \"it\"\nplugin = \"{}\"\napi_url = \"{url}\"\n\
+         model_name = \"upstream\"\n{more}\n",
+        component(plugin)
+    );
+    let host = Host::builder().config(config).start().await.ready().await;
+    let customer = host.customer().await;
+    (host, customer, upstream)
+}
+
+fn chat(messages: Value) -> Value {
+    json!({ "model": "it", "messages": messages })
+}
+
+fn hello() -> Value {
+    chat(json!([{ "role": "user", "content": "Hello" }]))
+}
+
+/// What a streamed answer says in this field of its deltas.
+fn said(events: &[Value], field: &str) -> String {
+    let deltas = events
+        .iter()
+        .map(|event| &event["choices"][0]["delta"][field]);
+    deltas.filter_map(Value::as_str).collect()
+}
+
+#[tokio::test]
+async fn a_message_beside_a_delta_is_one_answer() {
+    const WHOLE: &str = r#"{"choices":[{"index":0,"message":{"role":"assistant","content":"It is."},
+      "delta":{"role":"assistant","content":""},"finish_reason":"stop"}]}"#;
+    const STREAM: &[&str] = &[concat!(
+        r#"data: {"choices":[{"delta":{"content":"It"},"message":{"content":"It"}}]}"#,
+        "\n\n",
+        r#"data: {"choices":[{"delta":{"content":" is."},"message":{"content":"It is."},"finish_reason":"stop"}]}"#,
+        "\n\n",
+    )];
+    let (_host, customer, upstream) = with("openai", Act::Json(WHOLE), "").await;
+    let answer = customer.post(CHATS, hello()).await.expect(200);
+    assert_eq!(answer["choices"][0]["message"]["content"], "It is.");
+    upstream.act(Act::Stream(STREAM));
+    let mut ask = hello();
+    ask["stream"] = json!(true);
+    let events = customer.stream(CHATS, ask).await.rest().await;
+    assert_eq!(said(&events, "content"), "It is.", "{events:?}");
+}
+
+#[tokio::test]
+async fn content_in_parts_is_text_and_reasoning() {
+    const WHOLE: &str = r#"{"choices":[{"index":0,"message":{"role":"assistant","content":[
+      {"type":"thinking","thinking":[{"type":"text","text":"Hm."}]},{"type":"text","text":"It is."}
+      ]},"finish_reason":"stop"}]}"#;
+    const STREAM: &[&str] = &[concat!(
+        r#"data: {"choices":[{"delta":{"content":[{"type":"thinking","thinking":[{"type":"text","text":"Hm."}]}]}}]}"#,
+        "\n\n",
+        r#"data: {"choices":[{"delta":{"content":[{"type":"text","text":"It"}]}}]}"#,
+        "\n\n",
+        r#"data: {"choices":[{"delta":{"content":" is."},"finish_reason":"stop"}]}"#,
+        "\n\n",
+    )];
+    let (_host, customer, upstream) = with("openai", Act::Json(WHOLE), "").await;
+    let answer = customer.post(CHATS, hello()).await.expect(200);
+    let message = &answer["choices"][0]["message"];
+    assert_eq!(
+        (&message["content"], &message["reasoning_content"]),
+        (&json!("It is."), &json!("Hm."))
+    );
+    upstream.act(Act::Stream(STREAM));
+    let mut ask = hello();
+    ask["stream"] = json!(true);
+    let events = customer.stream(CHATS, ask).await.rest().await;
+    assert_eq!(said(&events, "content"), "It is.", "{events:?}");
+    assert_eq!(said(&events, "reasoning_content"), "Hm.");
+}
