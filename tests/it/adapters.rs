@@ -40,6 +40,27 @@ fn said(events: &[Value], field: &str) -> String {
 }
 
 #[tokio::test]
+async fn reasoning_that_an_api_counts_beside_the_completion_is_charged() {
+    const XAI: &str = r#"{"choices":[{"index":0,"message":{"role":"assistant","content":"4"},
+      "finish_reason":"stop"}],"usage":{"prompt_tokens":12,"completion_tokens":1,"total_tokens":399,
+      "completion_tokens_details":{"reasoning_tokens":386}}}"#;
+    let price = "price_per_million = { prompt = 1.00, completion = 3.00 }";
+    let (_host, customer, _upstream) = with("openai", Act::Json(XAI), price).await;
+    let answer = customer.post(CHATS, hello()).await.expect(200);
+    let usage = &answer["usage"];
+    assert_eq!(
+        (&usage["completion_tokens"], &usage["total_tokens"]),
+        (&json!(387), &json!(399))
+    );
+    let rows = customer.get("/usage/requests").await.expect(200);
+    let row = &rows["requests"][0];
+    assert_eq!(
+        (&row["completion_tokens"], &row["cost"]),
+        (&json!(387), &json!(0.001173))
+    );
+}
+
+#[tokio::test]
 async fn a_message_beside_a_delta_is_one_answer() {
     const WHOLE: &str = r#"{"choices":[{"index":0,"message":{"role":"assistant","content":"It is."},
       "delta":{"role":"assistant","content":""},"finish_reason":"stop"}]}"#;

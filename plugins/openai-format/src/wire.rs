@@ -76,14 +76,52 @@ pub(crate) fn counted(usage: &Value) -> Option<Usage> {
         Some(u32::try_from(count).unwrap_or(u32::MAX))
     };
     let cached = count("/prompt_tokens_details/cached_tokens");
+    let (prompt, completion) = (count("/prompt_tokens")?, count("/completion_tokens")?);
+    let reasoning = count("/completion_tokens_details/reasoning_tokens");
+    // xAI and Google count reasoning beside the completion, where only the total has it;
+    // more than there was of it, where that is told, is something else
+    let counted = prompt.saturating_add(completion);
+    let beside = count("/total_tokens").unwrap_or(0).saturating_sub(counted);
+    let beside = beside.min(reasoning.unwrap_or(u32::MAX));
     Some(Usage {
-        prompt_tokens: count("/prompt_tokens")?,
-        completion_tokens: count("/completion_tokens")?,
+        prompt_tokens: prompt,
+        completion_tokens: completion.saturating_add(beside),
         // the second name is DeepSeek's
         cached_prompt_tokens: cached
             .or_else(|| count("/prompt_cache_hit_tokens"))
             .unwrap_or(0),
-        reasoning_tokens: count("/completion_tokens_details/reasoning_tokens").unwrap_or(0),
+        reasoning_tokens: reasoning.unwrap_or(0),
         source: CountSource::Exact,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::counted;
+    use serde_json::json;
+
+    #[test]
+    fn reasoning_beside_the_completion_is_counted() {
+        for (total, reasoning, expected) in [
+            (None, Some(386), 1),
+            (Some(399), Some(386), 387),
+            // not told apart
+            (Some(399), None, 387),
+            // a part of the completion, as with most
+            (Some(13), Some(1), 1),
+            // something else is in the total, or it makes no sense
+            (Some(1000), Some(386), 387),
+            (Some(0), Some(386), 1),
+            (Some(u64::MAX), Some(386), 387),
+            (Some(u64::MAX), None, u32::MAX - 12),
+        ] {
+            let usage = counted(&json!({
+                "prompt_tokens": 12, "completion_tokens": 1, "total_tokens": total,
+                "completion_tokens_details": { "reasoning_tokens": reasoning },
+            }));
+            let usage = usage.unwrap();
+            assert_eq!(usage.completion_tokens, expected, "{total:?} {reasoning:?}");
+            assert_eq!(usage.reasoning_tokens, reasoning.unwrap_or(0));
+        }
+    }
 }
