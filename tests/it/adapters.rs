@@ -107,3 +107,14 @@ async fn content_in_parts_is_text_and_reasoning() {
     assert_eq!(said(&events, "content"), "It is.", "{events:?}");
     assert_eq!(said(&events, "reasoning_content"), "Hm.");
 }
+
+#[tokio::test]
+async fn an_empty_account_is_not_the_callers_fault() {
+    const EMPTY: &str = r#"{"type":"error","error":{"type":"invalid_request_error","message":
+      "Your credit balance is too low to access the Anthropic API. Please go to Plans & Billing."}}"#;
+    let (_host, customer, _upstream) = with("anthropic", Act::Say(400, vec![], EMPTY), "").await;
+    let reply = customer.post(CHATS, hello()).await;
+    let told = reply.body.to_string();
+    assert!(!told.contains("credit"), "{told}");
+    assert_eq!(reply.expect_error(502), "upstream_refused");
+}

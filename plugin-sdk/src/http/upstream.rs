@@ -54,6 +54,10 @@ fn meaning(status: u16, json: &Value) -> Error {
             .any(|name| names.contains(&name))
     };
     let mut error = match status {
+        // the operator's account there is empty, which is also theirs to mend
+        402 => not_accepted(),
+        400 if is_without_credit(said.as_deref()) => not_accepted(),
+        429 if is_named(&["insufficient_quota"]) => not_accepted(),
         400 | 413 | 422 => Error::new(
             if is_named(&["context_length_exceeded"]) || is_too_long(said.as_deref()) {
                 ErrorKind::ContextLength
@@ -66,9 +70,6 @@ fn meaning(status: u16, json: &Value) -> Error {
             said.as_deref()
                 .unwrap_or("the model's upstream refused the request"),
         ),
-        // the operator's account there is empty, which is also theirs to mend
-        402 => not_accepted(),
-        429 if is_named(&["insufficient_quota"]) => not_accepted(),
         401 | 403 => not_accepted(),
         408 | 504 => Error::new(
             ErrorKind::Timeout,
@@ -96,6 +97,11 @@ fn not_accepted() -> Error {
 /// Anthropic has no name of its own for a prompt that does not fit.
 fn is_too_long(said: Option<&str>) -> bool {
     said.is_some_and(|said| said.starts_with("prompt is too long"))
+}
+
+/// Nor has it one for an empty account.
+fn is_without_credit(said: Option<&str>) -> bool {
+    said.is_some_and(|said| said.starts_with("Your credit balance is too low"))
 }
 
 /// The status under which an error of this name comes, where it does.
@@ -185,6 +191,12 @@ mod tests {
                 r#"{"type":"error","error":{"type":"invalid_request_error",
                     "message":"prompt is too long: 9 tokens > 8 maximum"}}"#,
                 ContextLength,
+            ),
+            (
+                400,
+                r#"{"type":"error","error":{"type":"invalid_request_error",
+                    "message":"Your credit balance is too low to access the Anthropic API."}}"#,
+                UpstreamAuth,
             ),
             (
                 429,
