@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use crate::component::ask;
 use crate::harness::{Act, Client, Host, Upstream, component};
 
 const CHATS: &str = "/v1/chat/completions";
@@ -117,4 +118,19 @@ async fn an_empty_account_is_not_the_callers_fault() {
     let told = reply.body.to_string();
     assert!(!told.contains("credit"), "{told}");
     assert_eq!(reply.expect_error(502), "upstream_refused");
+}
+
+#[tokio::test]
+async fn an_answer_may_be_as_long_as_the_operator_allows() {
+    let alive = format!(": {}\n\n", "a".repeat(64 << 10)).repeat(17 << 4);
+    let end = "data: {\"choices\":[{\"text\":\"yes\",\"finish_reason\":\"stop\"}]}\n\n";
+    let long: &str = (alive + end).leak();
+    let stream = vec![("content-type", "text/event-stream")];
+    for plugin in ["openai", "lawgent-thinking"] {
+        let act = Act::Say(200, stream.clone(), long);
+        let limits = "[models.limits]\nresponse_bytes = 33554432";
+        let (_host, customer, _upstream) = with(plugin, act, limits).await;
+        let answer = customer.post("/generate", ask("Is it?")).await.expect(200);
+        assert_eq!(answer["response"], "yes", "{plugin}");
+    }
 }

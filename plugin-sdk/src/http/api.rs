@@ -11,10 +11,6 @@ use super::sse::{Events, Record};
 use super::{Failure, Post, Retry, upstream};
 use crate::{Completion, Error, ErrorKind, Event, Request, Settings};
 
-/// The longest answer to read, in bytes: the host's own limit, unless the operator
-/// has set a lower one.
-const RESPONSE_LIMIT: usize = 16 << 20;
-
 /// The most tries after the first one: the host allows eight requests by default.
 const MOST_RETRIES: u32 = 5;
 const LONGEST_PAUSE: Duration = Duration::from_secs(20);
@@ -138,7 +134,8 @@ impl Api {
             headers: &headers,
             json: &json,
             timeout: Duration::from_millis(request.deadline_ms.into()),
-            response_limit: RESPONSE_LIMIT,
+            // the host's is the operator's
+            response_limit: usize::MAX,
         })?;
         if answer.status != 200 {
             return Err(upstream::refused(&answer.whole()?));
