@@ -134,3 +134,22 @@ async fn an_answer_may_be_as_long_as_the_operator_allows() {
         assert_eq!(answer["response"], "yes", "{plugin}");
     }
 }
+
+#[tokio::test]
+async fn a_chat_goes_on_after_an_empty_message() {
+    const ANSWER: &str = r#"{"type":"message","content":[{"type":"text","text":"Yes."}],
+      "stop_reason":"end_turn","usage":{"input_tokens":3,"output_tokens":1}}"#;
+    let (_host, customer, upstream) = with("anthropic", Act::Json(ANSWER), "").await;
+    let messages = json!([
+        { "role": "user", "content": "Hello" },
+        { "role": "assistant", "content": "" },
+        { "role": "user", "content": "Are you there?" },
+    ]);
+    customer.post(CHATS, chat(messages)).await.expect(200);
+    let text = |text: &str| json!({ "type": "text", "text": text });
+    let content = [text("Hello"), text("Are you there?")];
+    assert_eq!(
+        upstream.seen()[0].body["messages"],
+        json!([{ "role": "user", "content": content }])
+    );
+}

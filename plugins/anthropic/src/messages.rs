@@ -89,6 +89,10 @@ pub(crate) fn conversation(messages: &[Message]) -> Result<(Vec<Block<'_>>, Vec<
                 "user"
             }
         };
+        // an answer may have been empty, and the API refuses a turn without content
+        if content.is_empty() {
+            continue;
+        }
         match turns.last_mut().filter(|turn| turn.role == role) {
             Some(turn) => turn.content.extend(content),
             None => turns.push(Turn { role, content }),
@@ -98,10 +102,10 @@ pub(crate) fn conversation(messages: &[Message]) -> Result<(Vec<Block<'_>>, Vec<
 }
 
 fn blocks(parts: &[Part]) -> Result<Vec<Block<'_>>, Error> {
-    // the API refuses a text without text
+    // the API refuses a text of nothing but space
     let parts = parts
         .iter()
-        .filter(|part| !matches!(part, Part::Text(text) if text.is_empty()));
+        .filter(|part| !matches!(part, Part::Text(text) if text.trim().is_empty()));
     parts.map(block).collect()
 }
 
@@ -214,6 +218,24 @@ mod tests {
                 ] },
             ],
         ]);
+        assert_eq!(json_of(&chat), expected);
+    }
+
+    #[test]
+    fn messages_that_say_nothing_are_left_out() {
+        let chat = [
+            message(Role::System, vec![text("")]),
+            message(Role::User, vec![text("one")]),
+            message(Role::Assistant, vec![text("")]),
+            message(Role::User, vec![text("two")]),
+            message(Role::Assistant, vec![text(" \n"), text("three")]),
+            message(Role::User, vec![]),
+        ];
+        let said = |text: &str| json!({ "type": "text", "text": text });
+        let expected = json!([[], [
+            { "role": "user", "content": [said("one"), said("two")] },
+            { "role": "assistant", "content": [said("three")] },
+        ]]);
         assert_eq!(json_of(&chat), expected);
     }
 
