@@ -153,3 +153,19 @@ async fn a_chat_goes_on_after_an_empty_message() {
         json!([{ "role": "user", "content": content }])
     );
 }
+
+#[tokio::test]
+async fn what_the_upstream_says_stands_where_no_more_tries_are_allowed() {
+    let more = "settings = { retries = 2 }\n[models.limits]\nupstream_requests = 1";
+    let soon = vec![("retry-after-ms", "20")];
+    for plugin in ["openai", "lawgent-thinking"] {
+        for (status, code) in [(429, "upstream_rate_limited"), (503, "model_overloaded")] {
+            let act = Act::Say(status, soon.clone(), "{}");
+            let (_host, customer, upstream) = with(plugin, act, more).await;
+            let reply = customer.post("/generate", ask("Is it?")).await;
+            assert_eq!(reply.header("retry-after"), "1", "{plugin}: {}", reply.body);
+            assert_eq!(reply.expect_error(status), code, "{plugin}");
+            assert_eq!(upstream.seen().len(), 1, "{plugin}");
+        }
+    }
+}

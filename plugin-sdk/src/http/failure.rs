@@ -7,7 +7,7 @@ use crate::{Error, ErrorKind};
 pub enum Failure {
     /// The URL or a header cannot be sent.
     Invalid(String),
-    /// The operator has not granted this host to the model.
+    /// The operator has not granted this host to the model, or no more requests.
     Denied,
     /// The upstream could not be reached: nothing was sent.
     Unreachable(String),
@@ -31,7 +31,10 @@ impl From<Failure> for Error {
             }
             Failure::Denied => Error::new(ErrorKind::Upstream, unreachable)
                 .code("not_granted")
-                .detail("the plugin asked for a host that is not its model's api_url"),
+                .detail(
+                    "the plugin asked for a host that its model is not granted, or for more than \
+                     limits.upstream_requests",
+                ),
             Failure::Unreachable(detail) => Error::new(ErrorKind::Upstream, unreachable)
                 .code("upstream_unreachable")
                 .detail(detail),

@@ -41,7 +41,7 @@ impl Retry {
     /// together.
     ///
     /// # Errors
-    /// As [`Post::open`], of the last try.
+    /// As [`Post::open`], of the last try that the host allows.
     pub fn open(&self, post: &Post<'_>) -> Result<Incoming, Failure> {
         if self.retries == 0 {
             // the clock is the host's, and each look at it a call
@@ -49,10 +49,14 @@ impl Retry {
         }
         let start = Instant::now();
         let left = || post.timeout.saturating_sub(start.elapsed());
-        let mut tried = 0;
+        let (mut tried, mut last) = (0, None);
         loop {
             let timeout = left();
             let outcome = Post { timeout, ..*post }.open();
+            if let (Err(Failure::Denied), Some(last)) = (&outcome, last.take()) {
+                // no more requests are allowed
+                return last;
+            }
             let again = match &outcome {
                 Err(failure) => Again::of_failure(failure),
                 Ok(answer) => Again::of_answer(answer.status, |name| answer.header(name)),
@@ -61,8 +65,7 @@ impl Retry {
             let Some(pause) = pause else {
                 return outcome;
             };
-            // ends the exchange before the pause
-            drop(outcome);
+            last = Some(outcome);
             log::debug(format_args!("trying again in {} ms", pause.as_millis()));
             thread::sleep(pause);
             tried += 1;

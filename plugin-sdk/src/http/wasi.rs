@@ -174,7 +174,10 @@ fn wait(event: &Pollable, deadline: &Pollable) -> Result<(), Failure> {
 
 fn failure(code: &ErrorCode) -> Failure {
     match code {
-        ErrorCode::HttpRequestDenied | ErrorCode::DestinationIpProhibited => Failure::Denied,
+        ErrorCode::HttpRequestDenied
+        | ErrorCode::DestinationIpProhibited
+        // which the host means of requests
+        | ErrorCode::ConnectionLimitReached => Failure::Denied,
         ErrorCode::DnsTimeout
         | ErrorCode::ConnectionTimeout
         | ErrorCode::ConnectionReadTimeout
@@ -188,8 +191,7 @@ fn failure(code: &ErrorCode) -> Failure {
         | ErrorCode::ConnectionRefused
         | ErrorCode::TlsProtocolError
         | ErrorCode::TlsCertificateError
-        | ErrorCode::TlsAlertReceived(_)
-        | ErrorCode::ConnectionLimitReached => Failure::Unreachable(code.to_string()),
+        | ErrorCode::TlsAlertReceived(_) => Failure::Unreachable(code.to_string()),
         code => Failure::Broken(code.to_string()),
     }
 }

@@ -85,15 +85,15 @@ impl State {
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         match error {
-            Error::HttpRequestDenied | Error::DestinationIpProhibited => Self::Denied,
+            Error::HttpRequestDenied
+            | Error::DestinationIpProhibited
+            | Error::ConnectionLimitReached => Self::Denied,
             Error::ConnectionTimeout
             | Error::ConnectionReadTimeout
             | Error::HttpResponseTimeout => Self::Timeout,
             Error::HttpResponseBodySize(_) => Self::TooLarge,
             Error::HttpRequestUriInvalid => Self::Invalid("api_url cannot be sent".to_owned()),
-            Error::ConnectionRefused | Error::ConnectionLimitReached => {
-                Self::Unreachable(error.to_string())
-            }
+            Error::ConnectionRefused => Self::Unreachable(error.to_string()),
             error => Self::Broken(error.to_string()),
         }
     }
