@@ -220,6 +220,22 @@ fn an_adapters_project_passes_and_each_flaw_is_found() {
 }
 
 #[test]
+fn the_readmes_plugin_counts_what_it_answers() {
+    let workshop = Workshop::new("readme");
+    let readme = include_str!("../../plugin-sdk/README.md");
+    let code = readme.split("```rust\n").nth(1).expect("a plugin");
+    let code = code.split("```").next().expect("its code");
+    good(&workshop.plugin(&["new", "echo", "--lang", "rust"]));
+    std::fs::write(workshop.path("echo/src/lib.rs"), code).expect("a file");
+    good(&workshop.plugin(&["build", "echo"]));
+    let only = ["describe", "local-answer"].map(|check| ["--only", check]);
+    let arguments = ["check", "echo/echo.wasm"].into_iter();
+    let arguments: Vec<_> = arguments.chain(only.concat()).collect();
+    let said = good(&workshop.plugin(&arguments));
+    assert!(said.contains("echo: 2 ok, 0 failed"), "{said}");
+}
+
+#[test]
 fn a_misbehaving_plugin_is_found_out() {
     let said = bad(&Workshop::new("misbehave").plugin(&["check", &component("misbehave")]));
     assert_eq!(
