@@ -222,14 +222,15 @@ pub(super) async fn missing_usage(subject: &Subject) -> Verdict {
 }
 
 pub(super) async fn max_tokens(subject: &Subject) -> Verdict {
-    subject
-        .upstream
-        .play(say(TEXT, None), Pieces::Records, None);
     for manner in subject.manners() {
+        // each must ask anew
+        subject
+            .upstream
+            .play(say(TEXT, None), Pieces::Records, None);
         let mut request = manner.request("What is the answer?");
         request.params.max_tokens = Some(17);
         let answer = subject.ask(request).await;
-        let is_passed_on = subject.upstream.seen().iter().rev().take(1).any(|seen| {
+        let is_passed_on = subject.upstream.seen().last().is_some_and(|seen| {
             seen.dialect
                 .is_some_and(|dialect| dialect.asks_for(&seen.body, 17))
         });
@@ -245,14 +246,15 @@ pub(super) async fn max_tokens(subject: &Subject) -> Verdict {
 }
 
 pub(super) async fn stop_strings(subject: &Subject) -> Verdict {
-    subject
-        .upstream
-        .play(say(TEXT, None), Pieces::Records, None);
     for manner in subject.manners() {
+        // each must ask anew
+        subject
+            .upstream
+            .play(say(TEXT, None), Pieces::Records, None);
         let mut request = manner.request("What is the answer?");
         request.params.stop = vec!["42".to_owned()];
         let answer = subject.ask(request).await;
-        let is_passed_on = subject.upstream.seen().iter().rev().take(1).any(|seen| {
+        let is_passed_on = subject.upstream.seen().last().is_some_and(|seen| {
             seen.dialect
                 .is_some_and(|dialect| dialect.stops_at(&seen.body, "42"))
         });
