@@ -69,7 +69,8 @@ pub struct Message {
     pub tool_calls: Vec<ToolCall>,
     /// The call that a tool's message answers.
     pub tool_call_id: Option<String>,
-    /// Extensions. Well-known is `name`, who of several of the same role speaks.
+    /// Extensions. Well-known are `name`, who of several of the same role speaks, and
+    /// `image_detail`, a list of OpenAI's `detail`, or null, for each blob.
     pub ext: Vec<Extension>,
 }
 
@@ -131,7 +132,8 @@ pub struct Request {
     pub deadline_ms: u32,
     /// Extensions. Well-known are `stream`, see [`Request::is_streamed`], and,
     /// named and made as in OpenAI's API, `tool_choice`, `parallel_tool_calls`,
-    /// `response_format` and `reasoning_effort`.
+    /// `response_format`, `reasoning_effort` and `verbosity`, and `strict_tools`, a
+    /// list of the names of tools whose arguments must keep to their schema.
     pub ext: Vec<Extension>,
 }
 

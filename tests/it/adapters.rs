@@ -169,3 +169,64 @@ async fn what_the_upstream_says_stands_where_no_more_tries_are_allowed() {
         }
     }
 }
+
+/// A chat with all that has no place of its own on the way to a plugin.
+fn detailed() -> Value {
+    let image = |url: &str, detail: &str| {
+        let image_url = json!({ "url": url, "detail": detail });
+        json!({ "type": "image_url", "image_url": image_url })
+    };
+    let plain = json!({ "url": "data:image/png;base64,AAEC" });
+    let mut chat = chat(json!([{ "role": "user", "content": [
+        { "type": "image_url", "image_url": plain },
+        image("https://pictures.example/1.png", "low"),
+        image("data:image/png;base64,AAEC", "high"),
+    ] }]));
+    let tool = |name: &str, strict: Value| {
+        let parameters = json!({ "type": "object" });
+        let function = json!({ "name": name, "parameters": parameters, "strict": strict });
+        json!({ "type": "function", "function": function })
+    };
+    chat["tools"] = json!([
+        tool("one", json!(true)),
+        tool("two", json!(false)),
+        tool("three", Value::Null)
+    ]);
+    chat["verbosity"] = json!("low");
+    chat
+}
+
+#[tokio::test]
+async fn strict_tools_details_of_images_and_verbosity_are_passed_on() {
+    let (_host, customer, upstream) = with("openai", Act::Answer("Yes."), "").await;
+    let ask = detailed();
+    customer.post(CHATS, ask.clone()).await.expect(200);
+    let body = &upstream.seen()[0].body;
+    assert_eq!(
+        body["messages"][0]["content"],
+        ask["messages"][0]["content"]
+    );
+    assert_eq!(body["verbosity"], "low");
+    let strict = |at: usize| &body["tools"][at]["function"]["strict"];
+    assert_eq!(
+        (strict(0), strict(1), strict(2)),
+        (&json!(true), &Value::Null, &Value::Null)
+    );
+}
+
+#[tokio::test]
+async fn anthropic_takes_strict_tools_and_refuses_verbosity() {
+    let act = Act::Json(r#"{"type":"message","content":[],"stop_reason":"end_turn"}"#);
+    let (_host, customer, upstream) = with("anthropic", act, "").await;
+    let mut ask = detailed();
+    let reply = customer.post(CHATS, ask.clone()).await;
+    assert_eq!(reply.body["error"]["param"], "verbosity");
+    assert_eq!(reply.expect_error(501), "unsupported");
+    ask["verbosity"] = Value::Null;
+    customer.post(CHATS, ask).await.expect(200);
+    let tools = &upstream.seen()[0].body["tools"];
+    assert_eq!(
+        (&tools[0]["strict"], &tools[1]["strict"]),
+        (&json!(true), &Value::Null)
+    );
+}

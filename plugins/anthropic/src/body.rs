@@ -38,6 +38,8 @@ struct Tool<'a> {
     #[serde(skip_serializing_if = "str::is_empty")]
     description: &'a str,
     input_schema: &'a RawValue,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    strict: bool,
 }
 
 impl<'a> Body<'a> {
@@ -47,6 +49,9 @@ impl<'a> Body<'a> {
     pub(crate) fn new(model: &'a str, request: &'a Request) -> Result<Self, Error> {
         let params = &request.params;
         check(request)?;
+        let strict = extension(request, "strict_tools")?.unwrap_or_default();
+        let strict = strict.as_array().map_or(&[][..], Vec::as_slice);
+        let tools = request.tools.iter().map(|tool| self::tool(tool, strict));
         let missing = || invalid("max_tokens", "this model must be told max_tokens");
         let (system, messages) = match &request.prompt {
             Prompt::Text(text) => {
@@ -65,7 +70,7 @@ impl<'a> Body<'a> {
             top_p: params.top_p,
             top_k: params.top_k,
             stop_sequences: &params.stop,
-            tools: request.tools.iter().map(tool).collect::<Result<_, _>>()?,
+            tools: tools.collect::<Result<_, _>>()?,
             tool_choice: tool_choice(request)?,
             stream: request.is_streamed(),
         })
@@ -84,6 +89,7 @@ fn check(request: &Request) -> Result<(), Error> {
             "reasoning_effort",
             request.extension("reasoning_effort").is_some(),
         ),
+        ("verbosity", request.extension("verbosity").is_some()),
     ] {
         if is_given {
             return Err(unsupported(param, format!("this model has no {param}")));
@@ -105,11 +111,13 @@ fn check(request: &Request) -> Result<(), Error> {
     Ok(())
 }
 
-fn tool(tool: &plugin_sdk::Tool) -> Result<Tool<'_>, Error> {
+/// `strict` are the names of those that must keep to their schema.
+fn tool<'a>(tool: &'a plugin_sdk::Tool, strict: &[Value]) -> Result<Tool<'a>, Error> {
     Ok(Tool {
         name: &tool.name,
         description: &tool.description,
         input_schema: raw_json(&tool.parameters, "tools")?,
+        strict: strict.iter().any(|name| *name == tool.name),
     })
 }
 
@@ -240,6 +248,11 @@ mod tests {
             let tools = json!([{ "name": "f", "input_schema": { "type": "object" } }]);
             assert_eq!(body["tools"], tools);
         }
+        let mut request = with_tool();
+        request
+            .ext
+            .push(extension("strict_tools", &json!(["e", "f"])));
+        assert_eq!(body(&request).unwrap()["tools"][0]["strict"], true);
     }
 
     #[test]
@@ -288,6 +301,7 @@ mod tests {
                 Unsupported,
                 "reasoning_effort",
             ),
+            (asking("verbosity", json!("low")), Unsupported, "verbosity"),
             (
                 asking("response_format", json!({ "type": "json_object" })),
                 Unsupported,

@@ -101,6 +101,7 @@ impl<'a> Completion<'a> {
             "parallel_tool_calls",
             "response_format",
             "reasoning_effort",
+            "verbosity",
         ] {
             if request.extension(name).is_some() {
                 return unsupported(format!("{name} belongs to a chat"), name);

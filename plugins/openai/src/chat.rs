@@ -5,7 +5,7 @@ use base64::engine::general_purpose::STANDARD;
 use openai_format::Options;
 use plugin_sdk::http::raw_json;
 use plugin_sdk::{Error, ErrorKind, Part, Request, Role};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 #[derive(Debug, Serialize)]
@@ -24,6 +24,8 @@ pub(crate) struct Chat<'a> {
     response_format: Option<&'a RawValue>,
     #[serde(skip_serializing_if = "Option::is_none")]
     reasoning_effort: Option<&'a RawValue>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    verbosity: Option<&'a RawValue>,
 }
 
 #[derive(Debug, Serialize)]
@@ -56,7 +58,11 @@ enum Piece<'a> {
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
 enum ImageUrl<'a> {
-    Data { url: String },
+    Data {
+        url: String,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        detail: Option<&'a RawValue>,
+    },
     Given(&'a RawValue),
 }
 
@@ -72,6 +78,8 @@ struct Tool<'a> {
     #[serde(skip_serializing_if = "str::is_empty")]
     description: &'a str,
     parameters: &'a RawValue,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    strict: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -101,27 +109,39 @@ impl<'a> Chat<'a> {
             let value = request.extension(name);
             value.map(|json| raw_json(json, name)).transpose()
         };
+        let strict = request.extension("strict_tools");
+        let strict: Vec<String> = strict.map_or(Ok(Vec::new()), |json| list(json, "tools"))?;
+        let tools = request.tools.iter();
+        let tools = tools.map(|tool| self::tool(tool, strict.contains(&tool.name)));
         Ok(Self {
             model,
             messages: messages.iter().map(message).collect::<Result<_, _>>()?,
             options,
-            tools: request.tools.iter().map(tool).collect::<Result<_, _>>()?,
+            tools: tools.collect::<Result<_, _>>()?,
             tool_choice: extension("tool_choice")?,
             parallel_tool_calls: extension("parallel_tool_calls")?,
             response_format: extension("response_format")?,
             reasoning_effort: extension("reasoning_effort")?,
+            verbosity: extension("verbosity")?,
         })
     }
 }
 
 fn message(message: &plugin_sdk::Message) -> Result<Message<'_>, Error> {
+    let extension = |name| {
+        let mut found = message.ext.iter().filter(|ext| ext.name == name);
+        found.next().map(|ext| ext.value.as_str())
+    };
+    let details = extension("image_detail");
+    let details: Vec<_> = details.map_or(Ok(Vec::new()), |json| list(json, "messages"))?;
+    let mut details = details.into_iter();
     let content = match message.content.as_slice() {
         [] if !message.tool_calls.is_empty() => None,
         [] => Some(Content::Text("")),
         [Part::Text(text)] => Some(Content::Text(text)),
         parts => {
-            let pieces = parts.iter().map(piece).collect::<Result<_, _>>()?;
-            Some(Content::Parts(pieces))
+            let pieces = parts.iter().map(|part| piece(part, &mut details));
+            Some(Content::Parts(pieces.collect::<Result<_, _>>()?))
         }
     };
     let calls = message.tool_calls.iter().map(|call| Call {
@@ -133,8 +153,7 @@ fn message(message: &plugin_sdk::Message) -> Result<Message<'_>, Error> {
             },
         },
     });
-    let mut names = message.ext.iter().filter(|ext| ext.name == "name");
-    let name = names.next().map(|name| raw_json(&name.value, "messages"));
+    let name = extension("name").map(|name| raw_json(name, "messages"));
     Ok(Message {
         role: match message.role {
             Role::System => "system",
@@ -149,7 +168,11 @@ fn message(message: &plugin_sdk::Message) -> Result<Message<'_>, Error> {
     })
 }
 
-fn piece(part: &Part) -> Result<Piece<'_>, Error> {
+/// `details` are those of the blobs that are still to come.
+fn piece<'a>(
+    part: &'a Part,
+    details: &mut impl Iterator<Item = Option<&'a RawValue>>,
+) -> Result<Piece<'a>, Error> {
     let image_url = match part {
         Part::Text(text) => return Ok(Piece::Text { text }),
         Part::Blob(blob) if blob.media_type.starts_with("image/") => ImageUrl::Data {
@@ -158,6 +181,7 @@ fn piece(part: &Part) -> Result<Piece<'_>, Error> {
                 blob.media_type,
                 STANDARD.encode(&blob.data)
             ),
+            detail: details.next().flatten(),
         },
         Part::Other(part) if part.name == "image_url" => {
             ImageUrl::Given(raw_json(&part.value, "messages")?)
@@ -173,13 +197,22 @@ fn piece(part: &Part) -> Result<Piece<'_>, Error> {
     Ok(Piece::ImageUrl { image_url })
 }
 
-fn tool(tool: &plugin_sdk::Tool) -> Result<Function<Tool<'_>>, Error> {
+fn tool(tool: &plugin_sdk::Tool, strict: bool) -> Result<Function<Tool<'_>>, Error> {
     Ok(Function {
         function: Tool {
             name: &tool.name,
             description: &tool.description,
             parameters: raw_json(&tool.parameters, "tools")?,
+            strict,
         },
+    })
+}
+
+/// The items of an extension that is a list.
+fn list<'a, T: Deserialize<'a>>(json: &'a str, param: &str) -> Result<Vec<T>, Error> {
+    serde_json::from_str(json).map_err(|error| {
+        let message = format!("an extension of {param} makes no sense: {error}");
+        Error::new(ErrorKind::InvalidRequest, message).param(param)
     })
 }
 
@@ -251,10 +284,18 @@ mod tests {
         let request = request(vec![
             message(Role::System, vec![text("be kind")]),
             Message {
-                ext: vec![extension("name", "\"ann\"")],
+                ext: vec![
+                    extension("name", "\"ann\""),
+                    extension("image_detail", r#"[null,"high"]"#),
+                ],
                 ..message(
                     Role::User,
-                    vec![text("what is this?"), Part::Blob(image), Part::Other(url)],
+                    vec![
+                        text("what is this?"),
+                        Part::Blob(image.clone()),
+                        Part::Other(url),
+                        Part::Blob(image),
+                    ],
                 )
             },
             Message {
@@ -274,6 +315,8 @@ mod tests {
                     { "type": "text", "text": "what is this?" },
                     { "type": "image_url", "image_url": { "url": "data:image/png;base64,AQIDBA==" } },
                     { "type": "image_url", "image_url": { "url": "https://a/b.png", "detail": "low" } },
+                    { "type": "image_url",
+                      "image_url": { "url": "data:image/png;base64,AQIDBA==", "detail": "high" } },
                 ] },
                 { "role": "assistant", "content": null, "tool_calls": [
                     { "id": "c1", "type": "function",
@@ -302,6 +345,8 @@ mod tests {
             ("parallel_tool_calls", "false"),
             ("response_format", r#"{"type":"json_object"}"#),
             ("reasoning_effort", "\"low\""),
+            ("verbosity", "\"low\""),
+            ("strict_tools", r#"["f"]"#),
             ("x-unknown", "1"),
         ];
         let extensions = given.iter().map(|(name, value)| extension(name, value));
@@ -312,14 +357,15 @@ mod tests {
         let chat = Chat::new("m", &request, messages, Options::new(&request)).unwrap();
         let json = serde_json::to_string(&chat).unwrap();
         // the order of a schema's properties matters to a model
-        assert!(json.contains(r#""parameters":{"z":1.50,"a":{}}"#), "{json}");
-        for (name, value) in &given[..4] {
+        let parameters = r#""parameters":{"z":1.50,"a":{}},"strict":true"#;
+        assert!(json.contains(parameters), "{json}");
+        for (name, value) in &given[..5] {
             assert!(
                 json.contains(&format!(r#""{name}":{value}"#)),
                 "{name}: {json}"
             );
         }
-        assert!(!json.contains("x-unknown"), "{json}");
+        assert!(!json.contains("x-unknown") && !json.contains("strict_tools"));
     }
 
     #[test]

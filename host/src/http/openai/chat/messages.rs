@@ -4,7 +4,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use plugin_sdk::{Blob, Extension, Part, Role};
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::tools::Call;
 use crate::http::error::ApiError;
@@ -66,6 +66,7 @@ fn one(at: &str, message: Message) -> Result<plugin_sdk::Message, ApiError> {
         Speaker::Tool => Role::Tool,
     };
     let calls = message.tool_calls.unwrap_or_default();
+    let mut details = Vec::new();
     let content = match message.content {
         None if calls.is_empty() => {
             return Err(ApiError::invalid(&format!("{at}.content"), "is missing"));
@@ -75,7 +76,7 @@ fn one(at: &str, message: Message) -> Result<plugin_sdk::Message, ApiError> {
         Some(Content::Parts(parts)) => {
             let numbered = parts.into_iter().enumerate();
             numbered
-                .map(|(index, value)| part(&format!("{at}.content[{index}]"), value))
+                .map(|(index, value)| part(&format!("{at}.content[{index}]"), value, &mut details))
                 .collect::<Result<_, _>>()?
         }
     };
@@ -87,20 +88,24 @@ fn one(at: &str, message: Message) -> Result<plugin_sdk::Message, ApiError> {
         let message = "belongs to the messages of tools, and to all of them";
         return Err(ApiError::invalid(&format!("{at}.tool_call_id"), message));
     }
-    let name = message.name.map(|name| Extension {
-        name: "name".to_owned(),
-        value: json!(name).to_string(),
-    });
+    let extension = |name: &str, value: Value| Extension {
+        name: name.to_owned(),
+        value: value.to_string(),
+    };
+    let name = message.name.map(|name| extension("name", name.into()));
+    let is_detailed = details.iter().any(|detail| !detail.is_null());
+    let details = is_detailed.then(|| extension("image_detail", details.into()));
     Ok(plugin_sdk::Message {
         role,
         content,
         tool_calls: calls.into_iter().map(Into::into).collect(),
         tool_call_id: message.tool_call_id,
-        ext: name.into_iter().collect(),
+        ext: name.into_iter().chain(details).collect(),
     })
 }
 
-fn part(at: &str, value: Value) -> Result<Part, ApiError> {
+/// A part; of an image whose bytes came along, its detail goes to `details`.
+fn part(at: &str, value: Value, details: &mut Vec<Value>) -> Result<Part, ApiError> {
     let kind = value["type"].as_str().unwrap_or_default();
     if !matches!(kind, "text" | "image_url") {
         let message = format!("parts of type {kind:?} are not supported");
@@ -109,12 +114,12 @@ fn part(at: &str, value: Value) -> Result<Part, ApiError> {
     let part = serde_json::from_value(value);
     match part.map_err(|error| ApiError::invalid(at, error.to_string()))? {
         WirePart::Text { text } => Ok(Part::Text(text)),
-        WirePart::ImageUrl { image_url } => image(&format!("{at}.image_url"), &image_url),
+        WirePart::ImageUrl { image_url } => image(&format!("{at}.image_url"), image_url, details),
     }
 }
 
 /// An image: its bytes where they came with the request, else where it lies.
-fn image(at: &str, image_url: &Value) -> Result<Part, ApiError> {
+fn image(at: &str, mut image_url: Value, details: &mut Vec<Value>) -> Result<Part, ApiError> {
     let invalid = |message| ApiError::invalid(&format!("{at}.url"), message);
     let url = image_url["url"]
         .as_str()
@@ -131,10 +136,12 @@ fn image(at: &str, image_url: &Value) -> Result<Part, ApiError> {
     let (media_type, data) = data
         .split_once(";base64,")
         .ok_or_else(|| invalid("a data URL must be base64"))?;
-    Ok(Part::Blob(Blob {
+    let blob = Blob {
         media_type: media_type.to_owned(),
         data: STANDARD
             .decode(data)
             .map_err(|_| invalid("is not valid base64"))?,
-    }))
+    };
+    details.push(image_url["detail"].take());
+    Ok(Part::Blob(blob))
 }

@@ -59,6 +59,7 @@ struct PassedOn {
     parallel_tool_calls: Option<Value>,
     response_format: Option<Value>,
     reasoning_effort: Option<Value>,
+    verbosity: Option<Value>,
 }
 
 impl PassedOn {
@@ -68,6 +69,7 @@ impl PassedOn {
             ("parallel_tool_calls", self.parallel_tool_calls),
             ("response_format", self.response_format),
             ("reasoning_effort", self.reasoning_effort),
+            ("verbosity", self.verbosity),
         ];
         let extension = |(name, value): (&str, Option<Value>)| {
             Some(plugin_sdk::Extension {
@@ -144,6 +146,8 @@ pub async fn create(
         created: clock.now().unix_timestamp(),
         model: body.model.clone(),
     };
+    let tools = body.tools.unwrap_or_default();
+    let passed_on = body.passed_on.extensions().into_iter();
     let ask = Ask {
         request_id,
         key,
@@ -161,8 +165,8 @@ pub async fn create(
             stop: body.stop.unwrap_or_default().into(),
         })
         .map_err(|error| error.rename("max_tokens", named))?,
-        tools: tools::checked(body.tools.unwrap_or_default())?,
-        ext: body.passed_on.extensions(),
+        ext: passed_on.chain(tools::strict(&tools)).collect(),
+        tools: tools::checked(tools)?,
         is_streamed,
         repeatable,
     };

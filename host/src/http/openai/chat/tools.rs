@@ -1,5 +1,6 @@
 //! `tools` of a request, and calls of them in either direction.
 
+use plugin_sdk::Extension;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -18,6 +19,7 @@ struct Function {
     name: String,
     description: Option<String>,
     parameters: Option<Value>,
+    strict: Option<bool>,
 }
 
 /// The tools as plugins get them.
@@ -49,6 +51,17 @@ pub(super) fn checked(tools: Vec<Tool>) -> Result<Vec<plugin_sdk::Tool>, ApiErro
             })
         })
         .collect()
+}
+
+/// The names of those whose calls must keep to their parameters, if there are any.
+pub(super) fn strict(tools: &[Tool]) -> Option<Extension> {
+    let functions = tools.iter().filter_map(|tool| tool.function.as_ref());
+    let strict = functions.filter(|function| function.strict == Some(true));
+    let names: Vec<&str> = strict.map(|function| function.name.as_str()).collect();
+    (!names.is_empty()).then(|| Extension {
+        name: "strict_tools".to_owned(),
+        value: json!(names).to_string(),
+    })
 }
 
 /// A call that a model asked for, as both requests and answers have it.
