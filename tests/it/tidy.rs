@@ -301,8 +301,8 @@ fn merged_migrations_stay_as_they_are() {
 #[test]
 fn the_order_of_json_is_kept_outside_of_tests_too() {
     // a crate of the tests' turns it on for all that is built with them
-    let workspace = std::fs::read_to_string(root().join("Cargo.toml")).expect("a manifest");
-    let line = workspace
+    let manifest = std::fs::read_to_string(root().join("host/Cargo.toml")).expect("a manifest");
+    let line = manifest
         .lines()
         .find(|line| line.starts_with("serde_json = "))
         .expect("serde_json");
