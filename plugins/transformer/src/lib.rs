@@ -225,6 +225,11 @@ fn refuse_unsupported(request: &Request) -> Result<(), Error> {
             asked("reasoning_effort").is_some(),
             "this model has no reasoning_effort",
         ),
+        (
+            "verbosity",
+            asked("verbosity").is_some(),
+            "this model has no verbosity",
+        ),
     ] {
         if is_asked {
             return Err(Error::new(ErrorKind::Unsupported, message).param(param));
