@@ -101,34 +101,43 @@ pub(super) fn reserved(ask: &Ask, model: &Model) -> u32 {
     prompt_tokens.saturating_add(new_tokens)
 }
 
-/// Tokens of the prompt: by the plugin or, if it does not estimate, guessed.
+/// Tokens of the prompt by the plugin, if it estimates.
 pub(super) async fn of_prompt(
     session: &mut Session<'_>,
-    ask: &Ask,
     request: &Request,
-) -> Result<TokenEstimate, PluginError> {
+) -> Result<Option<TokenEstimate>, PluginError> {
     match session.estimate(request).await {
-        Err(error) if error.kind == ErrorKind::Unsupported => Ok(TokenEstimate {
-            prompt_tokens: likely_in_prompt(ask),
-            source: CountSource::Estimated,
-        }),
-        estimate => estimate,
+        Err(error) if error.kind == ErrorKind::Unsupported => Ok(None),
+        estimate => estimate.map(Some),
     }
 }
 
-/// Most new tokens: what the request, the model and the configuration all allow.
+/// Tokens of a prompt that the plugin does not estimate.
+pub(super) fn guessed(ask: &Ask) -> TokenEstimate {
+    TokenEstimate {
+        prompt_tokens: likely_in_prompt(ask),
+        source: CountSource::Estimated,
+    }
+}
+
+/// Most new tokens: what the request, the model and the configuration all allow. Whether
+/// the model has room for a prompt of which there is but a guess is for it to say.
 pub(super) fn room(
     ask: &Ask,
     model: &Model,
     backend: &Backend,
     prompt_tokens: u32,
+    is_guess: bool,
 ) -> Result<u32, Error> {
     let mut most = model.spec.limits.max_new_tokens;
     for bound in [ask.params.max_tokens, backend.max_output_tokens()] {
         most = most.min(bound.unwrap_or(u32::MAX));
     }
     let bounds = [
-        ("the context window", backend.context_window()),
+        (
+            "the context window",
+            backend.context_window().filter(|_| !is_guess),
+        ),
         ("max_length", ask.max_length),
     ];
     for (bound, limit) in bounds {

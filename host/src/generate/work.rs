@@ -201,11 +201,13 @@ impl Generator {
             .session(ask.key.id, left)
             .await
             .map_err(Error::Plugin)?;
-        let estimate = tokens::of_prompt(&mut session, ask, &request)
+        let estimated = tokens::of_prompt(&mut session, &request)
             .await
             .map_err(Error::Plugin)?;
+        let estimate = estimated.unwrap_or_else(|| tokens::guessed(ask));
         produced.usage.prompt_tokens = estimate.prompt_tokens;
-        let most_new = tokens::room(ask, model, &backend, estimate.prompt_tokens)?;
+        let is_guess = estimated.is_none();
+        let most_new = tokens::room(ask, model, &backend, estimate.prompt_tokens, is_guess)?;
         produced.bounds = Bounds::new(admitted, estimate, most_new);
         self.reserve(admitted, &mut produced.bounds, &mut produced.room)
             .await?;
