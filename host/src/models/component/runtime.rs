@@ -25,8 +25,9 @@ use super::epoch::EpochClock;
 /// Stack for the host's own functions, beyond what a plugin's calls may take.
 const HOST_STACK: usize = 1536 << 10;
 
-/// Modules that a component may be made of, and tables of all of them together.
-const CORE_INSTANCES: u32 = 32;
+/// Modules that a component may be made of (of Python's it is 38), and tables of all of
+/// them together.
+const CORE_INSTANCES: u32 = 64;
 const TABLES: u32 = 4;
 
 /// Most instances that wait for their request, of all components together; so many
