@@ -3,9 +3,15 @@
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use tokio::task::JoinHandle;
 
-use crate::harness::{Act, Cable, GPT2, Host, PATIENCE, Purse, Upstream, eventually, lawgent};
-use crate::servers::{DOLLAR, another, ask, ask_upstream, first, send, statuses};
+use crate::harness::{
+    Act, Cable, Client, GPT2, Host, PATIENCE, Purse, Reply, Upstream, eventually, lawgent,
+};
+use crate::servers::{DOLLAR, WAITS, another, ask, ask_upstream, first, send, statuses};
+
+/// Has the house's account to itself, which every settlement changes last.
+const HOUSE: &str = "SELECT FROM accounts WHERE id = 2 FOR UPDATE";
 
 /// A server of the same database, and the cable that it reaches it by.
 async fn by_cable(first: &Host, config: &str) -> (Host, Cable) {
@@ -46,6 +52,39 @@ async fn a_server_without_its_database_takes_no_money_and_comes_back() {
     })
     .await;
     assert!(purse.settled().await < left);
+    first.run(&["db", "audit"]);
+}
+
+/// Asks a server for what it has to wait with for others; returns once it does.
+async fn ask_and_wait(host: &Host, customer: Client) -> JoinHandle<Reply> {
+    let waiting = tokio::spawn(async move { customer.post("/generate", ask(1)).await });
+    let database = host.database();
+    eventually("it waits", async || database.number(WAITS).await == 1).await;
+    waiting
+}
+
+#[tokio::test]
+async fn connections_that_say_nothing_any_more_are_not_waited_for() {
+    let first = first(GPT2).await;
+    let (second, cable) = by_cable(&first, GPT2).await;
+    let purse = Purse::prepaid(&first, DOLLAR).await;
+    let customer = purse.at(&second).customer;
+    customer.post("/generate", ask(1)).await.expect(200);
+
+    let house = first.database().begin(HOUSE).await;
+    let waiting = ask_and_wait(&first, customer.clone()).await;
+    cable.freeze();
+    drop(house);
+    let frozen = Instant::now();
+    let reply = customer.post("/generate", ask(1)).await;
+    assert!([200, 503].contains(&reply.status.as_u16()), "{reply:?}");
+    assert!(frozen.elapsed() < Duration::from_secs(25));
+    waiting.await.expect("no panic").expect(200);
+    eventually("it answers again", async || {
+        customer.post("/generate", ask(1)).await.status == 200
+    })
+    .await;
+    assert_eq!(purse.settled().await, purse.at(&second).balance().await.0);
     first.run(&["db", "audit"]);
 }
 

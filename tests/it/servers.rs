@@ -12,6 +12,10 @@ use crate::harness::{
 
 pub const DOLLAR: i64 = 1_000_000_000;
 
+/// How many wait for what others have to themselves.
+pub const WAITS: &str = "SELECT count(*) FROM pg_stat_activity \
+    WHERE datname = current_database() AND wait_event_type = 'Lock'";
+
 /// A second server of the same database, with the same secret.
 pub fn another(first: &Host, config: &str) -> Setup {
     let secret = std::fs::read(first.dir().join("data/secret")).expect("a secret");
@@ -101,10 +105,8 @@ async fn who_follows_the_rows_misses_none_that_comes_late() {
         .begin("SELECT FROM accounts WHERE id = 2 FOR UPDATE")
         .await;
     let waiting = tokio::spawn(async move { late.post("/generate", ask(1)).await });
-    let waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
-                 AND wait_event_type = 'Lock'";
     eventually("it waits", async || {
-        first.database().number(waits).await == 1
+        first.database().number(WAITS).await == 1
     })
     .await;
     early.post("/generate", ask(1)).await.expect(200);

@@ -60,7 +60,7 @@ impl Store {
     /// When a server runs on the other or it has rows, when a row is not the same
     /// there, or when a database fails.
     pub async fn copy_to(&self, other: &Self) -> Result<Vec<Copied>, Error> {
-        let (Transaction::Sqlite(mut from), Transaction::Postgres(mut to)) = (
+        let (Transaction::Sqlite(mut from), Transaction::Postgres(mut to, _)) = (
             self.up_to_date().await?.moment().await?,
             other.write.begin().await?,
         ) else {

@@ -7,8 +7,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use sqlx::postgres::PgListener;
+use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
 use sqlx::{AssertSqlSafe, Executor as _};
+use tokio::time::error::Elapsed;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -184,9 +185,14 @@ impl Store {
             return Ok(());
         };
         query(RENEW).bind(process).execute(&self.write).await?;
-        let (store, pool) = (self.clone(), pool.clone());
+        let store = self.clone();
         let stopped = stop.clone();
-        tokio::spawn(async move { stopped.run_until_cancelled_owned(store.listen(pool)).await });
+        let options = PgConnectOptions::clone(&pool.connect_options());
+        tokio::spawn(async move {
+            stopped
+                .run_until_cancelled_owned(store.listen(options))
+                .await
+        });
         let (store, process) = (self.clone(), process.to_owned());
         tokio::spawn(async move { stop.run_until_cancelled_owned(store.stay(process)).await });
         Ok(())
@@ -232,7 +238,8 @@ impl Store {
         let mut ends = 0;
         let mut unbroken: Option<Instant> = None;
         loop {
-            match self.renew_lease(&process).await {
+            let renewal = timeout(RENEWAL, self.renew_lease(&process));
+            match renewal.await.unwrap_or_else(|late| Err(silent(late))) {
                 Ok(renewed) => {
                     // or the database was away, or its clock was set
                     let between = renewed.saturating_sub(ends).unsigned_abs();
@@ -288,9 +295,9 @@ impl Store {
 
     /// Hears what others change, for ever. While it cannot, nothing that is in
     /// memory is trusted.
-    async fn listen(self, pool: sqlx::PgPool) {
+    async fn listen(self, options: PgConnectOptions) {
         loop {
-            if let Err(error) = self.hear(&pool).await {
+            if let Err(error) = self.hear(options.clone()).await {
                 tracing::warn!(%error, "other servers cannot be heard");
             }
             self.hearing.0.store(false, Ordering::Release);
@@ -299,11 +306,16 @@ impl Store {
     }
 
     /// Hears until the connection is lost.
-    async fn hear(&self, pool: &sqlx::PgPool) -> Result<(), Error> {
-        let mut listener = PgListener::connect_with(pool).await?;
+    async fn hear(&self, options: PgConnectOptions) -> Result<(), Error> {
+        // none of the pool's: it would have back one that says nothing only once that says
+        // that it does not listen any more
+        let own = PgPoolOptions::new().max_connections(1);
+        let own = own.acquire_timeout(LATE).connect_lazy_with(options);
+        let mut listener = PgListener::connect_with(&own).await?;
         // or it would listen again by itself, and what was said meanwhile be lost
         listener.eager_reconnect(false);
-        listener.listen(CHANNEL).await?;
+        let listening = timeout(LATE, listener.listen(CHANNEL));
+        listening.await.map_err(silent)??;
         // what was changed before is read again
         self.limited.reload(&self.read).await?;
         self.count_change();
@@ -311,7 +323,7 @@ impl Store {
         loop {
             let Ok(heard) = timeout(SILENCE, listener.try_recv()).await else {
                 let lives = timeout(SILENCE, listener.execute("SELECT 1")).await;
-                lives.map_err(|_| Error::Database("no sign of life".to_owned()))??;
+                lives.map_err(silent)??;
                 continue;
             };
             let Some(heard) = heard? else {
@@ -327,4 +339,8 @@ impl Store {
             }
         }
     }
+}
+
+fn silent(_: Elapsed) -> Error {
+    Error::Database("no sign of life".to_owned())
 }

@@ -14,6 +14,8 @@ use tokio::sync::watch;
 pub struct Cable {
     url: String,
     state: Arc<watch::Sender<State>>,
+    /// How often it was frozen.
+    freezes: Arc<watch::Sender<u32>>,
     loses_a_commit: Arc<AtomicBool>,
 }
 
@@ -33,7 +35,8 @@ impl Cable {
         let (server, _) = rest.split_once('/').expect("a URL with a database");
         let server = server.to_owned();
         let state = Arc::new(watch::Sender::new(State::Whole));
-        let seen = state.subscribe();
+        let freezes = Arc::new(watch::Sender::new(0));
+        let (seen, frozen) = (state.subscribe(), freezes.subscribe());
         let loses_a_commit = Arc::<AtomicBool>::default();
         let loses = Arc::clone(&loses_a_commit);
         tokio::spawn(async move {
@@ -42,6 +45,7 @@ impl Cable {
                     client,
                     server.clone(),
                     seen.clone(),
+                    frozen.clone(),
                     Arc::clone(&loses),
                 ));
             }
@@ -49,6 +53,7 @@ impl Cable {
         Self {
             url: url.replace(rest.split_once('/').expect("checked").0, &own),
             state,
+            freezes,
             loses_a_commit,
         }
     }
@@ -68,6 +73,11 @@ impl Cable {
         self.state.send_replace(State::Stalled);
     }
 
+    /// Has all connections say nothing any more, without an end; new ones are whole.
+    pub fn freeze(&self) {
+        self.freezes.send_modify(|freezes| *freezes += 1);
+    }
+
     /// Ends the connection of the next commit, which the server gets, before it is confirmed.
     pub fn lose_a_commit(&self) {
         self.loses_a_commit.store(true, Ordering::Release);
@@ -83,22 +93,30 @@ async fn carry(
     mut client: TcpStream,
     server: String,
     mut state: watch::Receiver<State>,
+    mut freezes: watch::Receiver<u32>,
     loses_a_commit: Arc<AtomicBool>,
 ) {
     let waited = state.wait_for(|state| *state != State::Stalled).await;
     if !waited.is_ok_and(|state| *state == State::Whole) {
         return;
     }
+    let before = *freezes.borrow();
     let Ok(mut server) = TcpStream::connect(server).await else {
         return;
     };
     let (mut from_client, mut to_client) = client.split();
     let (mut from_server, mut to_server) = server.split();
-    tokio::select! {
+    let is_frozen = tokio::select! {
         biased;
         _ = state.wait_for(|state| *state != State::Whole) => return,
-        _ = ask(&mut from_client, &mut to_server, &loses_a_commit) => {}
-        _ = tokio::io::copy(&mut from_server, &mut to_client) => {}
+        _ = freezes.wait_for(|freezes| *freezes > before) => true,
+        _ = ask(&mut from_client, &mut to_server, &loses_a_commit) => false,
+        _ = tokio::io::copy(&mut from_server, &mut to_client) => false,
+    };
+    if is_frozen {
+        let ended = state.wait_for(|state| *state != State::Whole).await;
+        drop(ended);
+        return;
     }
     // what was asked last is done, and nobody told
     drop(client);

@@ -17,16 +17,17 @@ mod rows;
 mod script;
 mod writer;
 
-use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use std::{fmt, io};
 
 use secrecy::{ExposeSecret, SecretString};
-use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
 };
-use sqlx::{ConnectOptions as _, Postgres, Sqlite};
+use sqlx::{ConnectOptions as _, Connection as _, Postgres, Sqlite};
+use tokio::time::timeout;
 
 use super::Error;
 use writer::Writer;
@@ -38,13 +39,21 @@ pub use script::{Place as PlaceInScript, Ran, Script};
 pub use writer::Turn;
 
 /// Connections to PostgreSQL that write: for settling, for the server's lease, for
-/// its ear, for Stripe, for the webhook, for what is rare, and four for the names of
-/// requests.
-const WRITERS: u32 = 11;
+/// Stripe, for the webhook, for what is rare, and four for the names of requests.
+const WRITERS: u32 = 10;
 /// Connections that read.
 const READERS: u32 = 8;
-/// How long a query waits for a connection, which includes making one.
+/// How long a query waits for a connection, which includes making one, and a connection
+/// for the end of what was left undone on it.
 const PATIENCE: Duration = Duration::from_secs(3);
+/// How long a connection that was not used may take for a sign of life; there is time
+/// to make another one then.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
+/// How long a statement may take: PostgreSQL ends it then.
+const STATEMENT: &str = "10s";
+/// How long one is waited for. A connection that says nothing for longer is dead, whatever
+/// TCP thinks of it: the other end may have lost its power, or somebody between.
+const ANSWER: Duration = Duration::from_secs(12);
 
 /// Where a database is.
 #[derive(Clone, Debug)]
@@ -82,8 +91,8 @@ pub enum Transaction<'c> {
     Sqlite(sqlx::Transaction<'c, Sqlite>),
     /// On a file, with the lock for writing from its first query on.
     Writer(Turn),
-    /// On a server.
-    Postgres(sqlx::Transaction<'c, Postgres>),
+    /// On a server, and how long it may say nothing.
+    Postgres(sqlx::Transaction<'c, Postgres>, Duration),
 }
 
 /// Connects to a database, to write. What it is read by is to be opened once the schema
@@ -141,7 +150,7 @@ async fn server(url: &SecretString, connections: u32) -> Result<Pool, Error> {
         .options([
             ("synchronous_commit", "on"),
             ("default_transaction_isolation", "read committed"),
-            ("statement_timeout", "60s"),
+            ("statement_timeout", STATEMENT),
             ("idle_in_transaction_session_timeout", "60s"),
             ("client_min_messages", "warning"),
         ])
@@ -152,9 +161,29 @@ async fn server(url: &SecretString, connections: u32) -> Result<Pool, Error> {
     let pool = PgPoolOptions::new()
         .max_connections(connections)
         .acquire_timeout(PATIENCE)
+        // its own tests wait for ever
+        .test_before_acquire(false)
+        .before_acquire(|connection, _| Box::pin(lives(connection, SIGN_OF_LIFE)))
+        .after_release(|connection, _| Box::pin(lives(connection, PATIENCE)))
         .connect_with(options)
         .await?;
     Ok(Pool::Postgres(pool))
+}
+
+/// Whether a connection still is one; it is not given to anybody on an error.
+async fn lives(connection: &mut PgConnection, within: Duration) -> Result<bool, sqlx::Error> {
+    answer(within, connection.ping()).await?;
+    Ok(true)
+}
+
+/// An answer of a server, or an error where it says nothing.
+async fn answer<T>(
+    within: Duration,
+    asking: impl Future<Output = Result<T, sqlx::Error>>,
+) -> Result<T, sqlx::Error> {
+    let silence = || io::Error::new(io::ErrorKind::TimedOut, "the server says nothing");
+    let answer = timeout(within, asking).await;
+    answer.unwrap_or_else(|_| Err(silence().into()))
 }
 
 impl Pool {
@@ -168,7 +197,10 @@ impl Pool {
             Self::Writer(writer) => Ok(Transaction::Writer(writer.turn().await?)),
             // of which no transaction can write
             Self::Sqlite(pool) => Ok(Transaction::Sqlite(pool.begin().await?)),
-            Self::Postgres(pool) => Ok(Transaction::Postgres(pool.begin().await?)),
+            Self::Postgres(pool) => {
+                let begun = answer(ANSWER, pool.begin()).await?;
+                Ok(Transaction::Postgres(begun, ANSWER))
+            }
         }
     }
 
@@ -182,7 +214,8 @@ impl Pool {
             Self::Writer(writer) => Ok(Transaction::Writer(writer.turn().await?)),
             Self::Postgres(pool) => {
                 let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
-                Ok(Transaction::Postgres(pool.begin_with(begin).await?))
+                let begun = answer(ANSWER, pool.begin_with(begin)).await?;
+                Ok(Transaction::Postgres(begun, ANSWER))
             }
         }
     }
@@ -205,14 +238,14 @@ impl Pool {
 impl Transaction<'_> {
     /// Whether others may write at the same time.
     pub fn is_shared(&self) -> bool {
-        matches!(self, Self::Postgres(_))
+        matches!(self, Self::Postgres(..))
     }
 
     /// The turn that it is in, where it is one that may write a file.
     pub fn turn(&mut self) -> Option<&mut Turn> {
         match self {
             Self::Writer(turn) => Some(turn),
-            Self::Sqlite(_) | Self::Postgres(_) => None,
+            Self::Sqlite(_) | Self::Postgres(..) => None,
         }
     }
 
@@ -224,7 +257,7 @@ impl Transaction<'_> {
         match self {
             Self::Sqlite(transaction) => transaction.commit().await,
             Self::Writer(turn) => turn.commit().await,
-            Self::Postgres(transaction) => transaction.commit().await,
+            Self::Postgres(transaction, within) => answer(within, transaction.commit()).await,
         }
     }
 
@@ -233,9 +266,10 @@ impl Transaction<'_> {
     /// # Errors
     /// When the database fails.
     pub async fn take_long(&mut self) -> Result<(), sqlx::Error> {
-        if let Self::Postgres(transaction) = self {
-            sqlx::query("SET LOCAL statement_timeout = 0")
-                .execute(&mut **transaction)
+        if let Self::Postgres(_, within) = self {
+            *within = Duration::MAX;
+            query("SET LOCAL statement_timeout = 0")
+                .execute(self)
                 .await?;
         }
         Ok(())
@@ -247,11 +281,11 @@ impl Transaction<'_> {
     /// # Errors
     /// When the database fails.
     pub async fn lock_customer(&mut self, id: i64) -> Result<(), sqlx::Error> {
-        if let Self::Postgres(transaction) = self {
+        if self.is_shared() {
             // not FOR UPDATE, which would also keep off new rows that refer to the account
-            sqlx::query("SELECT FROM accounts WHERE customer_id = $1 FOR NO KEY UPDATE")
+            query("SELECT FROM accounts WHERE customer_id = $1 FOR NO KEY UPDATE")
                 .bind(id)
-                .execute(&mut **transaction)
+                .execute(self)
                 .await?;
         }
         Ok(())
@@ -263,13 +297,10 @@ impl Transaction<'_> {
     /// # Errors
     /// When the database fails.
     pub async fn lock_keys_of(&mut self, customer_id: i64) -> Result<(), sqlx::Error> {
-        if let Self::Postgres(transaction) = self {
+        if self.is_shared() {
             let lock = "SELECT FROM api_keys WHERE customer_id = $1 AND deleted_at IS NULL \
                 ORDER BY id FOR NO KEY UPDATE";
-            sqlx::query(lock)
-                .bind(customer_id)
-                .execute(&mut **transaction)
-                .await?;
+            query(lock).bind(customer_id).execute(self).await?;
         }
         Ok(())
     }
@@ -280,10 +311,10 @@ impl Transaction<'_> {
     /// # Errors
     /// When the database fails.
     pub async fn lock_key(&mut self, id: i64) -> Result<(), sqlx::Error> {
-        if let Self::Postgres(transaction) = self {
-            sqlx::query("SELECT FROM api_keys WHERE id = $1 FOR NO KEY UPDATE")
+        if self.is_shared() {
+            query("SELECT FROM api_keys WHERE id = $1 FOR NO KEY UPDATE")
                 .bind(id)
-                .execute(&mut **transaction)
+                .execute(self)
                 .await?;
         }
         Ok(())

@@ -6,7 +6,7 @@ use sqlx::postgres::PgArguments;
 use sqlx::sqlite::SqliteArguments;
 use sqlx::{Arguments, SqlSafeStr, SqlStr};
 
-use super::{Pool, Row, Transaction};
+use super::{ANSWER, Pool, Row, Transaction, answer};
 
 /// A query to be run once.
 pub struct Query<'q> {
@@ -54,7 +54,8 @@ macro_rules! run {
                 query.$method(turn.connection()?).await.map(From::from)
             }
             On::Pool(Pool::Postgres(pool)) => {
-                $query.postgres()?.$method(pool).await.map(From::from)
+                let asking = $query.postgres()?.$method(pool);
+                answer(ANSWER, asking).await.map(From::from)
             }
             On::Transaction(Transaction::Sqlite(on)) => {
                 $query.sqlite()?.$method(&mut **on).await.map(From::from)
@@ -63,8 +64,9 @@ macro_rules! run {
                 let query = $query.sqlite()?;
                 query.$method(turn.begun().await?).await.map(From::from)
             }
-            On::Transaction(Transaction::Postgres(on)) => {
-                $query.postgres()?.$method(&mut **on).await.map(From::from)
+            On::Transaction(Transaction::Postgres(on, within)) => {
+                let asking = $query.postgres()?.$method(&mut **on);
+                answer(*within, asking).await.map(From::from)
             }
         }
     };

@@ -24,7 +24,7 @@ impl Transaction<'_> {
                     .collect();
                 format!("(SELECT {} FROM jsonb_each($1))", values.join(", "))
             }
-            Self::Postgres(_) => {
+            Self::Postgres(..) => {
                 format!("(SELECT * FROM json_to_recordset($1::JSON) AS row ({columns}))")
             }
         };
@@ -56,7 +56,7 @@ impl Transaction<'_> {
         match self {
             Self::Sqlite(_) | Self::Writer(_) => String::new(),
             // not FOR UPDATE, which would also keep off new rows that refer to them
-            Self::Postgres(_) => format!("FOR NO KEY UPDATE OF {table}"),
+            Self::Postgres(..) => format!("FOR NO KEY UPDATE OF {table}"),
         }
     }
 }

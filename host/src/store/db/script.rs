@@ -4,7 +4,7 @@ use futures_util::TryStreamExt;
 use sqlx::{AssertSqlSafe, Either, Executor, SqliteConnection};
 
 use super::query::{Done, query};
-use super::{Query, Row, Transaction, Turn};
+use super::{Query, Row, Transaction, Turn, answer};
 use crate::store::Error;
 
 /// Queries to be run in order. For a file they are one trip to the thread that has it.
@@ -64,10 +64,11 @@ impl<'q> Script<'q> {
                 let begin = turn.begin();
                 self.run_on_file(begin, turn.connection()?, None).await
             }
-            Transaction::Postgres(on) => {
+            Transaction::Postgres(on, within) => {
                 let mut outcomes = Vec::with_capacity(self.steps.len());
                 for Step { query, changes } in self.steps {
-                    collect(on.fetch_many(query.postgres()?), &mut outcomes).await?;
+                    let asking = collect(on.fetch_many(query.postgres()?), &mut outcomes);
+                    answer(*within, asking).await?;
                     let changed = outcomes.last().map_or(0, |outcome| outcome.changed);
                     if let Some(changes) = changes.filter(|&changes| changes != changed) {
                         let why = format!("{changed} rows were changed, not {changes}");
