@@ -89,6 +89,25 @@ async fn connections_that_say_nothing_any_more_are_not_waited_for() {
 }
 
 #[tokio::test]
+async fn a_server_that_stands_still_keeps_the_others_waiting_for_seconds() {
+    let first = first(GPT2).await;
+    let second = another(&first, GPT2).start().await.ready().await;
+    let purse = Purse::prepaid(&first, DOLLAR).await;
+
+    let house = first.database().begin(HOUSE).await;
+    let waiting = ask_and_wait(&first, purse.at(&second).customer).await;
+    second.signal("STOP");
+    drop(house);
+    let stopped = Instant::now();
+    purse.customer.post("/generate", ask(1)).await.expect(200);
+    assert!(stopped.elapsed() < Duration::from_secs(20));
+    second.signal("CONT");
+    waiting.await.expect("no panic").expect(200);
+    purse.settled().await;
+    first.run(&["db", "audit"]);
+}
+
+#[tokio::test]
 async fn what_is_said_while_a_server_connects_again_is_not_lost() {
     let first = first(GPT2).await;
     let (second, cable) = by_cable(&first, GPT2).await;

@@ -146,12 +146,16 @@ async fn server(url: &SecretString, connections: u32) -> Result<Pool, Error> {
     })?;
     let options = options
         .application_name("model-host")
-        // whatever the server's defaults are: usage is money, and locks are not held for ever
+        // whatever the server's defaults are: usage is money, and others wait for the locks
+        // of a process that stands still, or of a machine that is gone
         .options([
             ("synchronous_commit", "on"),
             ("default_transaction_isolation", "read committed"),
             ("statement_timeout", STATEMENT),
-            ("idle_in_transaction_session_timeout", "60s"),
+            ("idle_in_transaction_session_timeout", "5s"),
+            ("tcp_keepalives_idle", "10"),
+            ("tcp_keepalives_interval", "5"),
+            ("tcp_keepalives_count", "3"),
             ("client_min_messages", "warning"),
         ])
         // for a statement or a notice sqlx asks whether its line would be logged, and
@@ -269,6 +273,9 @@ impl Transaction<'_> {
         if let Self::Postgres(_, within) = self {
             *within = Duration::MAX;
             query("SET LOCAL statement_timeout = 0")
+                .execute(&mut *self)
+                .await?;
+            query("SET LOCAL idle_in_transaction_session_timeout = 0")
                 .execute(self)
                 .await?;
         }
