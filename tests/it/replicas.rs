@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::harness::{Act, Client, GPT2, Host, Redis, Upstream, eventually, lawgent};
+use crate::harness::{Act, Client, GPT2, Host, Redis, Reply, Upstream, eventually, lawgent};
 
 /// Three servers at one Redis and the upstream, with a key at each.
 async fn three(
@@ -118,6 +118,61 @@ async fn tokens_are_reserved_and_corrected_for_all_of_them() {
     let left = third.header("x-ratelimit-remaining-tokens").parse::<u32>();
     assert!((89..=99).contains(&left.expect("a number")));
     third.expect(200);
+}
+
+#[tokio::test]
+async fn a_change_of_a_limit_holds_from_the_next_request_on() {
+    let (redis, upstream) = (
+        Redis::start().await,
+        Upstream::start(Act::Hold("yes")).await,
+    );
+    let config = format!("{GPT2}{}", lawgent(upstream.url()));
+    let setup = Host::builder().config(config).env("REDIS_URL", redis.url());
+    let host = setup.start().await.ready().await;
+    let customer = host.customer_with(json!({ "token_limit": 2000 })).await;
+    let limit = async |most: u32| {
+        let change = json!({ "token_limit": most });
+        let changed = host.admin().patch("/api/keys/1", change).await;
+        changed.expect(200);
+    };
+    let ask = async |tokens: u32| {
+        let body = json!({ "text": "Once", "model_id": 2, "max_new_tokens": tokens });
+        customer.post("/generate", body).await
+    };
+    let asking = |tokens: u32| {
+        let body = json!({ "text": "Once", "model_id": 2, "max_new_tokens": tokens });
+        let customer = customer.clone();
+        tokio::spawn(async move { customer.post("/generate", body).await.status })
+    };
+    let wait = |reply: &Reply| reply.header("retry-after").parse().expect("seconds");
+    let pass = async |time| {
+        let since = Instant::now();
+        eventually("it is time", async || since.elapsed() >= time).await;
+    };
+
+    let first = asking(1800);
+    eventually("one is at work", async || upstream.open() == 1).await;
+    limit(4000).await;
+    let _second = asking(2000);
+    eventually("two are at work", async || upstream.open() == 2).await;
+    // one that was admitted under the old limit ends
+    upstream.release(1);
+    assert_eq!(first.await.expect("no panic"), 200);
+    upstream.act(Act::Answer("yes"));
+    let refused = ask(2400).await;
+    pass(Duration::from_secs(wait(&refused))).await;
+    refused.expect_error(429);
+    ask(2400).await.expect(200);
+
+    // one that is refused is all that there is under the new limit
+    limit(60).await;
+    let (refused, since) = (ask(50).await, Instant::now());
+    pass(Duration::from_secs(2)).await;
+    let again = ask(50).await;
+    let passed = since.elapsed().as_secs() + 2;
+    assert!(wait(&again) + passed >= wait(&refused), "{again:?}");
+    assert!(wait(&refused) > 60);
+    again.expect_error(429);
 }
 
 #[tokio::test]

@@ -24,10 +24,17 @@ struct State {
 }
 
 /// A bucket with the limit it drains by.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 struct Held {
     bucket: Bucket,
     limit: u32,
+}
+
+impl Held {
+    /// Takes off what has drained since.
+    fn drain(&mut self, now: Duration) {
+        self.bucket = self.bucket.drained(self.limit, now);
+    }
 }
 
 impl Local {
@@ -86,29 +93,30 @@ impl Local {
 }
 
 impl State {
-    fn standing(&self, limit: &Limit, now: Duration) -> Standing {
-        match limit.unit {
-            Unit::Concurrent => {
-                let running = self.running.get(&limit.subject);
-                Standing::of_running(*limit, running.copied().unwrap_or_default())
-            }
-            _ => Standing::of_bucket(*limit, self.bucket(limit, now)),
+    /// How a limit stands, which is in force from now on.
+    fn standing(&mut self, limit: &Limit, now: Duration) -> Standing {
+        if limit.unit == Unit::Concurrent {
+            let running = self.running.get(&limit.subject);
+            return Standing::of_running(*limit, running.copied().unwrap_or_default());
         }
+        let held = self.buckets.get_mut(&(limit.subject, limit.unit));
+        let bucket = held.map_or_else(Bucket::default, |held| {
+            held.drain(now);
+            held.limit = limit.most.get();
+            held.bucket
+        });
+        Standing::of_bucket(*limit, bucket)
     }
 
-    fn bucket(&self, limit: &Limit, now: Duration) -> Bucket {
-        let held = self.buckets.get(&(limit.subject, limit.unit));
-        // by the limit that was in force: a new one is for the time from now on
-        let held = held.copied().unwrap_or_default();
-        held.bucket.drained(held.limit, now)
-    }
-
+    /// Changes a bucket, not the limit in force: one may end that was admitted by another.
     fn change(&mut self, limit: &Limit, now: Duration, change: impl FnOnce(Bucket) -> Bucket) {
-        let held = Held {
-            bucket: change(self.bucket(limit, now)),
+        let held = self.buckets.entry((limit.subject, limit.unit));
+        let held = held.or_insert_with(|| Held {
+            bucket: Bucket::default(),
             limit: limit.most.get(),
-        };
-        self.buckets.insert((limit.subject, limit.unit), held);
+        });
+        held.drain(now);
+        held.bucket = change(held.bucket);
     }
 
     /// Drops empty buckets, which say nothing that new ones would not.
@@ -220,6 +228,30 @@ mod tests {
         }
         assert_eq!(local.admit(&ask(5), NOW).unwrap()[0].remaining, 1);
         assert_eq!(local.admit(&ask(20), NOW).unwrap()[0].remaining, 15);
+    }
+
+    #[test]
+    fn another_limit_holds_from_the_next_request_on() {
+        let ask = |tokens, most| demand(tokens, &[limit(KEY, Unit::Tokens, most)]);
+        // what was admitted before and ends after it changes nothing of that
+        let local = Local::default();
+        local.admit(&ask(900, 1000), NOW).unwrap();
+        local.admit(&ask(1000, 2000), NOW).unwrap();
+        local.correct(&ask(900, 1000), 0, NOW);
+        let refusal = local.admit(&ask(1500, 2000), NOW).unwrap_err();
+        assert_eq!(refusal.retry_after, Duration::from_secs(15));
+        let then = NOW + refusal.retry_after;
+        local.admit(&ask(1500, 2000), then).unwrap();
+
+        // nor need anything be admitted for it
+        let local = Local::default();
+        local.admit(&ask(1000, 1000), NOW).unwrap();
+        for passed in 0..2 {
+            let now = NOW + Duration::from_secs(passed);
+            let refusal = local.admit(&ask(60, 60), now).unwrap_err();
+            let wait = Duration::from_secs(1000 - passed);
+            assert_eq!(refusal.retry_after, wait);
+        }
     }
 
     #[test]

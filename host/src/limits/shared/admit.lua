@@ -8,9 +8,13 @@ local id, lease = ARGV[1], tonumber(ARGV[2])
 local answer = { 1 }
 for i, key in ipairs(KEYS) do
   local kind, most, needed = ARGV[3 * i], tonumber(ARGV[3 * i + 1]), tonumber(ARGV[3 * i + 2])
-  local level, room
+  local level, limit, room
   if kind == 'bucket' then
-    level = read(key)
+    level, limit = read(key)
+    -- from now on it drains by this one, whether anything is taken or not
+    if limit and limit ~= most then
+      write(key, level, most)
+    end
     room = most * WINDOW - level - needed * WINDOW
   else
     -- of a replica that died they end by themselves

@@ -5,14 +5,15 @@ local WINDOW = 60000000
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 
--- The level of a bucket now, having drained by the limit that was in force.
+-- The level of a bucket now, having drained by the limit that was in force, and that
+-- limit, where there is one.
 local function read(key)
   local held = redis.call('HMGET', key, 'level', 'at', 'limit')
   if not held[1] then
     return 0
   end
   local since = math.max(0, now - held[2])
-  return math.max(0, held[1] - since * held[3])
+  return math.max(0, held[1] - since * held[3]), tonumber(held[3])
 end
 
 -- Keeps a bucket until it is empty, when there is no need to.

@@ -5,8 +5,10 @@
 --   requests at work, the most, and how many more units it used than it took
 for i, key in ipairs(KEYS) do
   if ARGV[3 * i - 1] == 'bucket' then
-    local level = math.max(0, read(key) + ARGV[3 * i + 1] * WINDOW)
-    write(key, level, tonumber(ARGV[3 * i]))
+    local level, limit = read(key)
+    level = math.max(0, level + ARGV[3 * i + 1] * WINDOW)
+    -- it may have been admitted by another limit than the one in force
+    write(key, level, limit or tonumber(ARGV[3 * i]))
   else
     redis.call('ZREM', key, ARGV[1])
   end
