@@ -136,6 +136,29 @@ async fn a_budget_that_is_nearly_spent_is_told_once_and_until_it_is_taken() {
 }
 
 #[tokio::test]
+async fn a_budget_that_is_raised_is_told_of_again_when_that_is_nearly_spent() {
+    let webhook = Upstream::start(Act::Say(200, vec![], "")).await;
+    let host = start(&webhook).await;
+    let purse = Purse::postpaid(&host).await;
+    // 24 tokens are 240,000: each of them is nearly spent by one more
+    for (told, amount) in [250_000, 550_000].into_iter().enumerate() {
+        let total = json!({ "budgets": [{ "period": "total", "amount": text(amount) }] });
+        for is_spent in [false, true] {
+            let admin = host.admin();
+            let set = admin.put(&purse.path("/budgets"), total.clone()).await;
+            set.expect(200);
+            if !is_spent {
+                ask(&purse.customer).await;
+                eventually("it is told", async || webhook.seen().len() > told).await;
+            }
+        }
+        let seen = webhook.seen();
+        assert_eq!(seen.len(), told + 1);
+        assert_eq!(nanos(&seen[told].body["data"]["amount"]), amount);
+    }
+}
+
+#[tokio::test]
 async fn credit_that_is_nearly_used_is_told_and_again_after_the_next_payment() {
     let webhook = Upstream::start(Act::Say(200, vec![], "")).await;
     let host = start(&webhook).await;

@@ -22,8 +22,8 @@ pub struct Notice {
     pub attempts: u32,
 }
 
-/// Writes that something's end is near: of a budget once in its period, of credit
-/// once until there is more.
+/// Writes that something's end is near: of a budget once in its period as it is set, of
+/// credit once until there is more.
 pub(super) async fn write(
     transaction: &mut Transaction<'_>,
     near: &Near,
@@ -49,7 +49,9 @@ pub(super) async fn write(
 fn of_budget(near: &budgets::Near) -> (String, &'static str, Value) {
     let (spending, start) = (near.spending, near.spending.start);
     let has_end = spending.budget.period.end(start).is_some();
-    let key = format!("msg_budget_{}_{}", near.budget_id, millis(start));
+    let (amount, percent) = (spending.budget.amount.0, spending.budget.near_percent);
+    let (id, start_ms) = (near.budget_id, millis(start));
+    let key = format!("msg_budget_{id}_{start_ms}_{amount}_{percent}");
     let data = json!({
             "customer_id": spending.owner.customer_id,
             "api_key_id": spending.owner.api_key_id,
