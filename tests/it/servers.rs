@@ -84,6 +84,44 @@ async fn a_key_that_one_server_turns_off_is_off_at_the_others_at_once() {
 }
 
 #[tokio::test]
+async fn a_server_hears_of_keys_while_a_change_of_limits_waits() {
+    let (first, second) = two().await;
+    let (one, other) = (
+        Purse::postpaid(&first).await,
+        Purse::postpaid(&first).await.at(&second),
+    );
+    other.customer.get("/usage").await.expect(200);
+    let budgets = json!({ "budgets": [{ "period": "day", "amount": 1 }] });
+
+    let money = first
+        .database()
+        .begin("SELECT FROM accounts WHERE customer_id = 1 FOR UPDATE")
+        .await;
+    let (admin, path, body) = (second.admin(), one.path("/budgets"), budgets.clone());
+    let changing = tokio::spawn(async move { admin.put(&path, body).await });
+    eventually("it waits", async || {
+        first.database().number(WAITS).await == 1
+    })
+    .await;
+    let admin = first.admin();
+    let set = admin.put(&other.path("/budgets"), budgets).await;
+    set.expect(200);
+    admin
+        .post("/api/keys/2/toggle", Value::Null)
+        .await
+        .expect(200);
+    let toggled = Instant::now();
+    eventually("it is known", async || {
+        other.customer.get("/usage").await.status == 403
+    })
+    .await;
+    // what is in memory would serve for 10 s
+    assert!(toggled.elapsed() < Duration::from_secs(5));
+    drop(money);
+    changing.await.expect("no panic").expect(200);
+}
+
+#[tokio::test]
 async fn who_follows_the_rows_misses_none_that_comes_late() {
     let config = format!("{GPT2}price_per_million = {{ prompt = 1.0, completion = 1.0 }}\n");
     let free = format!("{GPT2}price_per_million = {{ prompt = 0.0, completion = 0.0 }}\n");

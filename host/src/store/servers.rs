@@ -332,12 +332,26 @@ impl Store {
             match heard.payload().split_once(' ') {
                 Some(("limits", id)) => {
                     if let Ok(id) = id.parse() {
-                        self.limited.change(id).await.finish(&self.read).await?;
+                        self.hear_of_limits(id);
                     }
                 }
                 _ => self.count_change(),
             }
         }
+    }
+
+    /// Takes over what another server has changed of a customer's limits: at once that it
+    /// may have some, and later, if so, that it has none. A change of this server's own may
+    /// be in the way of that, and has to wait for whoever has the customer's money.
+    fn hear_of_limits(&self, customer_id: i64) {
+        self.limited.insert(customer_id);
+        let store = self.clone();
+        tokio::spawn(async move {
+            let changing = store.limited.change(customer_id).await;
+            if let Err(error) = changing.finish(&store.read).await {
+                tracing::warn!(%error, customer_id, "the customer still counts as limited");
+            }
+        });
     }
 }
 
