@@ -198,6 +198,23 @@ async fn what_a_killed_server_held_is_freed_by_another() {
 }
 
 #[tokio::test]
+async fn however_much_a_killed_server_held_is_freed_soon() {
+    let first = first(GPT2).await;
+    let purse = Purse::prepaid(&first, DOLLAR).await;
+    let killed = "INSERT INTO holds (request_id, customer_id, api_key_id, amount, created_at, \
+        expires_at, process) SELECT 'r' || n, 1, 1, 1, 0, 0, 'killed' \
+        FROM generate_series(1, 4000) AS n; \
+        UPDATE accounts SET held = 4000 WHERE customer_id = 1";
+    let database = first.database();
+    database.execute(killed).await.expect("holds");
+    let since = Instant::now();
+    assert_eq!(purse.settled().await, DOLLAR);
+    // it frees what others held once it is there for 15 s
+    assert!(since.elapsed() < Duration::from_secs(30));
+    first.run(&["db", "audit"]);
+}
+
+#[tokio::test]
 async fn a_server_with_another_secret_does_not_start() {
     let first = first(GPT2).await;
     let (status, said) = Host::builder().on(first.scratch()).refused();

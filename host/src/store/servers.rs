@@ -255,9 +255,15 @@ impl Store {
             let is_steady = unbroken.is_some_and(|since| since.elapsed() >= LEASE);
             self.is_steady.store(is_steady, Ordering::Release);
             if is_steady {
-                match self.free_what_the_dead_have().await {
+                // no longer than the lease can wait
+                let freeing = timeout(LATE, self.free_what_the_dead_have());
+                match freeing.await.unwrap_or_else(|late| Err(silent(late))) {
                     Ok(0) => {}
-                    Ok(voided) => tracing::warn!(voided, "a server ended with requests at work"),
+                    Ok(voided) => {
+                        tracing::warn!(voided, "a server ended with requests at work");
+                        // there may be more
+                        continue;
+                    }
                     Err(error) => tracing::warn!(%error, "what the dead hold is not freed"),
                 }
             }
