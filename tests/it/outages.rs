@@ -108,6 +108,28 @@ async fn a_server_that_stands_still_keeps_the_others_waiting_for_seconds() {
 }
 
 #[tokio::test]
+async fn what_was_never_held_is_not_kept_to_be_freed() {
+    let first = first(GPT2).await;
+    let purse = Purse::prepaid(&first, DOLLAR).await;
+    let database = first.database();
+    let refuse = "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS \
+        $$ BEGIN RAISE 'full'; END $$; \
+        CREATE TRIGGER is_full BEFORE INSERT OR DELETE ON holds EXECUTE FUNCTION refuse()";
+    database.execute(refuse).await.expect("rows are refused");
+    database.refuse_usage().await;
+    for _ in 0..3 {
+        let refused = purse.customer.post("/generate", ask(1)).await;
+        refused.expect_error(503);
+    }
+    // it would be tried after a second
+    let since = Instant::now();
+    let passed = async || since.elapsed() > Duration::from_secs(3);
+    eventually("it has had time", passed).await;
+    let log = first.log();
+    assert!(!log.contains("something stays held"), "{log}");
+}
+
+#[tokio::test]
 async fn what_is_said_while_a_server_connects_again_is_not_lost() {
     let first = first(GPT2).await;
     let (second, cable) = by_cable(&first, GPT2).await;

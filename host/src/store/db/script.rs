@@ -80,22 +80,10 @@ impl<'q> Script<'q> {
         }
     }
 
-    /// Runs them all and commits the transaction.
-    ///
-    /// # Errors
-    /// Those of [`Self::run`]; whether it was committed is unknown where the database fails.
-    pub async fn run_last(self, mut transaction: Transaction<'_>) -> Result<(), Error> {
-        if let Transaction::Writer(turn) = &mut transaction {
-            return self.commit_in(turn).await;
-        }
-        self.run(&mut transaction).await?;
-        Ok(transaction.commit().await?)
-    }
-
     /// Runs them all and commits what is theirs of a turn, which goes on.
     ///
     /// # Errors
-    /// Those of [`Self::run_last`].
+    /// Those of [`Self::run`]; whether it was committed is unknown where the database fails.
     pub async fn commit_in(mut self, turn: &mut Turn) -> Result<(), Error> {
         if let (false, [Step { changes: None, .. }]) = (turn.is_open(), &self.steps[..])
             && let Some(Step { query, .. }) = self.steps.pop()

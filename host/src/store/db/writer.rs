@@ -188,7 +188,10 @@ mod tests {
             let mut script = Script::default();
             script.add(query("INSERT INTO t VALUES (1)"));
             script.add_change_of(changed, query("UPDATE t SET x = 2 WHERE x = 1"));
-            let done = script.run_last(pool.begin().await.expect("a turn")).await;
+            let mut transaction = pool.begin().await.expect("a turn");
+            let done = script
+                .commit_in(transaction.turn().expect("its turn"))
+                .await;
             assert_eq!(done.is_ok(), is_written, "{done:?}");
         }
         assert_eq!(rows(&pool).await, 1);
@@ -205,8 +208,10 @@ mod tests {
             let ran = script.run(&mut transaction).await.expect("run");
             assert_eq!(ran.rows(Some(all)).len(), usize::try_from(added).unwrap());
         }
-        let nothing = Script::default().run_last(transaction).await;
+        let turn = transaction.turn().expect("its turn");
+        let nothing = Script::default().commit_in(turn).await;
         nothing.expect("committed");
+        drop(transaction);
         assert_eq!(rows(&pool).await, 2);
     }
 

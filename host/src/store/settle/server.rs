@@ -1,5 +1,6 @@
 //! Of a server: what was used and what is held are rows, for all who share it to see.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use tokio::time::Instant;
 use super::writer::{Batch, Reserving, Settling, Written, ended, owner};
 use crate::money::NanoDollars;
 use crate::store::db::{Script, Transaction};
-use crate::store::ledger::{Books, Scope, budgets};
+use crate::store::ledger::{Books, Reserved, Scope, budgets};
 use crate::store::servers::{self, List};
 use crate::store::usage::{self, Status, Usage};
 use crate::store::{Error, Store, answers};
@@ -23,8 +24,10 @@ const TAKEN_OVER: &str = "idempotency_conflict";
 pub(super) struct Server {
     store: Store,
     process: Arc<str>,
-    /// Requests that could not be settled, and for which other servers still see
-    /// something held; it is freed by the next commit that succeeds.
+    /// Requests at work for which other servers may see something held.
+    held: HashSet<String>,
+    /// Those of them that could not be settled; what is held for them is freed by the
+    /// next commit that succeeds.
     unsettled: Vec<Arc<Usage>>,
     /// When there is to be one, though it be for them alone.
     free_at: Option<Instant>,
@@ -42,6 +45,7 @@ impl Server {
         Self {
             store,
             process,
+            held: HashSet::new(),
             unsettled: Vec::new(),
             free_at: None,
         }
@@ -49,8 +53,11 @@ impl Server {
 
     /// Has what is held for a request that could not be settled freed by the next commit.
     pub fn give_up(&mut self, usage: Arc<Usage>) {
-        self.unsettled.push(usage);
-        self.free_at.get_or_insert_with(|| Instant::now() + WAIT);
+        // while nothing can be written, nothing is held for those that come
+        if self.held.remove(&usage.request_id) {
+            self.unsettled.push(usage);
+            self.free_at.get_or_insert_with(|| Instant::now() + WAIT);
+        }
     }
 
     /// When what is held for those that could not be settled is to be freed, if anything is.
@@ -160,7 +167,17 @@ impl Server {
         }
         let booked = books.write(&transaction, &mut script);
         let telling = self.store.tell(&mut transaction, booked).await?;
-        script.run_last(transaction).await?;
+        script.run(&mut transaction).await?;
+        // from here on it may be written, whatever is said of it
+        for ((wanted, _), reserved) in reservations.iter().zip(&written.reserved) {
+            if let Ok(Reserved::Held { .. }) = reserved {
+                self.held.insert(wanted.request_id.clone());
+            }
+        }
+        transaction.commit().await?;
+        for row in &rows {
+            self.held.remove(&row.usage.request_id);
+        }
         self.unsettled.clear();
         self.free_at = None;
         self.store.told(&telling);
