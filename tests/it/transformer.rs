@@ -67,6 +67,7 @@ async fn what_a_chat_asks_for_and_cannot_have_is_refused_by_its_name() {
         ("tool_choice", function.clone()),
         ("tools", json!([function])),
         ("reasoning_effort", json!("low")),
+        ("verbosity", json!("low")),
     ] {
         let refused = asking(field, value).await.expect(501);
         assert_eq!(refused["error"]["code"], "unsupported");
