@@ -88,12 +88,12 @@ fn an_address_is_the_same_however_it_is_spelled_and_no_other() {
 
 #[test]
 fn an_answer_is_read_without_what_the_host_keeps_to_itself() {
-    let upstream = Upstream {
+    let telling = Upstream {
         secret: Some("hush-hush-hush".into()),
         secret_header: HeaderName::from_static("x-api-key"),
         ..upstream("https://api.example")
     };
-    let gate = Gate::new("model".into(), Arc::new(upstream), Arc::default()).unwrap();
+    let gate = Gate::new("model".into(), Arc::new(telling), Arc::default()).unwrap();
     let answered = |named: &[(&'static str, &'static str)]| -> HeaderMap {
         let header = |(name, value)| {
             (
@@ -115,11 +115,11 @@ fn an_answer_is_read_without_what_the_host_keeps_to_itself() {
     assert_eq!(gate.readable(told), answered(&[("x-more", "a")]));
 
     // what is as short stands for a key, and for many another word
-    let upstream = Upstream {
+    let short = Upstream {
         secret: Some("hush".into()),
         ..upstream("https://api.example")
     };
-    let gate = Gate::new("model".into(), Arc::new(upstream), Arc::default()).unwrap();
+    let gate = Gate::new("model".into(), Arc::new(short), Arc::default()).unwrap();
     let told = answered(&[("x-told", "it is hush")]);
     assert_eq!(gate.readable(told.clone()), told);
 }
