@@ -72,7 +72,7 @@ async fn a_key_with_many_requests_does_not_hold_up_anothers_one() {
     // while the model is at work on this, the many get into the queue
     let mut first = busy.stream("/generate", ask(300, true)).await;
     first.next().await.expect("a piece");
-    let mut many = send(&busy, MANY, 100);
+    let mut many = send(&busy, MANY, 300);
     first.rest().await;
     many.join_next().await.expect("one").expect("no panic");
     other.post("/generate", ask(1, false)).await.expect(200);
