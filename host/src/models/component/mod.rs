@@ -174,7 +174,10 @@ impl Component {
         let session = self
             .session_at(self.mould.runtime.place()?, timeout)
             .await?;
-        self.spare.refill(&self.mould);
+        // one that takes the next request too comes back
+        if !session.running.has_more() {
+            self.spare.refill(&self.mould);
+        }
         Ok(session)
     }
 
