@@ -321,3 +321,24 @@ async fn what_the_limits_refuse_takes_no_name() {
     let refused = send(&customer, "two", &ask_upstream()).await;
     assert_eq!(refused.expect_error(429), "rate_limit_exceeded");
 }
+
+#[tokio::test]
+async fn strangers_keep_nobody_from_the_database() {
+    let host = first(GPT2).await;
+    let customer = host.customer().await;
+    customer.get("/usage").await.expect(200);
+    // whoever looks for the admin key waits
+    let table = "LOCK TABLE admin_key IN ACCESS EXCLUSIVE MODE";
+    let _locked = host.database().begin(table).await;
+    for number in 0..40 {
+        let key = format!("not the admin key {number}");
+        let stranger = host.anyone().with_header("x-admin-key", key);
+        tokio::spawn(async move { stranger.get("/customers").await });
+    }
+    let waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted \
+        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+    let database = host.database();
+    eventually("one waits", async || database.number(waiting).await > 0).await;
+    customer.get("/usage").await.expect(200);
+    assert_eq!(database.number(waiting).await, 1);
+}

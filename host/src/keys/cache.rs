@@ -58,6 +58,12 @@ impl Cache {
         read.serves(changes, now).then_some(None)
     }
 
+    /// Whether the text was a key's when it was read last.
+    pub fn knows(&self, public_id: &str) -> bool {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.contains_key(public_id)
+    }
+
     /// Keeps what was read of a text. `changes` is the store's count from before
     /// the reading: a change while it was read makes it useless, not wrong.
     pub fn put(&self, public_id: &str, found: Option<Arc<Found>>, changes: u64) {

@@ -4,6 +4,7 @@
 mod cache;
 mod format;
 mod secret;
+mod strangers;
 mod uses;
 
 use std::net::IpAddr;
@@ -23,6 +24,7 @@ use crate::store::keys::{Found, Key, NewKey, Text};
 use crate::store::{self, Store};
 
 use cache::Cache;
+use strangers::Strangers;
 use uses::Uses;
 
 pub use secret::Secret;
@@ -99,6 +101,7 @@ pub struct Keys {
     secret: Secret,
     clock: Clock,
     cache: Arc<Cache>,
+    strangers: Arc<Strangers>,
     uses: Arc<Uses>,
 }
 
@@ -110,6 +113,7 @@ impl Keys {
             secret,
             clock,
             cache: Arc::default(),
+            strangers: Arc::default(),
             uses: Arc::default(),
         }
     }
@@ -206,6 +210,13 @@ impl Keys {
     }
 
     async fn find(&self, public_id: &str) -> Result<Arc<Found>, Error> {
+        if let Some(found) = self.cache.get(public_id, self.store.key_changes()) {
+            return found.ok_or(Error::Invalid);
+        }
+        let _turn = match self.cache.knows(public_id) {
+            true => None,
+            false => Some(self.strangers.turn().await?),
+        };
         // before the reading, or a change in between would go unnoticed
         let changes = self.store.key_changes();
         if let Some(found) = self.cache.get(public_id, changes) {
@@ -262,7 +273,7 @@ impl Keys {
     /// # Errors
     /// [`Error::Invalid`] when it is not the one.
     pub async fn authenticate_admin(&self, text: &str) -> Result<(), Error> {
-        match self.store.admin_hash().await? {
+        match self.strangers.admin_hash(&self.store).await? {
             Some(hash) if same(&self.hash(text), &hash) => Ok(()),
             _ => Err(Error::Invalid),
         }
@@ -319,7 +330,8 @@ impl Keys {
     /// # Errors
     /// When the database fails.
     pub async fn derive(&self, purpose: &str) -> Result<Vec<u8>, Error> {
-        let admin = self.store.admin_hash().await?.unwrap_or_default();
+        let admin = self.strangers.admin_hash(&self.store).await?;
+        let admin = admin.unwrap_or_default();
         let mut mac = self.mac(b"derive");
         mac.update(purpose.as_bytes());
         mac.update(&admin);

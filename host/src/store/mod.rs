@@ -41,7 +41,7 @@ pub use outbox::Outbox;
 pub use settle::{Settlement, Settler};
 
 /// Why the database did not do what it was asked.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
     /// There is no such row.
     #[error("not found")]
