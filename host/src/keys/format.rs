@@ -46,7 +46,8 @@ pub fn public_id<'a>(prefix: &str, text: &'a str) -> Option<&'a str> {
     }
     let (body, sum) = text.split_at(text.len() - CHECKSUM);
     let (public, secret) = rest.split_at(PUBLIC);
-    (secret.starts_with('_') && checksum(body) == sum).then_some(public)
+    let names = public.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    (names && secret.starts_with('_') && checksum(body) == sum).then_some(public)
 }
 
 /// `length` characters, each of the 62 equally likely.
@@ -97,6 +98,15 @@ mod tests {
             );
         }
         assert_eq!(public_id(CUSTOMER, &text[..text.len() - 1]), None);
+    }
+
+    #[test]
+    fn a_name_of_other_characters_is_none() {
+        for public in ["\0\0\0\0\0\0\0\0", "%' OR 1=1", "1234 678"] {
+            let body = format!("{CUSTOMER}{public}_{}", "0".repeat(SECRET));
+            let text = body.clone() + &checksum(&body);
+            assert_eq!(public_id(CUSTOMER, &text), None);
+        }
     }
 
     #[test]

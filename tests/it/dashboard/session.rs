@@ -1,7 +1,9 @@
 //! Signing in: what a session is, and what ends it.
 
+use std::sync::Arc;
+
 use super::{assert_asks_to_sign_in, page, set_cookie, signed_in, submit, with_cookie};
-use crate::harness::{ADMIN_KEY, Host};
+use crate::harness::{ADMIN_KEY, Host, Scratch};
 
 #[tokio::test]
 async fn a_session_ends_with_the_key_it_began_with() {
@@ -126,4 +128,15 @@ async fn a_sign_in_leads_back_to_the_page_over_http_2_too() {
         asked.headers()["location"],
         "/login?next=%2Fdashboard%2F1%3Frange%3Dday"
     );
+}
+
+#[tokio::test]
+async fn so_is_one_that_a_server_of_databases_would_not_take() {
+    let database = Arc::new(Scratch::new());
+    let host = Host::builder().on(database).start().await;
+    // its checksum is right
+    let key = format!("mhk_{}_{}1IlQjs", "%00".repeat(8), "0".repeat(32));
+    let reply = submit(&host.anyone(), "/login", &format!("key={key}"), &[]).await;
+    page(reply, 401);
+    assert!(!host.log().contains("the database failed"));
 }
