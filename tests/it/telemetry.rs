@@ -6,10 +6,11 @@ use axum::Router;
 use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::{HeaderMap, Uri};
+use reqwest::Method;
 use serde_json::json;
 use tokio::net::TcpListener;
 
-use crate::harness::{Host, eventually};
+use crate::harness::{Host, Reply, eventually};
 
 /// What came, each with its path and type.
 #[derive(Clone, Debug, Default)]
@@ -164,6 +165,26 @@ async fn what_has_no_endpoint_is_not_sent() {
         // nor to where nothing is configured
         assert!(!host.log().contains("could not be sent"), "{}", host.log());
     }
+}
+
+#[tokio::test]
+async fn a_method_of_the_clients_own_is_not_told() {
+    let (collector, url) = Collector::start().await;
+    let host = Host::builder()
+        .env("OTEL_EXPORTER_OTLP_ENDPOINT", url)
+        .env("OTEL_BSP_SCHEDULE_DELAY", "200")
+        .start()
+        .await;
+    let own = Method::from_bytes(b"STRANGERS-OWN").expect("a method");
+    let request = host.anyone().request(own, "/health");
+    let reply = Reply::of(request.send().await.expect("an answer")).await;
+    assert_eq!(reply.expect_error(405), "method_not_allowed");
+    host.anyone().get("/health").await.expect(200);
+    eventually("the spans came", async || {
+        collector.has("/v1/traces", &["HTTP /health", "_OTHER", "GET /health"])
+    })
+    .await;
+    assert!(!collector.tells("STRANGERS-OWN"));
 }
 
 #[tokio::test]

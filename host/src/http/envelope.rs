@@ -2,7 +2,7 @@
 //! become bodies here, since only here the id is known.
 
 use axum::extract::{MatchedPath, Request};
-use axum::http::{HeaderName, HeaderValue};
+use axum::http::{HeaderName, HeaderValue, Method};
 use axum::middleware::Next;
 use axum::response::Response;
 use tokio::time::Instant;
@@ -27,12 +27,13 @@ pub async fn wrap(mut request: Request, next: Next) -> Response {
         .get::<MatchedPath>()
         .map(|path| path.as_str().to_owned());
     let route = route.as_deref().unwrap_or("none");
+    let method = known(request.method());
     let span = tracing::info_span!(
         "request",
-        otel.name = format!("{} {route}", request.method()),
+        otel.name = format!("{} {route}", method.unwrap_or("HTTP")),
         otel.kind = "server",
         request_id = id,
-        http.request.method = %request.method(),
+        http.request.method = method.unwrap_or("_OTHER"),
         http.route = route,
     );
     request.extensions_mut().insert(RequestId(id.clone()));
@@ -60,4 +61,22 @@ pub async fn wrap(mut request: Request, next: Next) -> Response {
         response
     };
     work.instrument(span).await
+}
+
+/// The method, if it is one that OpenTelemetry names: others are a client's own words, of
+/// any length.
+fn known(method: &Method) -> Option<&str> {
+    let is_known = matches!(
+        *method,
+        Method::CONNECT
+            | Method::DELETE
+            | Method::GET
+            | Method::HEAD
+            | Method::OPTIONS
+            | Method::PATCH
+            | Method::POST
+            | Method::PUT
+            | Method::TRACE
+    );
+    is_known.then(|| method.as_str())
 }
