@@ -1,9 +1,12 @@
 //! The process: how it starts, which signals it obeys, what it leaves behind.
 
 use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
+use std::sync::Mutex;
 
 use reqwest::Method;
 use serde_json::{Value, json};
+use tokio::net::unix::pipe;
 
 use crate::harness::{ADMIN_KEY, Act, GPT2, Host, Upstream, eventually, lawgent};
 
@@ -124,6 +127,30 @@ async fn idle_connections_do_not_keep_the_server() {
     let _idle = tokio::net::TcpStream::connect(&address)
         .await
         .expect("a connection");
+    host.signal("TERM");
+    assert!(host.wait_exit().await.success());
+    assert!(host.log().contains("stopped"));
+}
+
+#[tokio::test]
+async fn a_model_that_is_being_read_does_not_keep_the_server() {
+    let mut host = Host::builder().start().await.ready().await;
+    // it is read until somebody has written it
+    let endless = host.dir().join("endless.wasm");
+    let made = Command::new("mkfifo").arg(&endless).status();
+    assert!(made.expect("mkfifo runs").success());
+    host.write_config(&format!(
+        "{GPT2}[[models]]\nid = 2\nname = \"endless\"\nplugin = \"endless.wasm\"\n"
+    ));
+    host.signal("HUP");
+    let (writer, open) = (Mutex::new(None), pipe::OpenOptions::new());
+    eventually("it is being read", async || {
+        let opened = open.open_sender(&endless).ok();
+        let is_open = opened.is_some();
+        *writer.lock().expect("no panic") = opened;
+        is_open
+    })
+    .await;
     host.signal("TERM");
     assert!(host.wait_exit().await.success());
     assert!(host.log().contains("stopped"));
