@@ -67,27 +67,91 @@ async fn who_does_not_send_a_whole_head_in_time_is_cut_off() {
     assert_eq!(answer["response"], "at last");
 }
 
+/// A connection of HTTP/2 by hand, whose client lets a stream have so many bytes.
+struct Http2(TcpStream);
+
+/// Types of frames (RFC 9113).
+const HEADERS: u8 = 1;
+const RESET: u8 = 3;
+const SETTINGS: u8 = 4;
+const PING: u8 = 6;
+
+impl Http2 {
+    async fn connect(host: &Host, window: u8) -> Self {
+        let address = host.url().trim_start_matches("http://");
+        let mut socket = TcpStream::connect(address).await.expect("a connection");
+        let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+        socket.write_all(preface).await.expect("sent");
+        let mut this = Self(socket);
+        this.send(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, window]).await;
+        this
+    }
+
+    async fn send(&mut self, kind: u8, flags: u8, stream: u8, payload: &[u8]) {
+        let length = u8::try_from(payload.len()).expect("a short frame");
+        let head = [0, 0, length, kind, flags, 0, 0, 0, stream];
+        let frame = [head.as_slice(), payload].concat();
+        self.0.write_all(&frame).await.expect("sent");
+    }
+
+    /// Sends `GET`, `http`, a path and a host (RFC 7541).
+    async fn get(&mut self, stream: u8, path: &str) {
+        let length = u8::try_from(path.len()).expect("a short path");
+        let (before, after) = (b"\x82\x86\x04".as_slice(), b"\x01\x01a".as_slice());
+        let head = [before, &[length], path.as_bytes(), after].concat();
+        self.send(HEADERS, 5, stream, &head).await;
+    }
+
+    /// Answers pings until there is a frame of this type on the stream.
+    async fn until(&mut self, wanted: u8, stream: u8) {
+        loop {
+            let mut head = [0; 9];
+            self.0.read_exact(&mut head).await.expect("a frame");
+            let [_, high, low, kind, flags, .., on] = head;
+            let mut payload = vec![0; usize::from(u16::from_be_bytes([high, low]))];
+            self.0.read_exact(&mut payload).await.expect("a frame");
+            if kind == PING && flags == 0 {
+                self.send(PING, 1, 0, &payload).await;
+            }
+            if (kind, on) == (wanted, stream) {
+                return;
+            }
+        }
+    }
+}
+
 #[tokio::test]
 async fn who_speaks_http_2_and_answers_no_ping_is_cut_off() {
     let config = format!("[requests]\nheader_timeout_ms = 500\n{GPT2}");
     let host = Host::builder().config(config).start().await;
+    let mut connection = Http2::connect(&host, u8::MAX).await;
+    connection.get(1, "/health").await;
+    let answer = until_closed(&mut connection.0).await;
+    assert!(answer.contains("status"), "{answer}");
+}
+
+#[tokio::test]
+async fn an_answer_that_is_not_read_is_cut_off() {
+    let config = format!("[requests]\nheader_timeout_ms = 500\n{GPT2}");
+    let host = Host::builder().config(config).start().await;
+    // of the page nothing, its first byte, or some of it
+    for window in [0, 1, 100] {
+        let mut connection = Http2::connect(&host, window).await;
+        connection.get(1, "/login").await;
+        let reset = tokio::time::timeout(PATIENCE, connection.until(RESET, 1)).await;
+        reset.unwrap_or_else(|_| panic!("it is kept, with a window of {window}"));
+        // other streams of the connection are as before
+        connection.get(3, "/health").await;
+        let answered = tokio::time::timeout(PATIENCE, connection.until(HEADERS, 3)).await;
+        answered.expect("the next one is answered");
+    }
+
     let address = host.url().trim_start_matches("http://");
     let mut socket = TcpStream::connect(address).await.expect("a connection");
-    // RFC 9113: no settings; then GET, http, a path and a host (RFC 7541), on stream 1
-    let head = [
-        b"\x82\x86\x04\x07/health".as_slice(),
-        b"\x01\x01a".as_slice(),
-    ]
-    .concat();
-    let length = u8::try_from(head.len()).expect("a short head");
-    let sent = [
-        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".as_slice(),
-        &[0, 0, 0, 4, 0, 0, 0, 0, 0],
-        &[0, 0, length, 1, 5, 0, 0, 0, 1],
-        &head,
-    ]
-    .concat();
-    socket.write_all(&sent).await.expect("sent");
-    let answer = until_closed(&mut socket).await;
-    assert!(answer.contains("status"), "{answer}");
+    let quotes = "%22".repeat(5000);
+    let request = format!("GET /login?next={quotes} HTTP/1.1\r\nhost: a\r\n\r\n");
+    // more than what the kernel keeps for both of them
+    let asking = async { while socket.write_all(request.as_bytes()).await.is_ok() {} };
+    let cut_off = tokio::time::timeout(PATIENCE, asking).await;
+    cut_off.expect("it is cut off");
 }

@@ -12,6 +12,7 @@ mod openai;
 mod params;
 mod respond;
 mod serve;
+mod unread;
 
 use std::sync::Arc;
 

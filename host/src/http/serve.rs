@@ -13,33 +13,43 @@ use axum::Router;
 use axum::extract::ConnectInfo;
 use hyper::Request;
 use hyper::body::Incoming;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tower::{ServiceExt, service_fn};
 
+use super::unread::{Answer, Streams, while_read};
+
 /// Until connections are accepted again when there is no room for one.
 const NO_ROOM: Duration = Duration::from_secs(1);
+/// Longest head on HTTP/1, and what of one connection waits there to be read or written.
+const BUFFER: usize = 64 << 10;
+/// Streams at once on a connection of HTTP/2: the least that RFC 9113 recommends.
+const STREAMS: u32 = 100;
 
 /// Serves until `stop` is there, and then until the last request is answered.
 /// Who takes longer than `head_timeout` for a request's head is cut off, and on HTTP/2 who
-/// does not answer a ping in twice that time.
+/// does not answer a ping in twice that time; and who reads nothing of an answer for longer
+/// than that, on HTTP/2 that answer alone.
 pub async fn serve(
     listener: TcpListener,
     router: Router,
     head_timeout: Duration,
     stop: impl Future<Output = ()>,
 ) {
-    let mut builder = Builder::new(TokioExecutor::new());
+    let patience = 2 * head_timeout;
+    let mut builder = Builder::new(Streams { patience });
     builder
         .http1()
         .timer(TokioTimer::new())
+        .max_buf_size(BUFFER)
         .header_read_timeout(head_timeout);
     builder
         .http2()
         .timer(TokioTimer::new())
+        .max_concurrent_streams(STREAMS)
         .keep_alive_interval(head_timeout)
         .keep_alive_timeout(head_timeout);
     let connections = GracefulShutdown::new();
@@ -75,7 +85,7 @@ pub async fn serve(
                 }
             };
             tokio::select! {
-                ended = connection => if let Err(error) = ended {
+                ended = while_read(connection, patience) => if let Some(Err(error)) = ended {
                     tracing::debug!(%peer, error, "a connection broke");
                 },
                 () = says_nothing => tracing::debug!(%peer, "a connection without a request is cut off"),
@@ -101,7 +111,7 @@ fn service(
 ) -> TowerToHyperService<
     impl tower::Service<
         Request<Incoming>,
-        Response = axum::response::Response,
+        Response = hyper::Response<Answer>,
         Error = Infallible,
         Future: Send,
     > + Clone,
@@ -109,7 +119,8 @@ fn service(
     TowerToHyperService::new(service_fn(move |mut request: Request<Incoming>| {
         has_asked.store(true, Ordering::Relaxed);
         request.extensions_mut().insert(ConnectInfo(peer));
-        router.clone().oneshot(request)
+        let answer = router.clone().oneshot(request);
+        async { answer.await.map(|response| response.map(Answer::new)) }
     }))
 }
 
