@@ -31,6 +31,7 @@ pub struct App {
     keep_usage_days: Option<u32>,
     drain: Duration,
     listener: TcpListener,
+    room: usize,
     state: AppState,
     settling: JoinHandle<()>,
     claim: Claim,
@@ -83,6 +84,8 @@ impl App {
         origin: Origin,
         admin_key: Option<&SecretString>,
     ) -> anyhow::Result<Self> {
+        let upstreams = usize::try_from(config.components.instances)?;
+        let room = http::room_for_connections(upstreams);
         let place = place(&config, &server.data_dir);
         let claim = Claim::take(&server.data_dir, &place)?;
         let (store, keys) = open(&config, &server).await?;
@@ -167,6 +170,7 @@ impl App {
             keep_usage_days: database.keep_usage_days,
             drain: Duration::from_secs(server.drain_seconds),
             listener,
+            room,
             state,
             settling,
             claim,
@@ -187,6 +191,7 @@ impl App {
             keep_usage_days,
             drain,
             listener,
+            room,
             state,
             settling,
             claim,
@@ -213,7 +218,7 @@ impl App {
         let forgetting = tokio::spawn(generator.clone().forget_answers_until(stop.clone()));
         let head_timeout = Duration::from_millis(state.requests.header_timeout_ms);
         let stopped = stop.clone().cancelled_owned();
-        let server = http::serve(listener, http::router(state), head_timeout, stopped);
+        let server = http::serve(listener, http::router(state), room, head_timeout, stopped);
         let drained = async {
             stop.cancelled().await;
             tokio::time::sleep(drain).await;

@@ -155,3 +155,44 @@ async fn an_answer_that_is_not_read_is_cut_off() {
     let cut_off = tokio::time::timeout(PATIENCE, asking).await;
     cut_off.expect("it is cut off");
 }
+
+#[tokio::test]
+async fn connections_leave_files_for_upstreams() {
+    // those that wait are not more than the kernel lets wait
+    const ALL: usize = 140;
+    // the limit is raised; or it cannot be, and some connections wait
+    for (ulimit, answered) in [("-Sn 128", ALL), ("-n 128", 24)] {
+        let upstream = Upstream::start(Act::Answer("there")).await;
+        // nobody is cut off meanwhile
+        let patient = "[requests]\nheader_timeout_ms = 600000\n";
+        let host = Host::builder()
+            .config(format!("{patient}{GPT2}{}", lawgent(upstream.url())))
+            .ulimit(ulimit)
+            .start()
+            .await
+            .ready()
+            .await;
+        let customer = host.customer().await;
+        let ask = json!({ "text": "Once", "model_id": 2 });
+        // its connection is open before those of others
+        customer.post("/generate", ask.clone()).await.expect(200);
+        let address = host.url().trim_start_matches("http://");
+        let mut others = Vec::new();
+        for _ in 0..ALL {
+            let mut socket = TcpStream::connect(address).await.expect("a connection");
+            let request = b"GET /health HTTP/1.1\r\nhost: a\r\n\r\n";
+            socket.write_all(request).await.expect("sent");
+            others.push(socket);
+        }
+        for socket in &mut others[..answered] {
+            let answer = tokio::time::timeout(PATIENCE, socket.read_u8()).await;
+            answer.expect("in time").expect("an answer");
+        }
+        for _ in 0..20 {
+            let answer = customer.post("/generate", ask.clone()).await.expect(200);
+            assert_eq!(answer["response"], "there");
+        }
+        let is_low = host.log().contains("the limit of open files is low");
+        assert_eq!(is_low, answered < ALL);
+    }
+}

@@ -11,6 +11,7 @@ mod limits;
 mod openai;
 mod params;
 mod respond;
+mod room;
 mod serve;
 mod unread;
 
@@ -31,6 +32,7 @@ use crate::store::Store;
 
 use error::ApiError;
 
+pub use room::room_for_connections;
 pub use serve::serve;
 
 /// What handlers work with; clones share everything.

@@ -18,6 +18,7 @@ use hyper_util::server::conn::auto::Builder;
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tower::{ServiceExt, service_fn};
 
 use super::unread::{Answer, Streams, while_read};
@@ -29,13 +30,15 @@ const BUFFER: usize = 64 << 10;
 /// Streams at once on a connection of HTTP/2: the least that RFC 9113 recommends.
 const STREAMS: u32 = 100;
 
-/// Serves until `stop` is there, and then until the last request is answered.
+/// Serves until `stop` is there, and then until the last request is answered; at most `room`
+/// connections at once, while others wait to be accepted.
 /// Who takes longer than `head_timeout` for a request's head is cut off, and on HTTP/2 who
 /// does not answer a ping in twice that time; and who reads nothing of an answer for longer
 /// than that, on HTTP/2 that answer alone.
 pub async fn serve(
     listener: TcpListener,
     router: Router,
+    room: usize,
     head_timeout: Duration,
     stop: impl Future<Output = ()>,
 ) {
@@ -53,13 +56,14 @@ pub async fn serve(
         .keep_alive_interval(head_timeout)
         .keep_alive_timeout(head_timeout);
     let connections = GracefulShutdown::new();
+    let room = Arc::new(Semaphore::new(room.min(Semaphore::MAX_PERMITS)));
     tokio::pin!(stop);
     loop {
         let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+            accepted = accept(&listener, &room) => accepted,
             () = &mut stop => break,
         };
-        let (stream, peer) = match accepted {
+        let (place, stream, peer) = match accepted {
             Ok(accepted) => accepted,
             // the client's own doing
             Err(error) if is_of_one(&error) => continue,
@@ -77,6 +81,7 @@ pub async fn serve(
             .into_owned();
         let connection = connections.watch(connection);
         tokio::spawn(async move {
+            let _place = place;
             // until the first bytes tell which HTTP it is, no timeout of hyper's runs
             let says_nothing = async {
                 tokio::time::sleep(head_timeout).await;
@@ -94,6 +99,17 @@ pub async fn serve(
     }
     drop(listener);
     connections.shutdown().await;
+}
+
+/// The next connection, once there is a place for it.
+async fn accept(
+    listener: &TcpListener,
+    room: &Arc<Semaphore>,
+) -> io::Result<(OwnedSemaphorePermit, TcpStream, SocketAddr)> {
+    let place = Arc::clone(room).acquire_owned().await;
+    let place = place.map_err(io::Error::other)?;
+    let (stream, peer) = listener.accept().await?;
+    Ok((place, stream, peer))
 }
 
 /// Whether it is the end of one connection, rather than that there is no room.

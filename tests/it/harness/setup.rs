@@ -15,6 +15,7 @@ pub struct Setup {
     env: Vec<(String, String)>,
     files: Vec<(&'static str, Vec<u8>)>,
     arguments: Vec<String>,
+    ulimit: Option<&'static str>,
     has_admin_key: bool,
     has_free_port: bool,
     is_in_file: bool,
@@ -28,6 +29,7 @@ impl Default for Setup {
             env: Vec::new(),
             files: Vec::new(),
             arguments: Vec::new(),
+            ulimit: None,
             has_admin_key: true,
             has_free_port: true,
             is_in_file: false,
@@ -70,6 +72,12 @@ impl Setup {
     /// Adds an argument of the command line.
     pub fn argument(mut self, argument: impl Into<String>) -> Self {
         self.arguments.push(argument.into());
+        self
+    }
+
+    /// Sets a limit of the process, by these arguments of `ulimit`.
+    pub fn ulimit(mut self, arguments: &'static str) -> Self {
+        self.ulimit = Some(arguments);
         self
     }
 
@@ -117,7 +125,15 @@ impl Setup {
 
     /// A command of the binary in the server's folder and environment.
     pub(super) fn command(&self, dir: &Path) -> Command {
-        let mut command = Command::new(&*BINARY);
+        let mut command = match self.ulimit {
+            Some(arguments) => {
+                let limited = format!("ulimit {arguments} && exec \"$0\" \"$@\"");
+                let mut shell = Command::new("/bin/sh");
+                shell.args(["-c", &limited, &BINARY]);
+                shell
+            }
+            None => Command::new(&*BINARY),
+        };
         command
             .current_dir(dir)
             .env_clear()
