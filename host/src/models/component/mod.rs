@@ -174,10 +174,7 @@ impl Component {
         let session = self
             .session_at(self.mould.runtime.place()?, timeout)
             .await?;
-        // one that takes the next request too comes back
-        if !session.running.has_more() {
-            self.spare.refill(&self.mould);
-        }
+        self.spare.refill(&self.mould);
         Ok(session)
     }
 

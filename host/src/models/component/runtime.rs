@@ -37,7 +37,7 @@ const SPARES: u32 = 128;
 
 fn spares(shared: &Components) -> u32 {
     // few, where address space is dear
-    SPARES.min(shared.instances / 8).max(1)
+    SPARES.min(shared.instances / 8)
 }
 
 /// What a request is told to wait when all instances are taken.
