@@ -76,6 +76,8 @@ impl<'a> Reader<'a> {
                 (c, Some(open)) if c == open => quote = None,
                 (c, Some('\'')) => value.push(c),
                 ('\'' | '"', None) => quote = Some(c),
+                // as dotenv's readers have it, it says nothing before the end of a line
+                ('\\', None) if self.rest.is_empty() || self.rest.starts_with('\n') => {}
                 ('\\', _) => value.push(self.escaped()?),
                 ('$', _) => value += self.variable()?,
                 ('\n', None) => return Ok(value),
@@ -112,8 +114,9 @@ impl<'a> Reader<'a> {
     fn variable(&mut self) -> Result<&str, &'static str> {
         let name = match self.rest.strip_prefix('{') {
             Some(after) => {
-                let (name, rest) = after.split_once('}').ok_or("a ${ has no }")?;
-                self.rest = rest;
+                self.rest = after;
+                let name = self.take(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.'));
+                self.rest = self.rest.strip_prefix('}').ok_or("a ${ has no }")?;
                 name
             }
             None => self.take(|c| c.is_ascii_alphanumeric() || c == '_'),
@@ -142,7 +145,7 @@ impl<'a> Reader<'a> {
 
 /// Whether nothing but the end of the line, or a comment, may follow in a value.
 fn is_blank(c: char) -> bool {
-    matches!(c, ' ' | '\t' | '\r')
+    c != '\n' && c.is_whitespace()
 }
 
 #[cfg(test)]
@@ -177,6 +180,8 @@ mod tests {
             ("HOME=other\nA=${HOME}", "/home/me"),
             ("B_C=1\nA=$B_C-${B_C}${D}", "1-1"),
             ("A=5$", "5$"),
+            ("A=b\\\nB=c", "b"),
+            ("A=b\u{a0}\nB=c", "b"),
             ("export=x\nA=ü", "ü"),
         ] {
             let found = read(text).unwrap_or_else(|why| panic!("{text:?}: {why}"));
@@ -198,8 +203,9 @@ mod tests {
             "A='secret",
             "A=\"secret\nB=1",
             "A=secret\\t",
-            "A=secret\\",
+            "A=\"secret\\",
             "A=${secret",
+            "A=${secret\nB=1\nC=${B}",
             "A=secret\0",
         ] {
             let why = read(&format!("# first\nB=1\n\n{text}")).unwrap_err();
