@@ -50,10 +50,11 @@ impl Report {
     /// Says what has become of a model, so far.
     pub(super) fn tell(&mut self, awaited: &Awaited) {
         let name = || awaited.model.spec.name.clone();
-        if !awaited.is_done() {
-            self.loading.push(name());
-        } else if let State::Unavailable(reason) = awaited.model.state() {
-            self.failed.push((name(), reason));
+        match awaited.model.state() {
+            State::Unavailable(reason) if awaited.is_done() => self.failed.push((name(), reason)),
+            State::Ready(_) if awaited.is_done() => {}
+            // perhaps another edit has overtaken it
+            _ => self.loading.push(name()),
         }
     }
 }
