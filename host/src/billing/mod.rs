@@ -171,10 +171,17 @@ impl Reporter {
     /// Sends a message, unless an earlier attempt turns out to have arrived.
     /// Returns what Stripe calls what was made.
     async fn deliver(&self, message: &Message) -> Result<String, Failure> {
-        if message.attempts > 0
-            && let Some(found) = self.stripe.find(message).await?
-        {
-            return Ok(found);
+        if message.attempts > 0 {
+            match self.stripe.find(message).await {
+                // nothing was made with an address that is none
+                Ok(None)
+                | Err(Failure {
+                    kind: Kind::NoAddress,
+                    ..
+                }) => {}
+                Ok(Some(found)) => return Ok(found),
+                Err(failure) => return Err(failure),
+            }
         }
         match self.stripe.create(message).await {
             Err(Failure {

@@ -365,7 +365,7 @@ impl Store {
     /// Not where this was done for the message already, since `renewed_before`: so a Stripe
     /// that has none of the new ones either is not sent one after the other. Returns
     /// whether it is done. What an attempt made whose answer was lost is gone with the
-    /// customer that it was made for.
+    /// customer that it was made for, unless that is another account's: then both have it.
     ///
     /// # Errors
     /// When the database fails.
