@@ -2,11 +2,13 @@
 
 use time::{Duration, OffsetDateTime};
 
-use super::db::{On, Transaction, query};
+use super::db::{Transaction, query};
 use super::{Error, Store, at_work, millis};
 
 /// How long an answer is kept.
 pub const KEPT: Duration = Duration::hours(24);
+/// Answers to delete at once: they may be long.
+const BATCH: i64 = 1_000;
 
 /// An answer and the request it was for.
 #[derive(Clone, Debug)]
@@ -25,8 +27,8 @@ pub struct KeptAnswer {
     pub created_at: OffsetDateTime,
 }
 
-/// Writes an answer, frees its request's name, and forgets those that were kept
-/// long enough; `false` when the name is another server's by now.
+/// Writes an answer and frees its request's name; `false` when the name is another
+/// server's by now.
 pub(super) async fn insert(
     transaction: &mut Transaction<'_>,
     kept: &KeptAnswer,
@@ -34,8 +36,15 @@ pub(super) async fn insert(
     if !at_work::end(&mut *transaction, &kept.request_id).await? {
         return Ok(false);
     }
-    // one of the same name must make room now
-    forget(&mut *transaction, kept.created_at).await?;
+    // one of the same name that was kept long enough makes room
+    query(
+        "DELETE FROM answers WHERE api_key_id = $1 AND idempotency_key = $2 AND created_at <= $3",
+    )
+    .bind(kept.api_key_id)
+    .bind(&kept.idempotency_key)
+    .bind(millis(kept.created_at - KEPT))
+    .execute(&mut *transaction)
+    .await?;
     query(
         "INSERT INTO answers \
          (api_key_id, idempotency_key, fingerprint, request_id, answer, created_at) \
@@ -52,21 +61,20 @@ pub(super) async fn insert(
     Ok(true)
 }
 
-async fn forget<'a, 'c: 'a>(on: impl Into<On<'a, 'c>>, now: OffsetDateTime) -> Result<(), Error> {
-    query("DELETE FROM answers WHERE created_at <= $1")
-        .bind(millis(now - KEPT))
-        .execute(on)
-        .await?;
-    Ok(())
-}
-
 impl Store {
     /// Deletes the answers that were kept long enough.
     ///
     /// # Errors
     /// When the database fails.
     pub async fn forget_answers(&self, now: OffsetDateTime) -> Result<(), Error> {
-        forget(&self.write, now).await
+        let some = "DELETE FROM answers WHERE (api_key_id, idempotency_key) IN \
+            (SELECT api_key_id, idempotency_key FROM answers WHERE created_at <= $1 LIMIT $2)";
+        loop {
+            let old = query(some).bind(millis(now - KEPT)).bind(BATCH);
+            if old.execute(&self.write).await? == 0 {
+                return Ok(());
+            }
+        }
     }
 
     /// The hash of the request and the answer that are kept under this name, if
