@@ -253,7 +253,10 @@ impl App {
         if let Err(error) = store.leave(&process).await {
             tracing::warn!(%error, "the lease ends by itself");
         }
-        store.close().await;
+        // a connection may say nothing any more
+        tokio::time::timeout(Duration::from_secs(5), store.close())
+            .await
+            .ok();
         drop(claim);
         tracing::info!("stopped");
         Ok(())

@@ -190,6 +190,22 @@ async fn answer<T>(
     answer.unwrap_or_else(|_| Err(silence().into()))
 }
 
+/// A transaction that is begun in a task of its own. sqlx knows of one only when it is, and
+/// one that is given up before would go on on the connection of somebody else.
+async fn begun(
+    beginning: impl Future<Output = Result<sqlx::Transaction<'static, Postgres>, sqlx::Error>>
+    + Send
+    + 'static,
+) -> Result<sqlx::Transaction<'static, Postgres>, sqlx::Error> {
+    let begun = tokio::spawn(beginning);
+    answer(ANSWER, async {
+        begun
+            .await
+            .unwrap_or_else(|error| Err(io::Error::other(error).into()))
+    })
+    .await
+}
+
 impl Pool {
     /// Begins a transaction that may write, and is on the disk when it is committed. Of
     /// a file the lock comes first: what is read in it is still so when it is written.
@@ -202,7 +218,8 @@ impl Pool {
             // of which no transaction can write
             Self::Sqlite(pool) => Ok(Transaction::Sqlite(pool.begin().await?)),
             Self::Postgres(pool) => {
-                let begun = answer(ANSWER, pool.begin()).await?;
+                let pool = pool.clone();
+                let begun = begun(async move { pool.begin().await }).await?;
                 Ok(Transaction::Postgres(begun, ANSWER))
             }
         }
@@ -218,7 +235,8 @@ impl Pool {
             Self::Writer(writer) => Ok(Transaction::Writer(writer.turn().await?)),
             Self::Postgres(pool) => {
                 let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
-                let begun = answer(ANSWER, pool.begin_with(begin)).await?;
+                let pool = pool.clone();
+                let begun = begun(async move { pool.begin_with(begin).await }).await?;
                 Ok(Transaction::Postgres(begun, ANSWER))
             }
         }
