@@ -2,13 +2,17 @@
 //! many do, those whose keys are known find a connection.
 
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::time::Duration;
 
 use tokio::sync::{Mutex, Semaphore, SemaphorePermit};
+use tokio::time::timeout;
 
 use crate::store::{Error, Store};
 
 /// Connections that look for keys which nobody is known to have.
 const CONNECTIONS: usize = 2;
+/// How long one waits for them.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Who comes with a key that is not known, or with what may be the admin key.
 #[derive(Debug)]
@@ -43,9 +47,11 @@ impl Strangers {
     /// The turn of one whose key is not known.
     ///
     /// # Errors
-    /// When the server is stopping.
+    /// When it does not come in time.
     pub async fn turn(&self) -> Result<SemaphorePermit<'_>, Error> {
-        self.turns.acquire().await.map_err(|_| Error::Stopping)
+        let turn = timeout(PATIENCE, self.turns.acquire()).await;
+        let busy = |_| Error::Database("too many keys that are not known".to_owned());
+        turn.map_err(busy)?.map_err(|_| Error::Stopping)
     }
 
     /// The keyed hash of the admin key, once one was set: by one reading for all who asked
