@@ -182,7 +182,9 @@ impl Generator {
             admitted.permit.settle(0).await;
             return Err(error);
         }
-        self.settle(admitted, produced.counted(), end).await
+        let has_pieces = produced.bytes > 0 && !left.is_cancelled();
+        self.settle(admitted, produced.counted(), end, has_pieces)
+            .await
     }
 
     /// Runs the model, keeping `produced` up to date.
@@ -236,12 +238,14 @@ impl Generator {
         }
     }
 
-    /// Puts the request on record; only then is there an answer.
+    /// Puts the request on record; only then is there an answer. `has_pieces` tells whether
+    /// the client was there for what was produced.
     async fn settle(
         &self,
         admitted: Admitted,
         produced: Produced,
         end: Result<FinishReason, Error>,
+        has_pieces: bool,
     ) -> Result<Answer, Error> {
         let Admitted {
             ask,
@@ -254,9 +258,9 @@ impl Generator {
         let status = match &end {
             Ok(_) => Status::Ok,
             Err(Error::Left(_)) => Status::Cancelled,
-            // it has what was streamed until its time was over
+            // the client has what was streamed until its time was over
             Err(Error::Plugin(error))
-                if error.kind == ErrorKind::Timeout && ask.is_streamed && produced.bytes > 0 =>
+                if error.kind == ErrorKind::Timeout && ask.is_streamed && has_pieces =>
             {
                 Status::Cancelled
             }
