@@ -159,8 +159,11 @@ mod tests {
         assert_eq!(found(almost).await, Some((vec![7; 32], "{}".to_owned())));
         assert_eq!(found(now + KEPT).await, None);
 
-        // and the next one to be kept takes its place
-        assert!(keep(&store, kept("two", now + KEPT)).await);
-        assert_eq!(found(almost).await, None);
+        // another of its name takes its place, and in time goes without one
+        assert!(keep(&store, kept("one", now + KEPT)).await);
+        assert!(found(now + KEPT).await.is_some());
+        let later = now + 2 * KEPT;
+        store.forget_answers(later).await.expect("deleted");
+        assert_eq!(found(now + KEPT).await, None);
     }
 }
