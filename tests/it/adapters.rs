@@ -8,7 +8,7 @@ use crate::harness::{Act, Client, Host, Upstream, component};
 const CHATS: &str = "/v1/chat/completions";
 
 /// A server with a model of this adapter, a customer, and the API behind it.
-async fn with(plugin: &str, act: Act, more: &str) -> (Host, Client, Upstream) {
+pub async fn with(plugin: &str, act: Act, more: &str) -> (Host, Client, Upstream) {
     let upstream = Upstream::start(act).await;
     let url = match plugin {
         "lawgent-thinking" => upstream.url(),

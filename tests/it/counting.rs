@@ -5,8 +5,9 @@ use base64::engine::general_purpose::STANDARD;
 use reqwest::Method;
 use serde_json::{Value, json};
 
+use crate::adapters;
 use crate::component::with_misbehave;
-use crate::harness::{Act, Events, Host, Upstream, component, eventually};
+use crate::harness::{Act, Client, Events, Host, Upstream, eventually};
 
 /// A piece, and no end.
 const BEGUN: &[&str] = &[
@@ -16,15 +17,9 @@ const BEGUN: &[&str] = &[
 const OF_MANY: &str = r#"{"choices":[{"index":0,"message":{"role":"assistant","content":"Hi."},
   "finish_reason":"stop"}],"usage":{"prompt_tokens":60000,"completion_tokens":5,"total_tokens":60005}}"#;
 
-async fn chatty(act: Act) -> (Host, Upstream) {
-    let upstream = Upstream::start(act).await;
-    let (plugin, url) = (component("openai"), upstream.base());
-    let config = format!(
-        "[[models]]\nid = 2\nname = \"chatty\"\nplugin = \"{plugin}\"\napi_url = \"{url}\"\n\
-         model_name = \"upstream\"\n[models.limits]\ntimeout_ms = 5000\n"
-    );
-    let host = Host::builder().config(config).start().await.ready().await;
-    (host, upstream)
+/// A server with the adapter `openai`, a customer, and the API behind it.
+async fn chatty(act: Act) -> (Host, Client, Upstream) {
+    adapters::with("openai", act, "[models.limits]\ntimeout_ms = 5000").await
 }
 
 /// A chat about a picture of 150 KB.
@@ -34,13 +29,12 @@ fn about_a_picture() -> Value {
         { "type": "text", "text": "What is it?" },
         { "type": "image_url", "image_url": { "url": format!("data:image/png;base64,{picture}") } },
     ]);
-    json!({ "model": "chatty", "max_tokens": 10, "messages": [{ "role": "user", "content": content }] })
+    json!({ "model": "it", "max_tokens": 10, "messages": [{ "role": "user", "content": content }] })
 }
 
 #[tokio::test]
 async fn a_picture_that_nobody_counts_is_taken_for_a_thousand_tokens() {
-    let (host, _upstream) = chatty(Act::Stream(BEGUN)).await;
-    let customer = host.customer().await;
+    let (_host, customer, _upstream) = chatty(Act::Stream(BEGUN)).await;
     let mut ask = about_a_picture();
     ask["stream"] = json!(true);
     let mut events = customer.stream("/v1/chat/completions", ask).await;
@@ -60,7 +54,7 @@ async fn a_picture_that_nobody_counts_is_taken_for_a_thousand_tokens() {
 
 #[tokio::test]
 async fn a_failure_takes_no_more_of_a_limit_than_was_reserved() {
-    let (host, _upstream) = chatty(Act::Say(500, vec![], "{}")).await;
+    let (host, _, _upstream) = chatty(Act::Say(500, vec![], "{}")).await;
     let customer = host.customer_with(json!({ "token_limit": 10_000 })).await;
     for _ in 0..3 {
         let reply = customer
@@ -72,15 +66,14 @@ async fn a_failure_takes_no_more_of_a_limit_than_was_reserved() {
 
 #[tokio::test]
 async fn what_a_template_puts_around_each_message_is_charged() {
-    let (host, _upstream) = chatty(Act::Json(OF_MANY)).await;
-    let customer = host.customer().await;
+    let (host, customer, _upstream) = chatty(Act::Json(OF_MANY)).await;
     let messages = vec![json!({ "role": "user", "content": "a" }); 10_000];
-    let ask = json!({ "model": "chatty", "messages": messages });
+    let ask = json!({ "model": "it", "messages": messages });
     let answer = customer.post("/v1/chat/completions", ask).await.expect(200);
     assert_eq!(answer["usage"]["prompt_tokens"], 60_000);
     assert!(!host.log().contains("counts more"), "{}", host.log());
     // but what no prompt of this size can be is not
-    let ask = json!({ "model": "chatty", "messages": [{ "role": "user", "content": "a" }] });
+    let ask = json!({ "model": "it", "messages": [{ "role": "user", "content": "a" }] });
     let answer = customer.post("/v1/chat/completions", ask).await.expect(200);
     let charged = answer["usage"]["prompt_tokens"].as_i64();
     assert!(charged.is_some_and(|n| n < 2_000), "{answer}");
@@ -103,10 +96,9 @@ async fn a_plugin_that_gives_up_has_failed() {
 
 #[tokio::test]
 async fn what_was_streamed_until_its_time_was_over_is_charged() {
-    let (host, _upstream) = chatty(Act::Stream(BEGUN)).await;
-    let customer = host.customer().await;
+    let (_host, customer, _upstream) = chatty(Act::Stream(BEGUN)).await;
     let messages = json!([{ "role": "user", "content": "What is it?" }]);
-    let mut ask = json!({ "model": "chatty", "stream": true, "messages": messages });
+    let mut ask = json!({ "model": "it", "stream": true, "messages": messages });
     let events = customer.stream("/v1/chat/completions", ask.clone()).await;
     let events = events.rest().await;
     let last = events.last().expect("an event");

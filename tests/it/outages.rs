@@ -8,10 +8,7 @@ use tokio::task::JoinHandle;
 use crate::harness::{
     Act, Cable, Client, GPT2, Host, PATIENCE, Purse, Reply, Upstream, eventually, lawgent,
 };
-use crate::servers::{DOLLAR, WAITS, another, ask, ask_upstream, first, send, statuses};
-
-/// Has the house's account to itself, which every settlement changes last.
-const HOUSE: &str = "SELECT FROM accounts WHERE id = 2 FOR UPDATE";
+use crate::servers::{DOLLAR, HOUSE, WAITS, another, ask, ask_upstream, first, send, statuses};
 
 /// A server of the same database, and the cable that it reaches it by.
 async fn by_cable(first: &Host, config: &str) -> (Host, Cable) {

@@ -12,6 +12,8 @@ use crate::harness::{
 
 pub const DOLLAR: i64 = 1_000_000_000;
 
+/// Has the house's account to itself, which every settlement changes last.
+pub const HOUSE: &str = "SELECT FROM accounts WHERE id = 2 FOR UPDATE";
 /// How many wait for what others have to themselves.
 pub const WAITS: &str = "SELECT count(*) FROM pg_stat_activity \
     WHERE datname = current_database() AND wait_event_type = 'Lock'";
@@ -138,10 +140,7 @@ async fn who_follows_the_rows_misses_none_that_comes_late() {
     };
 
     // the house's account is changed last: this settlement has its row and waits
-    let house = first
-        .database()
-        .begin("SELECT FROM accounts WHERE id = 2 FOR UPDATE")
-        .await;
+    let house = first.database().begin(HOUSE).await;
     let waiting = tokio::spawn(async move { late.post("/generate", ask(1)).await });
     eventually("it waits", async || {
         first.database().number(WAITS).await == 1
@@ -335,10 +334,8 @@ async fn strangers_keep_nobody_from_the_database() {
         let stranger = host.anyone().with_header("x-admin-key", key);
         tokio::spawn(async move { stranger.get("/customers").await });
     }
-    let waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted \
-        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
     let database = host.database();
-    eventually("one waits", async || database.number(waiting).await > 0).await;
+    eventually("one waits", async || database.number(WAITS).await > 0).await;
     customer.get("/usage").await.expect(200);
-    assert_eq!(database.number(waiting).await, 1);
+    assert_eq!(database.number(WAITS).await, 1);
 }

@@ -13,8 +13,7 @@ use time::OffsetDateTime;
 
 use super::customers;
 use super::{Page, rfc3339};
-pub use crate::config::HIGHEST_RATE;
-use crate::config::{HIGHEST_LIMIT, network};
+use crate::config::{HIGHEST_LIMIT, HIGHEST_RATE, network};
 use crate::http::AppState;
 use crate::http::auth::{Admin, KeysReader};
 use crate::http::error::ApiError;

@@ -10,7 +10,7 @@ use time::OffsetDateTime;
 use super::form::Form;
 use super::session::AdminViewer;
 use super::{keys, layout};
-use crate::config::HIGHEST_LIMIT;
+use crate::config::{HIGHEST_LIMIT, HIGHEST_RATE};
 use crate::http::AppState;
 use crate::http::api::{customers, keys as api};
 use crate::http::auth::Caller;
@@ -132,7 +132,7 @@ fn page(customer: &Customer, live: &Live, form: &New, error: Option<&ApiError>) 
                 autocomplete="off";
             label for="rate_limit" { "Requests a minute, for each model" }
             input #rate_limit type="number" name="rate_limit" value=(form.rate_limit) required
-                min="1" max=(api::HIGHEST_RATE);
+                min="1" max=(HIGHEST_RATE);
             (limit("token_limit", "Tokens a minute, for each model", form.token_limit))
             (limit("concurrent_limit", "Requests at once, for each model", form.concurrent_limit))
             fieldset {

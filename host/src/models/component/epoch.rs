@@ -43,15 +43,11 @@ impl EpochClock {
     /// When there is no thread for it.
     pub(super) fn start(engine: &Engine) -> io::Result<Self> {
         let shared = Arc::<Shared>::default();
-        let (engine, seen) = (engine.weak(), Arc::clone(&shared));
+        let (engine, seen) = (engine.clone(), Arc::clone(&shared));
         let tick = move || {
             let mut at_rest = 0;
             while !seen.is_over.load(SeqCst) {
-                let Some(engine) = engine.upgrade() else {
-                    return;
-                };
                 engine.increment_epoch();
-                drop(engine);
                 at_rest = match seen.computing.load(SeqCst) {
                     0 => at_rest + 1,
                     _ => 0,
@@ -76,7 +72,7 @@ impl EpochClock {
     /// Ticks until what this returns is dropped, and for a while after.
     pub(super) fn computing(&self) -> Computing<'_> {
         self.shared.computing.fetch_add(1, SeqCst);
-        // either this sees that it stands, or it sees this
+        // either this sees that it stands, or it sees this; once it goes, it goes for a while
         if self.shared.stands.load(SeqCst) && self.shared.stands.swap(false, SeqCst) {
             self.thread.unpark();
         }

@@ -183,13 +183,13 @@ async fn a_panic_fails_one_request_and_no_other() {
         later.next().await.unwrap_err().code.as_deref(),
         Some("plugin_failed")
     );
-    native
-        .generate(KEY, request("hello"))
-        .await
-        .unwrap()
-        .next()
-        .await
-        .unwrap();
+    answers(&native).await;
+}
+
+/// A thread takes the next request.
+async fn answers(native: &Native) {
+    let mut completion = native.generate(KEY, request("hello")).await.unwrap();
+    completion.next().await.unwrap();
 }
 
 #[tokio::test]
@@ -199,13 +199,7 @@ async fn a_dropped_completion_frees_its_thread() {
     endless.next().await.unwrap();
     drop(endless);
     // the one thread takes the next request
-    native
-        .generate(KEY, request("hello"))
-        .await
-        .unwrap()
-        .next()
-        .await
-        .unwrap();
+    answers(&native).await;
 }
 
 #[tokio::test]
@@ -223,13 +217,7 @@ async fn a_completion_that_blocks_learns_that_nobody_wants_it() {
         while native.estimate(&request("")).await.unwrap().prompt_tokens < 2 {}
     }
     // the one thread takes the next request
-    native
-        .generate(KEY, request("hello"))
-        .await
-        .unwrap()
-        .next()
-        .await
-        .unwrap();
+    answers(&native).await;
 }
 
 #[tokio::test]

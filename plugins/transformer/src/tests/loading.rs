@@ -133,12 +133,7 @@ fn a_damaged_file_is_refused_by_its_name() {
         ),
     ];
     for (file, damage, reason) in cases {
-        let folder = tempfile::tempdir().unwrap();
-        for name in [CONFIG, TOKENIZER, WEIGHTS] {
-            let bytes = std::fs::read(fixture("plain").join(name)).unwrap();
-            let bytes = if name == file { damage(bytes) } else { bytes };
-            std::fs::write(folder.path().join(name), bytes).unwrap();
-        }
+        let folder = copied("plain", file, &damage);
         let error = open(folder.path().to_str().unwrap()).unwrap_err();
         assert!(error.message.contains(reason), "{file}: {}", error.message);
     }
@@ -147,12 +142,7 @@ fn a_damaged_file_is_refused_by_its_name() {
 #[test]
 fn rotary_scaling_may_have_its_kind_by_both_names() {
     let said = |config: &dyn Fn(Vec<u8>) -> Vec<u8>| {
-        let folder = tempfile::tempdir().unwrap();
-        for name in [CONFIG, TOKENIZER, WEIGHTS] {
-            let bytes = std::fs::read(fixture("llama").join(name)).unwrap();
-            let bytes = if name == CONFIG { config(bytes) } else { bytes };
-            std::fs::write(folder.path().join(name), bytes).unwrap();
-        }
+        let folder = copied("llama", CONFIG, config);
         let model = open(folder.path().to_str().unwrap()).unwrap();
         answer(&model, "The harbour", greedy(20)).0
     };
@@ -166,6 +156,17 @@ fn rotary_scaling_may_have_its_kind_by_both_names() {
         let by_these = said(&|bytes| replace(&bytes, kind, kinds));
         assert_eq!(by_these, by_one, "{kinds}");
     }
+}
+
+/// A checkpoint with one of its files changed.
+fn copied(from: &str, file: &str, change: &dyn Fn(Vec<u8>) -> Vec<u8>) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for name in [CONFIG, TOKENIZER, WEIGHTS] {
+        let bytes = std::fs::read(fixture(from).join(name)).unwrap();
+        let bytes = if name == file { change(bytes) } else { bytes };
+        std::fs::write(folder.path().join(name), bytes).unwrap();
+    }
+    folder
 }
 
 fn replace(bytes: &[u8], from: &str, to: &str) -> Vec<u8> {

@@ -146,7 +146,7 @@ impl Arriving {
     }
 }
 
-/// Whether `needle`, if it is anything, is in `text`.
+/// Whether `needle` is in `text`.
 pub(super) fn contains(text: &[u8], needle: &[u8]) -> bool {
-    !needle.is_empty() && memmem::find(text, needle).is_some()
+    memmem::find(text, needle).is_some()
 }
