@@ -277,7 +277,7 @@ pub enum ErrorKind {
     Timeout,
     /// 501
     Unsupported,
-    /// Nothing is sent; logged as 499
+    /// 502: it has given up by itself
     Cancelled,
     /// 500
     Internal,
