@@ -7,12 +7,23 @@ use serde_json::{Value, json};
 
 use crate::adapters;
 use crate::component::with_misbehave;
-use crate::harness::{Act, Client, Events, Host, Upstream, eventually};
+use crate::harness::{Act, Client, Events, Host, Purse, Upstream, eventually};
 
 /// A piece, and no end.
 const BEGUN: &[&str] = &[
     "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"It is\"}}]}\n\n",
     "data: [DONE]\n\n",
+];
+/// A piece, with a count that begins with the last one; and no end.
+const NOT_COUNTED_YET: &[&str] = &[
+    "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"It is so, as I said\"}}],\
+     \"usage\":{\"prompt_tokens\":9,\"completion_tokens\":0,\"total_tokens\":9}}\n\n",
+    "data: [DONE]\n\n",
+];
+/// A piece, and then the API's own upstream takes too long.
+const GIVEN_UP: &[&str] = &[
+    "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"It is\"}}]}\n\n\
+     data: {\"error\":{\"code\":504,\"message\":\"Provider timed out\"}}\n\n",
 ];
 const OF_MANY: &str = r#"{"choices":[{"index":0,"message":{"role":"assistant","content":"Hi."},
   "finish_reason":"stop"}],"usage":{"prompt_tokens":60000,"completion_tokens":5,"total_tokens":60005}}"#;
@@ -119,5 +130,119 @@ async fn what_was_streamed_until_its_time_was_over_is_charged() {
     for row in [&rows[1], &rows[2]] {
         assert_eq!(ended(row), (json!("failed"), json!("timeout")));
         assert_eq!(row["cost"], 0.0);
+    }
+}
+
+/// The customer's latest request on record.
+async fn last_row(customer: &Client) -> Value {
+    customer.get("/usage/requests").await.expect(200)["requests"][0].clone()
+}
+
+fn streamed_chat() -> Value {
+    let messages = json!([{ "role": "user", "content": "What is it?" }]);
+    json!({ "model": "it", "stream": true, "messages": messages })
+}
+
+#[tokio::test]
+async fn a_stream_that_may_be_asked_for_again_is_not_charged_when_its_time_is_over() {
+    let more = "[models.limits]\ntimeout_ms = 1000";
+    let (_host, customer, _upstream) = adapters::with("openai", Act::Stream(BEGUN), more).await;
+    let request = customer.request(Method::POST, "/v1/chat/completions");
+    let request = request
+        .header("idempotency-key", "once")
+        .json(&streamed_chat());
+    let events = Events::of(request.send().await.expect("an answer"));
+    let events = events.rest().await;
+    let last = events.last().expect("an event");
+    assert_eq!(last["error"]["code"], "timeout", "{events:?}");
+    let row = last_row(&customer).await;
+    assert_eq!(
+        (&row["status"], &row["cost"]),
+        (&json!("failed"), &json!(0.0))
+    );
+}
+
+#[tokio::test]
+async fn a_stream_that_the_upstream_gave_up_is_not_charged() {
+    let (_host, customer, _upstream) = chatty(Act::Stream(GIVEN_UP)).await;
+    let events = customer.stream("/v1/chat/completions", streamed_chat());
+    let events = events.await.rest().await;
+    let last = events.last().expect("an event");
+    assert_eq!(last["error"]["code"], "timeout", "{events:?}");
+    let row = last_row(&customer).await;
+    assert_eq!(
+        (&row["status"], &row["cost"]),
+        (&json!("failed"), &json!(0.0))
+    );
+}
+
+#[tokio::test]
+async fn a_stream_that_is_left_is_charged_though_its_api_counts_only_at_the_end() {
+    let (_host, customer, _upstream) = chatty(Act::Stream(NOT_COUNTED_YET)).await;
+    let events = customer.stream("/v1/chat/completions", streamed_chat());
+    let mut events = events.await;
+    events.next().await.expect("a piece");
+    drop(events);
+    eventually("it is on record", async || {
+        last_row(&customer).await["status"] == "cancelled"
+    })
+    .await;
+    let row = last_row(&customer).await;
+    let tokens = (&row["prompt_tokens"], &row["completion_tokens"]);
+    assert_eq!(tokens, (&json!(9), &json!(5)), "{row}");
+    assert!(row["cost"].as_f64() > Some(0.0), "{row}");
+}
+
+/// A piece of a streamed text, as counted until then.
+fn piece(text: &str, usage: &Value) -> &'static str {
+    let choice = json!({ "index": 0, "text": text, "finish_reason": null });
+    let event = json!({ "choices": [choice], "usage": usage });
+    format!("data: {event}\n\n").leak()
+}
+
+#[tokio::test]
+async fn a_stream_ends_where_what_is_held_for_it_ends() {
+    /// Nano-dollars of a token at the default price.
+    const TOKEN: i64 = 10_000;
+    let counted = |completion: u32| {
+        json!({ "prompt_tokens": 2, "completion_tokens": completion,
+                "total_tokens": 2 + completion })
+    };
+    let by_count = [
+        piece("It is", &counted(2)),
+        piece(" more than that", &counted(6)),
+        piece(" and more", &counted(8)),
+    ];
+    // no five tokens are as long
+    let by_length = [
+        piece(&"-".repeat(5 * 128 + 1), &Value::Null),
+        piece(" and more", &Value::Null),
+    ];
+    for pieces in [by_count.to_vec(), by_length.to_vec()] {
+        let more = pieces.len() - 2;
+        let (host, _, upstream) = chatty(Act::Stream(pieces.leak())).await;
+        upstream.release(more);
+        // of the prompt five bytes, and what a template may add
+        let paid = (5 + 1024 + 5) * TOKEN;
+        let purse = Purse::prepaid(&host, paid).await;
+        let ask = json!({ "model": "it", "prompt": "Hello", "stream": true });
+        let events = purse.customer.stream("/v1/completions", ask).await;
+        let events = events.rest().await;
+        let [.., last, done] = &events[..] else {
+            panic!("{events:?}");
+        };
+        assert_eq!(done, "[DONE]");
+        assert_eq!(last["choices"][0]["finish_reason"], "length", "{last}");
+        assert_eq!(last["limited_by"], "credit", "{last}");
+        assert_eq!(upstream.seen()[0].body["max_tokens"], 5);
+        eventually("the API is told", async || upstream.open() == 0).await;
+        let row = last_row(&purse.customer).await;
+        assert_eq!(
+            (&row["status"], &row["completion_tokens"]),
+            (&json!("ok"), &json!(5))
+        );
+        let tokens = row["prompt_tokens"].as_i64().expect("a number") + 5;
+        assert_eq!(purse.balance().await, (paid - tokens * TOKEN, 0));
+        host.run(&["db", "audit"]);
     }
 }

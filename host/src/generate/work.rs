@@ -29,6 +29,12 @@ use crate::store::{self, Settlement};
 /// Longest answer, in bytes, whatever a plugin sends.
 const MAX_ANSWER_BYTES: usize = 4 << 20;
 
+/// The most bytes of a token: the vocabularies in use have runs of 128 spaces or signs.
+const LONGEST_TOKEN: usize = 128;
+
+/// How long before the end of its time a request may be told that it is over.
+const SLACK: Duration = Duration::from_millis(100);
+
 /// The client has closed its connection.
 const LEFT: Error = Error::Left("left");
 
@@ -51,7 +57,7 @@ struct Produced {
     /// Whether the plugin has counted.
     is_counted: bool,
     /// What it counted beyond what the request allows.
-    beyond: u32,
+    beyond: Bounds,
     /// How long it waited for a client that had not read what there was.
     unread: Duration,
     /// Since when it waits so now.
@@ -72,8 +78,10 @@ impl Produced {
     fn count(&mut self, usage: PluginUsage) {
         let prompt_tokens = usage.prompt_tokens.min(self.bounds.prompt_tokens);
         let completion_tokens = usage.completion_tokens.min(self.bounds.new_tokens);
-        self.beyond = (usage.prompt_tokens - prompt_tokens)
-            .saturating_add(usage.completion_tokens - completion_tokens);
+        self.beyond = Bounds {
+            prompt_tokens: usage.prompt_tokens - prompt_tokens,
+            new_tokens: usage.completion_tokens - completion_tokens,
+        };
         self.usage = PluginUsage {
             prompt_tokens,
             completion_tokens,
@@ -81,7 +89,16 @@ impl Produced {
             reasoning_tokens: usage.reasoning_tokens.min(completion_tokens),
             source: usage.source,
         };
-        self.is_counted = true;
+        // some APIs count none until the last piece
+        self.is_counted |= completion_tokens > 0;
+    }
+
+    /// Whether more was produced than is held for the request, by the plugin's count or
+    /// else by its length: the API behind it does not keep to what it is told.
+    fn is_beyond_what_is_held(&self) -> bool {
+        let most = (self.bounds.new_tokens as usize).saturating_mul(LONGEST_TOKEN);
+        self.room.held.is_some()
+            && (self.beyond.new_tokens > 0 || (!self.is_counted && self.bytes > most))
     }
 
     /// Whether, of this time, the client took a good part to read.
@@ -164,13 +181,12 @@ impl Generator {
                 Err(_) => Err(failure(ErrorKind::Internal, "the request failed")),
             },
         };
+        // and not only that of an upstream, which says the same
+        let is_time_over = matches!(&end, Err(Error::Plugin(error)) if error.kind == ErrorKind::Timeout)
+            && admitted.since.elapsed() + SLACK >= timeout;
         let end = match end {
             // what it was sent and did not read is not the model's fault
-            Err(Error::Plugin(error))
-                if error.kind == ErrorKind::Timeout
-                    && is_streamed
-                    && produced.is_held_up(timeout) =>
-            {
+            Err(_) if is_time_over && is_streamed && produced.is_held_up(timeout) => {
                 Err(Error::Left("did not read in time"))
             }
             end => end,
@@ -182,8 +198,13 @@ impl Generator {
             admitted.permit.settle(0).await;
             return Err(error);
         }
-        let has_pieces = produced.bytes > 0 && !left.is_cancelled();
-        self.settle(admitted, produced.counted(), end, has_pieces)
+        // a client that may ask for it again is not to pay twice
+        let is_delivered = is_time_over
+            && is_streamed
+            && !is_repeatable
+            && produced.bytes > 0
+            && !left.is_cancelled();
+        self.settle(admitted, produced.counted(), end, is_delivered)
             .await
     }
 
@@ -208,7 +229,7 @@ impl Generator {
             .map_err(Error::Plugin)?;
         let estimate = estimated.unwrap_or_else(|| tokens::guessed(ask));
         produced.usage.prompt_tokens = estimate.prompt_tokens;
-        let is_guess = estimated.is_none();
+        let is_guess = estimate.source == CountSource::Estimated;
         let most_new = tokens::room(ask, model, &backend, estimate.prompt_tokens, is_guess)?;
         produced.bounds = Bounds::new(admitted, estimate, most_new);
         self.reserve(admitted, &mut produced.bounds, &mut produced.room)
@@ -229,23 +250,27 @@ impl Generator {
                     Event::Usage(usage) => produced.count(usage),
                     Event::Finish(finish) => {
                         produced.count(finish.usage);
+                        produced.is_counted = true;
                         produced.ended = Some(completion);
                         return Ok(finish.reason);
                     }
                     Event::Other(_) => {}
                 }
             }
+            if produced.is_beyond_what_is_held() {
+                return Ok(FinishReason::Length);
+            }
         }
     }
 
-    /// Puts the request on record; only then is there an answer. `has_pieces` tells whether
-    /// the client was there for what was produced.
+    /// Puts the request on record; only then is there an answer. `is_delivered` tells whether
+    /// its time was over and the client has what was streamed until then.
     async fn settle(
         &self,
         admitted: Admitted,
         produced: Produced,
         end: Result<FinishReason, Error>,
-        has_pieces: bool,
+        is_delivered: bool,
     ) -> Result<Answer, Error> {
         let Admitted {
             ask,
@@ -258,12 +283,7 @@ impl Generator {
         let status = match &end {
             Ok(_) => Status::Ok,
             Err(Error::Left(_)) => Status::Cancelled,
-            // the client has what was streamed until its time was over
-            Err(Error::Plugin(error))
-                if error.kind == ErrorKind::Timeout && ask.is_streamed && has_pieces =>
-            {
-                Status::Cancelled
-            }
+            Err(_) if is_delivered => Status::Cancelled,
             Err(_) => Status::Failed,
         };
         let is_charged = match status {
@@ -323,10 +343,15 @@ impl Generator {
             answer: kept,
             is_held: held.is_some(),
         };
-        if produced.beyond > 0 {
+        let Bounds {
+            prompt_tokens,
+            new_tokens,
+        } = produced.beyond;
+        if prompt_tokens > 0 || new_tokens > 0 {
             tracing::warn!(
                 model = usage.model_name,
-                tokens = produced.beyond,
+                prompt_tokens,
+                new_tokens,
                 "the plugin counts more than the request allows, which is not charged"
             );
         }
