@@ -1,11 +1,13 @@
 //! Kills the server at random moments under load and starts it again on the same
 //! data: whatever a client has in hand must be on record, once and at its price,
-//! all sums of money must be as kept, and nothing may be held for the dead. On a disk
-//! as it is, on a slow one, and for three servers of one PostgreSQL, whose clocks
-//! differ, and where that fails too.
+//! all sums of money must be as kept, and nothing may be held for the dead. What was
+//! asked under a name (`Idempotency-Key`) is asked again, and must have been charged
+//! once. On a disk as it is, on a slow one, and for three servers of one PostgreSQL and
+//! one Redis, whose clocks differ, and where these fail too.
 //!
 //!     tests/run --release -p model-host --test kill -- --rounds 50
 
+mod asking;
 mod books;
 #[path = "../it/harness/mod.rs"]
 #[expect(dead_code, unused_imports, reason = "the tests use the rest")]
@@ -14,15 +16,15 @@ mod servers;
 
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use clap::Parser;
-use reqwest::Method;
-use serde_json::{Value, json};
+use serde_json::json;
 
+use asking::{Names, ask_until_it_dies};
 use books::{Answers, Books};
-use harness::{Act, Client, GPT2, Host, Purse, Setup, Upstream, lawgent};
+use harness::{Act, GPT2, Host, Purse, Setup, Upstream, component, lawgent};
 
 /// What the customer has paid, in nano-dollars: more than all that is asked for, and
 /// little enough to be exact as a number of dollars.
@@ -32,7 +34,7 @@ const PAID: i64 = 1_000_000_000_000_000;
 #[derive(Debug, Parser)]
 struct Options {
     /// How often to kill it
-    #[arg(long, default_value_t = 4)]
+    #[arg(long, default_value_t = 5)]
     rounds: u32,
     /// Clients at once
     #[arg(long, default_value_t = 32)]
@@ -61,7 +63,13 @@ async fn main() -> ExitCode {
     let upstream = Upstream::start(Act::Answer(" and so it was.")).await;
     let setup = || {
         Host::builder()
-            .config(format!("{GPT2}{}", lawgent(upstream.url())))
+            .config(format!(
+                "{GPT2}{}[[models]]\nid = 3\nname = \"chats\"\nplugin = \"{}\"\n\
+                 api_url = \"{}\"\nmodel_name = \"upstream\"\n",
+                lawgent(upstream.url()),
+                component("openai"),
+                upstream.base()
+            ))
             .env("MODEL_HOST_LOG", "warn,model_host::app=info")
     };
     match run(&options, setup).await {
@@ -90,20 +98,16 @@ async fn run(options: &Options, setup: impl Fn() -> Setup) -> Result<(), String>
 /// The rounds of one server; what is wrong at the end of one is the error.
 async fn one_server(options: &Options, setup: Setup) -> Result<(), String> {
     let mut host = setup.in_file().start().await.ready().await;
-    // limited, so that something is held for each request
-    let mut purse = Purse::prepaid(&host, PAID).await;
-    let (answers, mut books) = (Answers::default(), Books::default());
+    let mut purses = purses(&host).await;
+    let (answers, names) = (Answers::default(), Names::default());
+    let mut books = Books::default();
     for round in 1..=options.rounds {
         let stop = Arc::new(AtomicBool::new(false));
         let clients: Vec<_> = (0..options.clients)
             .map(|number| {
-                let (customer, answers) = (purse.customer.clone(), answers.clone());
-                tokio::spawn(ask_until_it_dies(
-                    customer,
-                    number,
-                    answers,
-                    Arc::clone(&stop),
-                ))
+                let purses = [purses[0].at(&host), purses[1].at(&host)];
+                let noted = (answers.clone(), names.clone());
+                tokio::spawn(ask_until_it_dies(purses, number, noted, Arc::clone(&stop)))
             })
             .collect();
         // not a wait for something: the moment is to be any moment
@@ -112,79 +116,51 @@ async fn one_server(options: &Options, setup: Setup) -> Result<(), String> {
         for client in clients {
             client.await.expect("no panic");
         }
-        purse = purse.at(&host);
-        if purse.balance().await.1 != 0 {
-            return Err("something is held for requests that are over".to_owned());
+        purses = [purses[0].at(&host), purses[1].at(&host)];
+        for purse in &purses {
+            if purse.balance().await.1 != 0 {
+                return Err("something is held for requests that are over".to_owned());
+            }
         }
-        if let Some(problem) = books.problem(&host, &answers).await {
+        books.named += names.repeat(&purses[1]).await?;
+        if let Some(problem) = books.problem(&host, &answers, &purses[1]).await {
             return Err(problem);
         }
-        println!("round {round}: {} answers so far", books.answered);
+        println!("round {round}: {}", books.so_far());
     }
-    end(&books, &purse).await
+    end(&books, &purses).await
+}
+
+/// Two customers, both limited, so that something is held for each request: one asks
+/// without names and one under names.
+async fn purses(host: &Host) -> [Purse; 2] {
+    let purses = [
+        Purse::prepaid(host, PAID).await,
+        Purse::prepaid(host, PAID).await,
+    ];
+    for purse in &purses {
+        let budgets = json!({ "budgets": [{ "period": "day", "amount": 1_000_000 }] });
+        let path = purse.path("/budgets");
+        host.admin().put(&path, budgets).await.expect(200);
+    }
+    purses
 }
 
 /// What is wrong at the end.
-async fn end(books: &Books, purse: &Purse) -> Result<(), String> {
-    if books.answered == 0 {
+async fn end(books: &Books, purses: &[Purse; 2]) -> Result<(), String> {
+    if books.answered == 0 || books.named == 0 {
         return Err("nothing was ever answered".to_owned());
     }
-    books.unpaid(purse, PAID).await.map_or(Ok(()), Err)
-}
-
-/// One client: asks, streamed and not, until there is nobody to ask, or it is stopped.
-async fn ask_until_it_dies(
-    customer: Client,
-    number: usize,
-    answers: Answers,
-    stop: Arc<AtomicBool>,
-) {
-    for turn in number.. {
-        if stop.load(Ordering::Relaxed) {
-            return;
-        }
-        let (model, is_streamed) = (1 + turn % 2, turn % 4 < 2);
-        let body = json!({
-            "text": "Once upon a time", "model_id": model, "max_new_tokens": 4, "stream": is_streamed
-        });
-        let sent = customer
-            .request(Method::POST, "/generate")
-            .json(&body)
-            .send()
-            .await;
-        let Ok(response) = sent else { return };
-        let id = response.headers()["x-request-id"]
-            .to_str()
-            .expect("text")
-            .to_owned();
-        let status = response.status();
-        let Ok(text) = response.text().await else {
-            return;
-        };
-        if status != 200 {
-            continue;
-        }
-        let whole = if is_streamed {
-            // a stream that is not at its end is no answer
-            let events: Vec<_> = text
-                .split("\n\n")
-                .filter_map(|event| event.strip_prefix("data: "))
-                .collect();
-            let [.., end, "[DONE]"] = events[..] else {
-                continue;
-            };
-            serde_json::from_str(end)
-        } else {
-            serde_json::from_str(&text)
-        };
-        let answer: Value = whole.expect("JSON");
-        answers.note(id, answer["cost"].clone());
-    }
+    books.unpaid(purses, PAID).await.map_or(Ok(()), Err)
 }
 
 /// Up to `most`.
 fn random(most: u64) -> u64 {
-    let mut bytes = [0; 8];
+    random_bits() as u64 % most.max(1)
+}
+
+fn random_bits() -> u128 {
+    let mut bytes = [0; 16];
     getrandom::fill(&mut bytes).expect("randomness");
-    u64::from_le_bytes(bytes) % most.max(1)
+    u128::from_le_bytes(bytes)
 }

@@ -1,21 +1,28 @@
 //! Three servers of one database: one of them is killed, or cut off from it, the
-//! database is stopped without a word, or its disk is slow, under load at each of
-//! them. The clocks of the servers differ.
+//! database is stopped without a word, or its disk is slow, or Redis is gone, under load
+//! at each of them. The clocks of the servers differ.
 
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use crate::asking::{Names, ask_until_it_dies};
 use crate::books::{Answers, Books};
-use crate::harness::{Cable, Database, Host, Purse, Scratch, Setup, eventually};
-use crate::{Options, PAID, ask_until_it_dies, end, random};
+use crate::harness::{Cable, Database, Host, Redis, Scratch, Setup, eventually};
+use crate::{Options, end, purses, random};
 
 /// Servers of the database.
 const SERVERS: usize = 3;
 
 /// What goes wrong in a round.
-const FAULTS: [&str; 4] = ["killed", "cut off", "without a database", "on a slow disk"];
+const FAULTS: [&str; 5] = [
+    "killed",
+    "cut off",
+    "without a database",
+    "on a slow disk",
+    "without Redis",
+];
 
 /// Runs the rounds; what is wrong at the end of one is the error.
 pub async fn run(options: &Options, setup: impl Fn() -> Setup) -> Result<(), String> {
@@ -25,26 +32,30 @@ pub async fn run(options: &Options, setup: impl Fn() -> Setup) -> Result<(), Str
     };
     let database = Arc::new(database);
     let server = Database::Server(database.url());
+    let mut redis = Redis::start().await;
     let (mut hosts, mut cables) = (Vec::new(), Vec::new());
     for number in 0..SERVERS as i64 {
         let cable = Cable::to(&database.url()).await;
         let setup = setup()
             .on(Arc::clone(&database))
-            .env("DATABASE_URL", cable.url());
+            .env("DATABASE_URL", cable.url())
+            .env("REDIS_URL", redis.url());
         let setup = setup.with_clock_off(options.clocks_s * 1000 * (number - 1));
         cables.push(cable);
         let host = with_secret_of(hosts.first(), setup).start().await;
         hosts.push(host.ready().await);
     }
-    let mut purse = Purse::prepaid(&hosts[0], PAID).await;
-    let (answers, mut books) = (Answers::default(), Books::default());
+    let mut purses = purses(&hosts[0]).await;
+    let (answers, names) = (Answers::default(), Names::default());
+    let mut books = Books::default();
     for round in 0..options.rounds {
         let stop = Arc::new(AtomicBool::new(false));
         let clients: Vec<_> = (0..options.clients)
             .map(|number| {
-                let customer = purse.at(&hosts[number % SERVERS]).customer;
-                let (answers, stop) = (answers.clone(), Arc::clone(&stop));
-                tokio::spawn(ask_until_it_dies(customer, number, answers, stop))
+                let host = &hosts[number % SERVERS];
+                let purses = [purses[0].at(host), purses[1].at(host)];
+                let noted = (answers.clone(), names.clone());
+                tokio::spawn(ask_until_it_dies(purses, number, noted, Arc::clone(&stop)))
             })
             .collect();
         // not a wait for something: the moment is to be any moment
@@ -63,6 +74,11 @@ pub async fn run(options: &Options, setup: impl Fn() -> Setup) -> Result<(), Str
                 cables[victim].mend();
             }
             "without a database" => stop_database(&cables, moment()).await,
+            "without Redis" => {
+                redis.stop();
+                tokio::time::sleep(moment()).await;
+                redis.start_again().await;
+            }
             _ => {
                 flush_slowly(&server, options.flush_ms).await;
                 tokio::time::sleep(moment()).await;
@@ -74,22 +90,20 @@ pub async fn run(options: &Options, setup: impl Fn() -> Setup) -> Result<(), Str
         for client in clients {
             client.await.expect("no panic");
         }
-        purse = purse.at(&hosts[victim]);
+        purses = [purses[0].at(&hosts[victim]), purses[1].at(&hosts[victim])];
         eventually("the server is back", async || {
-            let path = purse.path("");
+            let path = purses[0].path("");
             hosts[victim].admin().get(&path).await.status == 200
         })
         .await;
+        books.named += names.repeat(&purses[1]).await?;
         // what the dead held stays so until their lease is over: that is seen at the end
-        if let Some(problem) = books.problem(&hosts[victim], &answers).await {
+        if let Some(problem) = books.problem(&hosts[victim], &answers, &purses[1]).await {
             return Err(problem);
         }
-        println!(
-            "{SERVERS} servers, one {fault}: {} answers so far",
-            books.answered
-        );
+        println!("{SERVERS} servers, one {fault}: {}", books.so_far());
     }
-    end(&books, &purse).await
+    end(&books, &purses).await
 }
 
 /// Has each flush of the database's log take so much longer.

@@ -10,7 +10,8 @@ pub struct Purse {
     /// The customer's own key.
     pub customer: Client,
     admin: Client,
-    id: i64,
+    /// The customer's number.
+    pub id: i64,
 }
 
 impl Purse {
