@@ -264,3 +264,25 @@ async fn what_the_database_did_without_saying_so_is_answered_and_charged_once() 
     assert_eq!(ok, answers);
     first.run(&["db", "audit"]);
 }
+
+#[tokio::test]
+async fn connections_that_say_nothing_once_a_transaction_begins_are_given_up() {
+    let first = first(GPT2).await;
+    let (second, cable) = by_cable(&first, GPT2).await;
+    let create = |number: u32| {
+        let email = format!("{number}@example.com");
+        let new = json!({ "name": "A", "email": email, "company": "A Inc" });
+        let admin = second.admin();
+        async move { admin.post("/customers", new).await }
+    };
+    cable.lose_begins(true);
+    let creating: Vec<_> = (0..16).map(|number| tokio::spawn(create(number))).collect();
+    for created in creating {
+        created.await.expect("no panic").expect_error(503);
+    }
+    cable.lose_begins(false);
+    eventually("it has connections again", async || {
+        create(100).await.status == 201
+    })
+    .await;
+}

@@ -11,6 +11,7 @@
 //! sqlx's `Any` would do less: no booleans from SQLite, no options of a pool, no
 //! notifications.
 
+mod begun;
 mod query;
 mod row;
 mod rows;
@@ -26,10 +27,11 @@ use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
 };
-use sqlx::{ConnectOptions as _, Connection as _, Postgres, Sqlite};
+use sqlx::{ConnectOptions as _, Connection as _, Sqlite};
 use tokio::time::timeout;
 
 use super::Error;
+use begun::Begun;
 use writer::Writer;
 
 pub use query::{On, Query, query};
@@ -92,7 +94,7 @@ pub enum Transaction<'c> {
     /// On a file, with the lock for writing from its first query on.
     Writer(Turn),
     /// On a server, and how long it may say nothing.
-    Postgres(sqlx::Transaction<'c, Postgres>, Duration),
+    Postgres(Begun, Duration),
 }
 
 /// Connects to a database, to write. What it is read by is to be opened once the schema
@@ -190,22 +192,6 @@ async fn answer<T>(
     answer.unwrap_or_else(|_| Err(silence().into()))
 }
 
-/// A transaction that is begun in a task of its own. sqlx knows of one only when it is, and
-/// one that is given up before would go on on the connection of somebody else.
-async fn begun(
-    beginning: impl Future<Output = Result<sqlx::Transaction<'static, Postgres>, sqlx::Error>>
-    + Send
-    + 'static,
-) -> Result<sqlx::Transaction<'static, Postgres>, sqlx::Error> {
-    let begun = tokio::spawn(beginning);
-    answer(ANSWER, async {
-        begun
-            .await
-            .unwrap_or_else(|error| Err(io::Error::other(error).into()))
-    })
-    .await
-}
-
 impl Pool {
     /// Begins a transaction that may write, and is on the disk when it is committed. Of
     /// a file the lock comes first: what is read in it is still so when it is written.
@@ -218,8 +204,7 @@ impl Pool {
             // of which no transaction can write
             Self::Sqlite(pool) => Ok(Transaction::Sqlite(pool.begin().await?)),
             Self::Postgres(pool) => {
-                let pool = pool.clone();
-                let begun = begun(async move { pool.begin().await }).await?;
+                let begun = Begun::begin(pool, "BEGIN").await?;
                 Ok(Transaction::Postgres(begun, ANSWER))
             }
         }
@@ -235,8 +220,7 @@ impl Pool {
             Self::Writer(writer) => Ok(Transaction::Writer(writer.turn().await?)),
             Self::Postgres(pool) => {
                 let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
-                let pool = pool.clone();
-                let begun = begun(async move { pool.begin_with(begin).await }).await?;
+                let begun = Begun::begin(pool, begin).await?;
                 Ok(Transaction::Postgres(begun, ANSWER))
             }
         }
@@ -279,7 +263,7 @@ impl Transaction<'_> {
         match self {
             Self::Sqlite(transaction) => transaction.commit().await,
             Self::Writer(turn) => turn.commit().await,
-            Self::Postgres(transaction, within) => answer(within, transaction.commit()).await,
+            Self::Postgres(transaction, within) => transaction.commit(within).await,
         }
     }
 
