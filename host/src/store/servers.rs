@@ -184,7 +184,7 @@ impl Store {
         let Pool::Postgres(pool) = &self.write else {
             return Ok(());
         };
-        query(RENEW).bind(process).execute(&self.write).await?;
+        query(RENEW).bind(process).execute(&self.urgent).await?;
         let store = self.clone();
         let stopped = stop.clone();
         let options = PgConnectOptions::clone(&pool.connect_options());
@@ -225,7 +225,7 @@ impl Store {
         if self.write.is_shared() {
             query("DELETE FROM servers WHERE process = $1")
                 .bind(process)
-                .execute(&self.write)
+                .execute(&self.urgent)
                 .await?;
         }
         Ok(())
@@ -273,14 +273,14 @@ impl Store {
 
     /// Renews it; says when it ends, in milliseconds since 1970 by the database's clock.
     async fn renew_lease(&self, process: &str) -> Result<i64, Error> {
-        let renewed = query(RENEW).bind(process).fetch_one(&self.write).await?;
+        let renewed = query(RENEW).bind(process).fetch_one(&self.urgent).await?;
         Ok(renewed.try_get("lease_ends")?)
     }
 
     /// Frees what servers hold whose lease is over, and the names of requests that
     /// they have. Returns how many holds that were.
     async fn free_what_the_dead_have(&self) -> Result<usize, Error> {
-        at_work::end_of_dead(&self.write).await?;
+        at_work::end_of_dead(&self.urgent).await?;
         let sql = format!(
             "SELECT {} FROM holds WHERE NOT EXISTS \
              (SELECT FROM servers WHERE servers.process = holds.process \
@@ -288,11 +288,11 @@ impl Store {
             ledger::HELD
         );
         let held = query(AssertSqlSafe(sql)).bind(BATCH);
-        let rows = held.fetch_all(&self.write).await?;
+        let rows = held.fetch_all(&self.urgent).await?;
         if rows.is_empty() {
             return Ok(0);
         }
-        let mut transaction = self.write.begin().await?;
+        let mut transaction = self.urgent.begin().await?;
         // fewer where another server was first
         let voided = ledger::void(&mut transaction, &rows).await?;
         transaction.commit().await?;

@@ -40,9 +40,12 @@ pub use rows::insert_from;
 pub use script::{Place as PlaceInScript, Ran, Script};
 pub use writer::Turn;
 
-/// Connections to PostgreSQL that write: for settling, for the server's lease, for
-/// Stripe, for the webhook, for what is rare, and four for the names of requests.
-const WRITERS: u32 = 10;
+/// Connections to PostgreSQL that write: for Stripe, for the webhook, for old rows, four for
+/// the names of requests, and one at least for what the operator does, however much it is.
+const WRITERS: u32 = 8;
+/// Connections for what must not wait for that: settling, the server's lease, and one to
+/// take the place of one that says nothing any more.
+const URGENT: u32 = 3;
 /// Connections that read.
 const READERS: u32 = 8;
 /// How long a query waits for a connection, which includes making one, and a connection
@@ -109,6 +112,17 @@ pub async fn writers(place: &Place) -> Result<Pool, Error> {
             Ok(Pool::Writer(writer))
         }
         Place::Server(url) => server(url, WRITERS).await,
+    }
+}
+
+/// Connections for what must not wait for others that write; a file has one writer.
+///
+/// # Errors
+/// When the database cannot be reached.
+pub async fn urgent(place: &Place, writers: &Pool) -> Result<Pool, Error> {
+    match place {
+        Place::File(_) => Ok(writers.clone()),
+        Place::Server(url) => server(url, URGENT).await,
     }
 }
 
