@@ -366,9 +366,7 @@ impl Store {
         let store = self.clone();
         tokio::spawn(async move {
             let changing = store.limited.change(customer_id).await;
-            if let Err(error) = changing.finish(&store.read).await {
-                tracing::warn!(%error, customer_id, "the customer still counts as limited");
-            }
+            changing.finish(&store.read).await;
         });
     }
 }

@@ -77,16 +77,20 @@ impl Limited {
 }
 
 impl Changing {
-    /// Takes over what was committed. Without it the customer's requests only
-    /// wait a little longer.
-    pub async fn finish(self, pool: &Pool) -> Result<(), Error> {
-        let found = query(LIMITED).bind(self.customer_id).fetch_optional(pool);
-        if found.await?.is_none() {
-            let ids = self.limited.ids.write();
-            ids.unwrap_or_else(PoisonError::into_inner)
-                .remove(&self.customer_id);
+    /// Takes over what was committed. Where that cannot be read, the customer's requests
+    /// only wait a little longer.
+    pub async fn finish(self, pool: &Pool) {
+        let (limited, id) = (&self.limited, self.customer_id);
+        match query(LIMITED).bind(id).fetch_optional(pool).await {
+            Ok(Some(_)) => {}
+            Ok(None) => {
+                let mut ids = limited.ids.write().unwrap_or_else(PoisonError::into_inner);
+                ids.remove(&id);
+            }
+            Err(error) => {
+                tracing::warn!(%error, customer_id = id, "the customer still counts as limited");
+            }
         }
-        Ok(())
     }
 }
 
@@ -96,5 +100,42 @@ impl Store {
     /// may have.
     pub fn is_limited(&self, customer_id: i64) -> bool {
         !self.hearing.is_good() || self.limited.contains(customer_id)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use time::macros::datetime;
+
+    use crate::money::NanoDollars;
+    use crate::store::Outbox;
+    use crate::store::audit::Actor;
+    use crate::store::customers::CustomerChange;
+    use crate::store::ledger::Period;
+    use crate::store::ledger::budgets::{Budget, Owner};
+    use crate::store::scratch::{Scratch, create_customer};
+
+    #[tokio::test]
+    async fn a_change_that_cannot_be_read_again_is_made_all_the_same() {
+        let scratch = Scratch::new();
+        let store = scratch.open(Outbox::Off).await;
+        let now = datetime!(2026-01-31 23:00 UTC);
+        let (id, by) = (create_customer(&store, 1, None, now).await, Actor::Server);
+        store.read.close().await;
+        let budget = Budget {
+            period: Period::Day,
+            amount: NanoDollars(1),
+            near_percent: 80,
+        };
+        let owner = Owner::customer(id);
+        let set = store.set_budgets(owner, &[budget], &by, now).await;
+        set.expect("it is made");
+        let named = CustomerChange {
+            name: Some("B".to_owned()),
+            ..CustomerChange::default()
+        };
+        let changed = store.change_customer(id, named, &by, now).await;
+        assert_eq!(changed.expect("it is made").name, "B");
+        assert!(store.limited.contains(id));
     }
 }

@@ -60,7 +60,8 @@ impl Store {
         servers::tell(&mut transaction, Change::Limits(owner.customer_id)).await?;
         transaction.commit().await?;
         self.told(&telling);
-        limited.finish(&self.read).await
+        limited.finish(&self.read).await;
+        Ok(())
     }
 }
 
