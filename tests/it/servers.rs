@@ -363,3 +363,28 @@ async fn however_much_the_operator_writes_a_server_settles_and_counts_as_alive()
     let log = host.log();
     assert!(!log.contains("the lease could not be renewed"), "{log}");
 }
+
+#[tokio::test]
+async fn of_servers_that_start_together_one_makes_the_admin_key() {
+    let host = first(GPT2).await;
+    let database = host.database();
+    let none = database.execute("DELETE FROM admin_key").await;
+    none.expect("there is none yet");
+    let unmade = "LOCK TABLE admin_key IN SHARE MODE";
+    let locked = database.begin(unmade).await;
+    let start = || another(&host, GPT2).without_admin_key().start();
+    let both_make_one = async {
+        eventually("both make one", async || database.number(WAITS).await == 2).await;
+        drop(locked);
+    };
+    let (one, other, ()) = tokio::join!(start(), start(), both_make_one);
+    let shown = [one.out(), other.out()].concat();
+    let (_, rest) = shown.split_once("keep it): ").expect("a key");
+    assert!(!rest.contains("admin key"), "{shown}");
+    let key = rest.trim_end().to_owned();
+    for server in [one, other] {
+        let admin = server.anyone();
+        let admin = admin.with_header("x-admin-key", key.clone());
+        admin.get("/customers").await.expect(200);
+    }
+}
