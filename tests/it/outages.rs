@@ -286,3 +286,20 @@ async fn connections_that_say_nothing_once_a_transaction_begins_are_given_up() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_server_that_cannot_hear_the_others_trusts_no_key_in_memory() {
+    let first = first(GPT2).await;
+    let (second, cable) = by_cable(&first, GPT2).await;
+    let customer = first.customer().await.at(second.url());
+    // nothing but the key is read for it
+    customer.get("/v1/models").await.expect(200);
+    cable.cut();
+    eventually("it cannot hear", async || {
+        second.log().contains("other servers cannot be heard")
+    })
+    .await;
+    // what is in memory would serve for 10 s
+    let refused = customer.get("/v1/models").await;
+    assert_eq!(refused.expect_error(503), "storage_failed");
+}

@@ -315,10 +315,11 @@ impl Store {
     /// memory is trusted.
     async fn listen(self, options: PgConnectOptions) {
         loop {
-            if let Err(error) = self.hear(options.clone()).await {
+            let heard = self.hear(options.clone()).await;
+            self.hearing.0.store(false, Ordering::Release);
+            if let Err(error) = heard {
                 tracing::warn!(%error, "other servers cannot be heard");
             }
-            self.hearing.0.store(false, Ordering::Release);
             tokio::time::sleep(RETRY).await;
         }
     }
