@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 
-use crate::harness::{Act, Client, GPT2, Host, Upstream, eventually, lawgent};
+use crate::harness::{Act, Client, GPT2, Host, Redis, Upstream, eventually, lawgent};
 
 const ASK: &str = "Once";
 
@@ -324,4 +324,19 @@ async fn all_keys_of_a_customer_have_limits_together() {
     );
     refused.expect_error(429);
     stranger.post("/generate", ask(5)).await.expect(200);
+}
+
+#[tokio::test]
+async fn a_redis_that_ends_idle_connections_is_not_away() {
+    let redis = Redis::start().await;
+    let config = format!("[requests]\nwithout_redis = \"refuse\"\n{GPT2}");
+    let setup = Host::builder().config(config).env("REDIS_URL", redis.url());
+    let host = setup.start().await.ready().await;
+    let customer = host.customer().await;
+    let ask = json!({ "text": ASK, "model_id": 1, "max_new_tokens": 1 });
+    customer.post("/generate", ask.clone()).await.expect(200);
+    redis.end_idle().await;
+    customer.post("/generate", ask).await.expect(200);
+    let log = host.log();
+    assert!(!log.contains("Redis does not answer"), "{log}");
 }

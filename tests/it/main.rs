@@ -3,6 +3,7 @@
 mod harness;
 
 mod adapters;
+mod alone;
 mod audit;
 mod bad_input;
 mod billing;

@@ -264,3 +264,42 @@ async fn what_the_database_did_without_saying_so_is_answered_and_charged_once() 
     assert_eq!(ok, answers);
     first.run(&["db", "audit"]);
 }
+
+#[tokio::test]
+async fn connections_that_say_nothing_once_a_transaction_begins_are_given_up() {
+    let first = first(GPT2).await;
+    let (second, cable) = by_cable(&first, GPT2).await;
+    let create = |number: u32| {
+        let email = format!("{number}@example.com");
+        let new = json!({ "name": "A", "email": email, "company": "A Inc" });
+        let admin = second.admin();
+        async move { admin.post("/customers", new).await }
+    };
+    cable.lose_begins(true);
+    let creating: Vec<_> = (0..16).map(|number| tokio::spawn(create(number))).collect();
+    for created in creating {
+        created.await.expect("no panic").expect_error(503);
+    }
+    cable.lose_begins(false);
+    eventually("it has connections again", async || {
+        create(100).await.status == 201
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_server_that_cannot_hear_the_others_trusts_no_key_in_memory() {
+    let first = first(GPT2).await;
+    let (second, cable) = by_cable(&first, GPT2).await;
+    let customer = first.customer().await.at(second.url());
+    // nothing but the key is read for it
+    customer.get("/v1/models").await.expect(200);
+    cable.cut();
+    eventually("it cannot hear", async || {
+        second.log().contains("other servers cannot be heard")
+    })
+    .await;
+    // what is in memory would serve for 10 s
+    let refused = customer.get("/v1/models").await;
+    assert_eq!(refused.expect_error(503), "storage_failed");
+}

@@ -339,3 +339,52 @@ async fn strangers_keep_nobody_from_the_database() {
     customer.get("/usage").await.expect(200);
     assert_eq!(database.number(WAITS).await, 1);
 }
+
+#[tokio::test]
+async fn however_much_the_operator_writes_a_server_settles_and_counts_as_alive() {
+    let host = first(GPT2).await;
+    let (busy, other) = (Purse::postpaid(&host).await, Purse::postpaid(&host).await);
+    let database = host.database();
+    let account = "SELECT FROM accounts WHERE customer_id = 1 FOR UPDATE";
+    let _locked = database.begin(account).await;
+    for number in 0..40 {
+        let (admin, path) = (host.admin(), busy.path("/credit"));
+        let credit = json!({ "amount": 1, "reference": number.to_string() });
+        tokio::spawn(async move { admin.post(&path, credit).await });
+    }
+    eventually("many wait", async || database.number(WAITS).await >= 8).await;
+    let lease = "SELECT CAST(extract(epoch FROM lease_ends) * 1000 AS BIGINT) FROM servers";
+    let ends = database.number(lease).await;
+    other.customer.post("/generate", ask(1)).await.expect(200);
+    eventually("the lease is renewed", async || {
+        database.number(lease).await > ends
+    })
+    .await;
+    let log = host.log();
+    assert!(!log.contains("the lease could not be renewed"), "{log}");
+}
+
+#[tokio::test]
+async fn of_servers_that_start_together_one_makes_the_admin_key() {
+    let host = first(GPT2).await;
+    let database = host.database();
+    let none = database.execute("DELETE FROM admin_key").await;
+    none.expect("there is none yet");
+    let unmade = "LOCK TABLE admin_key IN SHARE MODE";
+    let locked = database.begin(unmade).await;
+    let start = || another(&host, GPT2).without_admin_key().start();
+    let both_make_one = async {
+        eventually("both make one", async || database.number(WAITS).await == 2).await;
+        drop(locked);
+    };
+    let (one, other, ()) = tokio::join!(start(), start(), both_make_one);
+    let shown = [one.out(), other.out()].concat();
+    let (_, rest) = shown.split_once("keep it): ").expect("a key");
+    assert!(!rest.contains("admin key"), "{shown}");
+    let key = rest.trim_end().to_owned();
+    for server in [one, other] {
+        let admin = server.anyone();
+        let admin = admin.with_header("x-admin-key", key.clone());
+        admin.get("/customers").await.expect(200);
+    }
+}

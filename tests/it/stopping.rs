@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use tokio::net::unix::pipe;
 
 use crate::harness::{Act, GPT2, Host, Upstream, eventually, lawgent};
+use crate::servers;
 
 fn ask() -> Value {
     json!({ "text": "Once", "model_id": 2 })
@@ -153,4 +154,30 @@ async fn a_model_that_is_being_read_does_not_keep_the_server() {
     host.signal("TERM");
     assert!(host.wait_exit().await.success());
     assert!(host.log().contains("stopped"));
+}
+
+#[tokio::test]
+async fn old_answers_that_are_yet_to_be_deleted_do_not_keep_the_server() {
+    let host = servers::first(GPT2).await;
+    host.customer().await;
+    let database = host.database();
+    let old = "INSERT INTO answers SELECT 1, 'old-' || n, '', 'r', '{}', 0 \
+        FROM generate_series(1, 5000) AS n";
+    database.execute(old).await.expect("answers");
+    let locked = database.begin("LOCK TABLE answers IN SHARE MODE").await;
+    let mut host = host.restart().await;
+    eventually("the first are to be deleted", async || {
+        database.number(servers::WAITS).await == 1
+    })
+    .await;
+    host.signal("TERM");
+    let address = host.url().trim_start_matches("http://").to_owned();
+    eventually("no connection is taken", async || {
+        tokio::net::TcpStream::connect(&address).await.is_err()
+    })
+    .await;
+    drop(locked);
+    assert!(host.wait_exit().await.success());
+    let left = "SELECT count(*) FROM answers";
+    assert!(database.number(left).await > 0);
 }

@@ -1,6 +1,8 @@
 //! The operator's webhook: signed, once for each budget and period, and sent until
 //! it is taken.
 
+use std::collections::HashSet;
+
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use hmac::{Hmac, KeyInit, Mac};
@@ -201,4 +203,31 @@ async fn a_webhook_without_a_good_secret_is_refused() {
             "{said}"
         );
     }
+}
+
+#[tokio::test]
+async fn a_budget_that_is_raised_and_lowered_again_is_told_of_again() {
+    let webhook = Upstream::start(Act::Say(200, vec![], "")).await;
+    let host = start(&webhook).await;
+    let purse = Purse::postpaid(&host).await;
+    let set = async |amount| {
+        let total = json!({ "budgets": [{ "period": "total", "amount": text(amount) }] });
+        let set = host.admin().put(&purse.path("/budgets"), total).await;
+        set.expect(200);
+    };
+    // 24 tokens are 240,000
+    set(250_000).await;
+    ask(&purse.customer).await;
+    for told in 1..=3 {
+        eventually("it is told", async || webhook.seen().len() == told).await;
+        set(1_000_000_000).await;
+        set(250_000).await;
+    }
+    eventually("it is told", async || webhook.seen().len() == 4).await;
+    let ids: HashSet<_> = webhook
+        .seen()
+        .iter()
+        .map(|seen| seen.headers["webhook-id"].clone())
+        .collect();
+    assert_eq!(ids.len(), 4);
 }

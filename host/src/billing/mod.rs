@@ -105,7 +105,7 @@ impl Reporter {
 
     /// Sends the next message, if one is due. Returns how long to sleep.
     async fn step(&self, is_announced: &mut bool) -> Result<Duration, store::Error> {
-        let Some(_sole) = self.store.sole("outbox").await? else {
+        let Some(mut sole) = self.store.sole("outbox").await? else {
             return Ok(FIRST_DELAY);
         };
         let now = self.clock.now();
@@ -114,6 +114,8 @@ impl Reporter {
             *is_announced = true;
         }
         self.store.seal_usage(now - self.period, now).await?;
+        // there may have been many customers
+        sole.keep().await?;
         if let Some(message) = self.store.due_message(now).await? {
             self.pace.until_ready().await;
             self.attempt(&message).await?;

@@ -258,7 +258,8 @@ impl Generator {
     pub async fn forget_answers_until(self: Arc<Self>, stop: CancellationToken) {
         let mut minutes = tokio::time::interval(Duration::from_secs(60));
         while stop.run_until_cancelled(minutes.tick()).await.is_some() {
-            if let Err(error) = self.store.forget_answers(self.clock.now()).await {
+            let forgetting = self.store.forget_answers(self.clock.now());
+            if let Some(Err(error)) = stop.run_until_cancelled(forgetting).await {
                 tracing::warn!(%error, "old answers are not deleted");
             }
         }

@@ -83,8 +83,10 @@ fn insert<T>(
 ) {
     let mut texts = texts.lock().unwrap_or_else(PoisonError::into_inner);
     if texts.len() >= most && !texts.contains_key(public_id) {
-        // to find out which are used least would cost more than to read them again
-        texts.clear();
+        // any one: to find out which is used least would cost more than to read it again
+        if let Some(one) = texts.keys().next().cloned() {
+            texts.remove(&one);
+        }
     }
     let read = Read {
         what,
@@ -156,6 +158,17 @@ mod tests {
         };
         assert!(read.serves(0, at + FRESH - Duration::from_millis(1)));
         assert!(!read.serves(0, at + FRESH));
+    }
+
+    #[test]
+    fn a_key_more_than_there_is_room_for_takes_the_place_of_one() {
+        let cache = Cache::default();
+        for id in 0..=i64::try_from(KNOWN).expect("few") {
+            cache.put(&id.to_string(), Some(found(id)), 0);
+        }
+        let known = (0..=KNOWN).filter(|id| cache.knows(&id.to_string()));
+        assert_eq!(known.count(), KNOWN);
+        assert!(cache.knows(&KNOWN.to_string()));
     }
 
     #[test]

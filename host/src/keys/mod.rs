@@ -291,7 +291,7 @@ impl Keys {
         let Some(preset) = preset else {
             return match self.store.admin_hash().await? {
                 Some(_) => Ok(None),
-                None => self.reset_admin(&Actor::Server).await.map(Some),
+                None => self.first_admin().await,
             };
         };
         let preset = preset.expose_secret().trim();
@@ -310,6 +310,15 @@ impl Keys {
         }
         self.set_admin(preset, &Actor::Server).await?;
         Ok(None)
+    }
+
+    /// Makes an admin key, unless another server has made one meanwhile.
+    async fn first_admin(&self) -> Result<Option<SecretString>, Error> {
+        let made = format::generate(format::ADMIN).map_err(Error::Randomness)?;
+        let (text, by, now) = (made.text, Actor::Server, self.clock.now());
+        let hash = self.hash(text.expose_secret());
+        let is_first = self.store.set_first_admin_hash(&hash, &by, now).await?;
+        Ok(is_first.then_some(text))
     }
 
     /// Makes a new admin key; the one before it is no longer valid.

@@ -28,15 +28,39 @@ impl Store {
         by: &Actor,
         now: OffsetDateTime,
     ) -> Result<(), Error> {
+        let set = "INSERT INTO admin_key (id, hash, created_at) VALUES (1, $1, $2) \
+            ON CONFLICT (id) DO UPDATE SET hash = excluded.hash, created_at = excluded.created_at";
+        self.write_admin_hash(set, hash, by, now).await.map(drop)
+    }
+
+    /// Sets the admin key if there is none yet; `false` where another server was first.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn set_first_admin_hash(
+        &self,
+        hash: &[u8],
+        by: &Actor,
+        now: OffsetDateTime,
+    ) -> Result<bool, Error> {
+        let set = "INSERT INTO admin_key (id, hash, created_at) VALUES (1, $1, $2) \
+            ON CONFLICT DO NOTHING";
+        self.write_admin_hash(set, hash, by, now).await
+    }
+
+    /// Runs what sets the admin key, and puts it on record if it does.
+    async fn write_admin_hash(
+        &self,
+        set: &'static str,
+        hash: &[u8],
+        by: &Actor,
+        now: OffsetDateTime,
+    ) -> Result<bool, Error> {
         let mut transaction = self.write.begin().await?;
-        query(
-            "INSERT INTO admin_key (id, hash, created_at) VALUES (1, $1, $2) \
-             ON CONFLICT (id) DO UPDATE SET hash = excluded.hash, created_at = excluded.created_at",
-        )
-        .bind(hash)
-        .bind(millis(now))
-        .execute(&mut transaction)
-        .await?;
+        let set = query(set).bind(hash).bind(millis(now));
+        if set.execute(&mut transaction).await? == 0 {
+            return Ok(false);
+        }
         let act = Act {
             action: "admin_key.reset",
             object: Object::AdminKey,
@@ -45,6 +69,6 @@ impl Store {
         };
         audit::record(&mut transaction, by, act, now).await?;
         transaction.commit().await?;
-        Ok(())
+        Ok(true)
     }
 }

@@ -11,7 +11,7 @@ use super::db::{Pool, Transaction, query};
 use super::{Error, Store};
 
 /// Most connections that take and free names: however many requests wait for one,
-/// settlements find another.
+/// others find another.
 const CONNECTIONS: usize = 4;
 
 /// A request whose name is to be taken.

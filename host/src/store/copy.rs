@@ -3,6 +3,7 @@
 //! PostgreSQL's `COPY`, which is also what they are compared in.
 
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use futures_util::TryStreamExt as _;
 use sqlx::postgres::PgConnection;
@@ -66,7 +67,8 @@ impl Store {
         ) else {
             return Err(refused("only a file can be copied, and only to a server"));
         };
-        prepare(&mut to).await?;
+        let server = to.connection()?;
+        prepare(server).await?;
         let mut all = Vec::new();
         for (name, order) in TABLES {
             let table = Table {
@@ -74,13 +76,13 @@ impl Store {
                 order,
                 columns: columns(&mut from, name).await?,
             };
-            let rows = table.copy(&mut from, &mut to).await?;
-            table.compare(&mut from, &mut to).await?;
+            let rows = table.copy(&mut from, server).await?;
+            table.compare(&mut from, server).await?;
             all.push(Copied { table: name, rows });
         }
         all_are_known(&mut from).await?;
-        number_on(&mut from, &mut to).await?;
-        to.commit().await?;
+        number_on(&mut from, server).await?;
+        to.commit(Duration::MAX).await?;
         Ok(all)
     }
 }

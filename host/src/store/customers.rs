@@ -276,7 +276,7 @@ impl Store {
         servers::tell(&mut transaction, Change::Limits(id)).await?;
         // who keeps its keys in memory keeps its limits with them
         self.commit_keys(transaction).await?;
-        limited.finish(&self.read).await?;
+        limited.finish(&self.read).await;
         Ok(after)
     }
 

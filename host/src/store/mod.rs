@@ -81,6 +81,8 @@ pub struct Store(Arc<Inner>);
 #[derive(Debug)]
 pub struct Inner {
     write: Pool,
+    /// Writes too: what settles and the lease, which wait for nobody else's connection.
+    urgent: Pool,
     read: Pool,
     outbox: Outbox,
     /// Notified of new notices; without, there are none.
@@ -121,6 +123,7 @@ impl Store {
             books: OpenBooks::new(Books::own()),
             hearing: Hearing::new(&write),
             read: db::readers(place).await?,
+            urgent: db::urgent(place, &write).await?,
             write,
             outbox,
             notices,
@@ -156,6 +159,7 @@ impl Store {
     pub async fn close(&self) {
         self.read.close().await;
         self.write.close().await;
+        self.urgent.close().await;
     }
 }
 

@@ -22,8 +22,8 @@ pub struct Notice {
     pub attempts: u32,
 }
 
-/// Writes that something's end is near: of a budget once in its period as it is set, of
-/// credit once until there is more.
+/// Writes that something's end is near: of a budget once in its period as it is set, and at
+/// each change that makes it so, of credit once until there is more.
 pub(super) async fn write(
     transaction: &mut Transaction<'_>,
     near: &Near,
@@ -51,7 +51,11 @@ fn of_budget(near: &budgets::Near) -> (String, &'static str, Value) {
     let has_end = spending.budget.period.end(start).is_some();
     let (amount, percent) = (spending.budget.amount.0, spending.budget.near_percent);
     let (id, start_ms) = (near.budget_id, millis(start));
-    let key = format!("msg_budget_{id}_{start_ms}_{amount}_{percent}");
+    let mut key = format!("msg_budget_{id}_{start_ms}_{amount}_{percent}");
+    if let Some(changed_at) = near.changed_at {
+        // it may have been as it is now before, and told of
+        key = format!("{key}_{}", millis(changed_at));
+    }
     let data = json!({
             "customer_id": spending.owner.customer_id,
             "api_key_id": spending.owner.api_key_id,

@@ -35,6 +35,10 @@ const SILENCE: Duration = Duration::from_millis(400);
 const RETRY: Duration = Duration::from_millis(250);
 /// Holds that are freed in one transaction.
 const BATCH: i64 = 256;
+/// How long whoever does what one server does at a time may do without a word: longer than
+/// a transaction may otherwise be idle, but not for ever, which is how long it would be
+/// where its machine lost the power and somebody between answers for it.
+const SOLE: &str = "SET LOCAL idle_in_transaction_session_timeout = '5min'";
 /// What servers listen to.
 const CHANNEL: &str = "model_host";
 /// The number of the next row, in the sequence of a table's numbers.
@@ -146,9 +150,21 @@ pub(super) fn renew<'q>(transaction: &Transaction<'_>, process: &'q str) -> Opti
     transaction.is_shared().then(|| query(RENEW).bind(process))
 }
 
-/// The right to do something that one server does at a time, until it is dropped.
-pub struct Sole {
-    _lock: Option<Transaction<'static>>,
+/// The right to do something that one server does at a time, until it is dropped, or
+/// nobody says for [`SOLE`] that it is needed.
+pub struct Sole(Option<Transaction<'static>>);
+
+impl Sole {
+    /// Says that it is needed, to be called between steps that together may take minutes.
+    ///
+    /// # Errors
+    /// When it may be another's by now.
+    pub async fn keep(&mut self) -> Result<(), Error> {
+        if let Some(lock) = &mut self.0 {
+            query("SELECT 1").execute(lock).await?;
+        }
+        Ok(())
+    }
 }
 
 impl Store {
@@ -159,20 +175,16 @@ impl Store {
     /// When the database fails.
     pub async fn sole(&self, what: &str) -> Result<Option<Sole>, Error> {
         if !self.write.is_shared() {
-            return Ok(Some(Sole { _lock: None }));
+            return Ok(Some(Sole(None)));
         }
         let mut transaction = self.write.begin().await?;
-        // it may take longer than a transaction may otherwise be idle
-        query("SET LOCAL idle_in_transaction_session_timeout = 0")
-            .execute(&mut transaction)
-            .await?;
+        query(SOLE).execute(&mut transaction).await?;
         let row = query("SELECT pg_try_advisory_xact_lock(hashtext($1)) AS is_ours")
             .bind(what)
             .fetch_one(&mut transaction)
             .await?;
-        Ok(row.try_get::<bool>("is_ours")?.then_some(Sole {
-            _lock: Some(transaction),
-        }))
+        let is_ours: bool = row.try_get("is_ours")?;
+        Ok(is_ours.then_some(Sole(Some(transaction))))
     }
 
     /// Joins the servers of the database as `process`: takes the lease, renews
@@ -184,7 +196,7 @@ impl Store {
         let Pool::Postgres(pool) = &self.write else {
             return Ok(());
         };
-        query(RENEW).bind(process).execute(&self.write).await?;
+        query(RENEW).bind(process).execute(&self.urgent).await?;
         let store = self.clone();
         let stopped = stop.clone();
         let options = PgConnectOptions::clone(&pool.connect_options());
@@ -225,7 +237,7 @@ impl Store {
         if self.write.is_shared() {
             query("DELETE FROM servers WHERE process = $1")
                 .bind(process)
-                .execute(&self.write)
+                .execute(&self.urgent)
                 .await?;
         }
         Ok(())
@@ -273,14 +285,14 @@ impl Store {
 
     /// Renews it; says when it ends, in milliseconds since 1970 by the database's clock.
     async fn renew_lease(&self, process: &str) -> Result<i64, Error> {
-        let renewed = query(RENEW).bind(process).fetch_one(&self.write).await?;
+        let renewed = query(RENEW).bind(process).fetch_one(&self.urgent).await?;
         Ok(renewed.try_get("lease_ends")?)
     }
 
     /// Frees what servers hold whose lease is over, and the names of requests that
     /// they have. Returns how many holds that were.
     async fn free_what_the_dead_have(&self) -> Result<usize, Error> {
-        at_work::end_of_dead(&self.write).await?;
+        at_work::end_of_dead(&self.urgent).await?;
         let sql = format!(
             "SELECT {} FROM holds WHERE NOT EXISTS \
              (SELECT FROM servers WHERE servers.process = holds.process \
@@ -288,11 +300,11 @@ impl Store {
             ledger::HELD
         );
         let held = query(AssertSqlSafe(sql)).bind(BATCH);
-        let rows = held.fetch_all(&self.write).await?;
+        let rows = held.fetch_all(&self.urgent).await?;
         if rows.is_empty() {
             return Ok(0);
         }
-        let mut transaction = self.write.begin().await?;
+        let mut transaction = self.urgent.begin().await?;
         // fewer where another server was first
         let voided = ledger::void(&mut transaction, &rows).await?;
         transaction.commit().await?;
@@ -303,10 +315,11 @@ impl Store {
     /// memory is trusted.
     async fn listen(self, options: PgConnectOptions) {
         loop {
-            if let Err(error) = self.hear(options.clone()).await {
+            let heard = self.hear(options.clone()).await;
+            self.hearing.0.store(false, Ordering::Release);
+            if let Err(error) = heard {
                 tracing::warn!(%error, "other servers cannot be heard");
             }
-            self.hearing.0.store(false, Ordering::Release);
             tokio::time::sleep(RETRY).await;
         }
     }
@@ -354,13 +367,42 @@ impl Store {
         let store = self.clone();
         tokio::spawn(async move {
             let changing = store.limited.change(customer_id).await;
-            if let Err(error) = changing.finish(&store.read).await {
-                tracing::warn!(%error, customer_id, "the customer still counts as limited");
-            }
+            changing.finish(&store.read).await;
         });
     }
 }
 
 fn silent(_: Elapsed) -> Error {
     Error::Database("no sign of life".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::store::Outbox;
+    use crate::store::db::query;
+    use crate::store::scratch::Scratch;
+
+    #[tokio::test]
+    async fn who_has_a_right_alone_and_says_nothing_for_minutes_loses_it() {
+        let Some(scratch) = Scratch::server() else {
+            return;
+        };
+        let store = scratch.open(Outbox::Off).await;
+        let mut sole = store.sole("it").await.expect("asked").expect("its");
+        assert!(store.sole("it").await.expect("asked").is_none());
+        let lock = sole.0.as_mut().expect("a transaction");
+        let silence = "SELECT CAST(extract(epoch FROM CAST(current_setting( \
+            'idle_in_transaction_session_timeout') AS INTERVAL)) AS BIGINT) AS seconds";
+        let row = query(silence).fetch_one(lock).await.expect("a row");
+        let seconds: i64 = row.try_get("seconds").expect("a number");
+        assert!((60..=600).contains(&seconds), "{seconds}");
+        sole.keep().await.expect("it is still its");
+
+        // as it is when those are over
+        let end = "SELECT pg_terminate_backend(pid, 9000) FROM pg_locks WHERE locktype = 'advisory' \
+            AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+        query(end).execute(&store.read).await.expect("ended");
+        sole.keep().await.expect_err("it may be another's");
+        assert!(store.sole("it").await.expect("asked").is_some());
+    }
 }

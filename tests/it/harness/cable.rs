@@ -16,7 +16,14 @@ pub struct Cable {
     state: Arc<watch::Sender<State>>,
     /// How often it was frozen.
     freezes: Arc<watch::Sender<u32>>,
-    loses_a_commit: Arc<AtomicBool>,
+    loses: Arc<Loses>,
+}
+
+/// What of what is asked does not get an answer.
+#[derive(Debug, Default)]
+struct Loses {
+    a_commit: AtomicBool,
+    begins: AtomicBool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,8 +44,8 @@ impl Cable {
         let state = Arc::new(watch::Sender::new(State::Whole));
         let freezes = Arc::new(watch::Sender::new(0));
         let (seen, frozen) = (state.subscribe(), freezes.subscribe());
-        let loses_a_commit = Arc::<AtomicBool>::default();
-        let loses = Arc::clone(&loses_a_commit);
+        let loses = Arc::<Loses>::default();
+        let lost = Arc::clone(&loses);
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 tokio::spawn(carry(
@@ -46,7 +53,7 @@ impl Cable {
                     server.clone(),
                     seen.clone(),
                     frozen.clone(),
-                    Arc::clone(&loses),
+                    Arc::clone(&lost),
                 ));
             }
         });
@@ -54,7 +61,7 @@ impl Cable {
             url: url.replace(rest.split_once('/').expect("checked").0, &own),
             state,
             freezes,
-            loses_a_commit,
+            loses,
         }
     }
 
@@ -80,7 +87,12 @@ impl Cable {
 
     /// Ends the connection of the next commit, which the server gets, before it is confirmed.
     pub fn lose_a_commit(&self) {
-        self.loses_a_commit.store(true, Ordering::Release);
+        self.loses.a_commit.store(true, Ordering::Release);
+    }
+
+    /// Has each connection on which a transaction is to begin say nothing any more, or not.
+    pub fn lose_begins(&self, does: bool) {
+        self.loses.begins.store(does, Ordering::Release);
     }
 
     /// Lets connections through again.
@@ -94,7 +106,7 @@ async fn carry(
     server: String,
     mut state: watch::Receiver<State>,
     mut freezes: watch::Receiver<u32>,
-    loses_a_commit: Arc<AtomicBool>,
+    loses: Arc<Loses>,
 ) {
     let waited = state.wait_for(|state| *state != State::Stalled).await;
     if !waited.is_ok_and(|state| *state == State::Whole) {
@@ -110,7 +122,7 @@ async fn carry(
         biased;
         _ = state.wait_for(|state| *state != State::Whole) => return,
         _ = freezes.wait_for(|freezes| *freezes > before) => true,
-        _ = ask(&mut from_client, &mut to_server, &loses_a_commit) => false,
+        _ = ask(&mut from_client, &mut to_server, &loses) => false,
         _ = tokio::io::copy(&mut from_server, &mut to_client) => false,
     };
     if is_frozen {
@@ -129,7 +141,7 @@ async fn carry(
 async fn ask(
     client: &mut ReadHalf<'_>,
     server: &mut WriteHalf<'_>,
-    loses_a_commit: &AtomicBool,
+    loses: &Loses,
 ) -> io::Result<()> {
     let mut asked = vec![0; 64 << 10];
     loop {
@@ -137,9 +149,12 @@ async fn ask(
         if length == 0 {
             return Ok(());
         }
+        let says = |what: &[u8]| asked[..length].windows(what.len()).any(|word| word == what);
+        if says(b"BEGIN") && loses.begins.load(Ordering::Acquire) {
+            std::future::pending::<()>().await;
+        }
         server.write_all(&asked[..length]).await?;
-        let commits = asked[..length].windows(6).any(|word| word == b"COMMIT");
-        if commits && loses_a_commit.swap(false, Ordering::AcqRel) {
+        if says(b"COMMIT") && loses.a_commit.swap(false, Ordering::AcqRel) {
             return Ok(());
         }
     }

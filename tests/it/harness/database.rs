@@ -111,6 +111,17 @@ impl Database {
         connection
     }
 
+    /// Has all changes of this kind on the server wait until what is returned is dropped.
+    pub async fn hold_back(&self, change: &str) -> PgConnection {
+        let waits = format!(
+            "CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS \
+             $$ BEGIN PERFORM pg_advisory_xact_lock(1); RETURN NEW; END $$; \
+             CREATE TRIGGER waits BEFORE {change} FOR EACH ROW EXECUTE FUNCTION wait()"
+        );
+        self.execute(&waits).await.expect("a trigger");
+        self.begin("SELECT pg_advisory_xact_lock(1)").await
+    }
+
     /// The number that a query finds.
     pub async fn number(&self, sql: &str) -> i64 {
         let sql = AssertSqlSafe(sql.to_owned());

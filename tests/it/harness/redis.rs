@@ -3,7 +3,7 @@
 use std::process::{Child, Command, Stdio};
 
 use tempfile::TempDir;
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::{eventually, free_port};
@@ -72,15 +72,34 @@ impl Redis {
 
     /// Lets nobody in from now on but with this password.
     pub async fn set_password(&self, password: &str) {
+        let answer = self
+            .ask(&format!("CONFIG SET requirepass {password}"))
+            .await;
+        assert!(answer.starts_with("+OK"), "{answer}");
+    }
+
+    /// Ends connections that are idle, from now on, and waits until none is left.
+    pub async fn end_idle(&self) {
+        let answer = self.ask("CONFIG SET timeout 1").await;
+        assert!(answer.starts_with("+OK"), "{answer}");
+        eventually("only this one is left", async || {
+            let clients = self.ask("INFO clients").await;
+            clients.contains("connected_clients:1\r")
+        })
+        .await;
+    }
+
+    /// What it answers to a command.
+    async fn ask(&self, command: &str) -> String {
         let connected = TcpStream::connect(("127.0.0.1", self.port)).await;
-        let mut connection = BufReader::new(connected.expect("a connection"));
-        let command = format!("CONFIG SET requirepass {password}\r\n");
-        let sent = connection.write_all(command.as_bytes()).await;
+        let mut connection = connected.expect("a connection");
+        let commands = format!("{command}\r\nQUIT\r\n");
+        let sent = connection.write_all(commands.as_bytes()).await;
         sent.expect("sent");
         let mut answer = String::new();
-        let read = connection.read_line(&mut answer).await;
+        let read = connection.read_to_string(&mut answer).await;
         read.expect("an answer");
-        assert_eq!(answer.trim_end(), "+OK");
+        answer
     }
 
     /// Starts it again, empty, where it was.

@@ -21,6 +21,9 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// How long nobody asks a Redis that did not answer, but for one request each time
 /// that finds out whether it is back.
 const PAUSE: Duration = Duration::from_secs(1);
+/// How long a connection may have said nothing and be taken for whole: the least after
+/// which a Redis closes one that is idle (`timeout`) is a second.
+const QUIET: Duration = Duration::from_millis(500);
 /// Most requests of whose end it is told late.
 const UNHEARD: usize = 10_000;
 
@@ -28,13 +31,17 @@ const UNHEARD: usize = 10_000;
 #[derive(Clone, Copy, Debug)]
 pub struct Away;
 
+type Connection = Arc<OnceCell<MultiplexedConnection>>;
+
 /// Limits in Redis.
 #[derive(Debug)]
 pub struct Shared {
     client: Client,
     /// Made by the first that needs it, and no more used once anything failed on it:
     /// it may be one that fails for ever.
-    connection: Mutex<Arc<OnceCell<MultiplexedConnection>>>,
+    connection: Mutex<Connection>,
+    /// When it answered last.
+    answered: Mutex<Option<Instant>>,
     admit: Script,
     settle: Script,
     /// While it is away: when to ask it again.
@@ -52,6 +59,7 @@ impl Shared {
         Ok(Self {
             client: Client::open(url)?,
             connection: Mutex::default(),
+            answered: Mutex::default(),
             admit: Script::new(concat!(
                 include_str!("bucket.lua"),
                 include_str!("admit.lua")
@@ -123,20 +131,47 @@ impl Shared {
         self: &Arc<Self>,
         call: &ScriptInvocation<'_>,
     ) -> Result<T, Away> {
-        let connection = Arc::clone(&lock(&self.connection));
+        let mut connection = Arc::clone(&lock(&self.connection));
         let asked = timeout(PATIENCE, async {
+            if self.was_closed(&connection).await {
+                connection = self.without(&connection);
+            }
             let connection = connection.get_or_try_init(|| self.connect()).await?;
             call.invoke_async(&mut connection.clone()).await
         });
         let timed_out = |_| Err(io::Error::from(io::ErrorKind::TimedOut).into());
         let answer = asked.await.unwrap_or_else(timed_out);
-        if answer.is_err() {
-            let mut current = lock(&self.connection);
-            if Arc::ptr_eq(&current, &connection) {
-                *current = Arc::default();
-            }
+        match &answer {
+            Ok(_) => *lock(&self.answered) = Some(Instant::now()),
+            Err(_) => drop(self.without(&connection)),
         }
         self.heard(answer)
+    }
+
+    /// Whether a connection that said nothing for a while was closed meanwhile, as Redis
+    /// and what is between do with those that are idle. It is found out by a call that
+    /// changes nothing: of a script the error does not tell whether it was run, and run
+    /// twice it would take twice.
+    async fn was_closed(&self, connection: &Connection) -> bool {
+        let is_quiet = lock(&self.answered).is_none_or(|at| at.elapsed() >= QUIET);
+        match connection.get().filter(|_| is_quiet) {
+            Some(connection) => {
+                let answer: RedisResult<()> = redis::cmd("PING")
+                    .query_async(&mut connection.clone())
+                    .await;
+                answer.is_err_and(|error| error.is_connection_dropped())
+            }
+            None => false,
+        }
+    }
+
+    /// The connection to use instead of one that is of no more use.
+    fn without(&self, connection: &Connection) -> Connection {
+        let mut current = lock(&self.connection);
+        if Arc::ptr_eq(&current, connection) {
+            *current = Arc::default();
+        }
+        Arc::clone(&current)
     }
 
     async fn connect(&self) -> RedisResult<MultiplexedConnection> {

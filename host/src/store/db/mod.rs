@@ -11,6 +11,7 @@
 //! sqlx's `Any` would do less: no booleans from SQLite, no options of a pool, no
 //! notifications.
 
+mod begun;
 mod query;
 mod row;
 mod rows;
@@ -26,10 +27,11 @@ use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
 };
-use sqlx::{ConnectOptions as _, Connection as _, Postgres, Sqlite};
+use sqlx::{ConnectOptions as _, Connection as _, Sqlite};
 use tokio::time::timeout;
 
 use super::Error;
+use begun::Begun;
 use writer::Writer;
 
 pub use query::{On, Query, query};
@@ -38,9 +40,12 @@ pub use rows::insert_from;
 pub use script::{Place as PlaceInScript, Ran, Script};
 pub use writer::Turn;
 
-/// Connections to PostgreSQL that write: for settling, for the server's lease, for
-/// Stripe, for the webhook, for what is rare, and four for the names of requests.
-const WRITERS: u32 = 10;
+/// Connections to PostgreSQL that write: for Stripe, for the webhook, for old rows, four for
+/// the names of requests, and one at least for what the operator does, however much it is.
+const WRITERS: u32 = 8;
+/// Connections for what must not wait for that: settling, the server's lease, and one to
+/// take the place of one that says nothing any more.
+const URGENT: u32 = 3;
 /// Connections that read.
 const READERS: u32 = 8;
 /// How long a query waits for a connection, which includes making one, and a connection
@@ -92,7 +97,7 @@ pub enum Transaction<'c> {
     /// On a file, with the lock for writing from its first query on.
     Writer(Turn),
     /// On a server, and how long it may say nothing.
-    Postgres(sqlx::Transaction<'c, Postgres>, Duration),
+    Postgres(Begun, Duration),
 }
 
 /// Connects to a database, to write. What it is read by is to be opened once the schema
@@ -107,6 +112,17 @@ pub async fn writers(place: &Place) -> Result<Pool, Error> {
             Ok(Pool::Writer(writer))
         }
         Place::Server(url) => server(url, WRITERS).await,
+    }
+}
+
+/// Connections for what must not wait for others that write; a file has one writer.
+///
+/// # Errors
+/// When the database cannot be reached.
+pub async fn urgent(place: &Place, writers: &Pool) -> Result<Pool, Error> {
+    match place {
+        Place::File(_) => Ok(writers.clone()),
+        Place::Server(url) => server(url, URGENT).await,
     }
 }
 
@@ -190,22 +206,6 @@ async fn answer<T>(
     answer.unwrap_or_else(|_| Err(silence().into()))
 }
 
-/// A transaction that is begun in a task of its own. sqlx knows of one only when it is, and
-/// one that is given up before would go on on the connection of somebody else.
-async fn begun(
-    beginning: impl Future<Output = Result<sqlx::Transaction<'static, Postgres>, sqlx::Error>>
-    + Send
-    + 'static,
-) -> Result<sqlx::Transaction<'static, Postgres>, sqlx::Error> {
-    let begun = tokio::spawn(beginning);
-    answer(ANSWER, async {
-        begun
-            .await
-            .unwrap_or_else(|error| Err(io::Error::other(error).into()))
-    })
-    .await
-}
-
 impl Pool {
     /// Begins a transaction that may write, and is on the disk when it is committed. Of
     /// a file the lock comes first: what is read in it is still so when it is written.
@@ -218,8 +218,7 @@ impl Pool {
             // of which no transaction can write
             Self::Sqlite(pool) => Ok(Transaction::Sqlite(pool.begin().await?)),
             Self::Postgres(pool) => {
-                let pool = pool.clone();
-                let begun = begun(async move { pool.begin().await }).await?;
+                let begun = Begun::begin(pool, "BEGIN").await?;
                 Ok(Transaction::Postgres(begun, ANSWER))
             }
         }
@@ -235,8 +234,7 @@ impl Pool {
             Self::Writer(writer) => Ok(Transaction::Writer(writer.turn().await?)),
             Self::Postgres(pool) => {
                 let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
-                let pool = pool.clone();
-                let begun = begun(async move { pool.begin_with(begin).await }).await?;
+                let begun = Begun::begin(pool, begin).await?;
                 Ok(Transaction::Postgres(begun, ANSWER))
             }
         }
@@ -279,7 +277,7 @@ impl Transaction<'_> {
         match self {
             Self::Sqlite(transaction) => transaction.commit().await,
             Self::Writer(turn) => turn.commit().await,
-            Self::Postgres(transaction, within) => answer(within, transaction.commit()).await,
+            Self::Postgres(transaction, within) => transaction.commit(within).await,
         }
     }
 

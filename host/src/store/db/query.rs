@@ -65,7 +65,7 @@ macro_rules! run {
                 query.$method(turn.begun().await?).await.map(From::from)
             }
             On::Transaction(Transaction::Postgres(on, within)) => {
-                let asking = $query.postgres()?.$method(&mut **on);
+                let asking = $query.postgres()?.$method(on.connection()?);
                 answer(*within, asking).await.map(From::from)
             }
         }

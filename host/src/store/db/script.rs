@@ -67,7 +67,8 @@ impl<'q> Script<'q> {
             Transaction::Postgres(on, within) => {
                 let mut outcomes = Vec::with_capacity(self.steps.len());
                 for Step { query, changes } in self.steps {
-                    let asking = collect(on.fetch_many(query.postgres()?), &mut outcomes);
+                    let results = on.connection()?.fetch_many(query.postgres()?);
+                    let asking = collect(results, &mut outcomes);
                     answer(*within, asking).await?;
                     let changed = outcomes.last().map_or(0, |outcome| outcome.changed);
                     if let Some(changes) = changes.filter(|&changes| changes != changed) {

@@ -1,7 +1,7 @@
 //! Whose requests anything caps. All others are not to wait for a transaction
 //! before their model is asked.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use tokio::sync::{Mutex, OwnedMutexGuard};
@@ -15,7 +15,8 @@ use crate::store::{Error, Store};
 /// changes limits does so one after another.
 #[derive(Clone, Debug, Default)]
 pub struct Limited {
-    ids: Arc<RwLock<HashSet<i64>>>,
+    /// With how often each was taken for limited.
+    ids: Arc<RwLock<HashMap<i64, u64>>>,
     changing: Arc<Mutex<()>>,
 }
 
@@ -47,20 +48,27 @@ impl Limited {
         let rows = query(LIMITED).bind(None::<i64>).fetch_all(pool).await?;
         let found: Result<HashSet<i64>, _> =
             rows.iter().map(|row| row.try_get("customer_id")).collect();
-        *self.ids.write().unwrap_or_else(PoisonError::into_inner) = found?;
+        let found = found?.into_iter().map(|id| (id, 0)).collect();
+        *self.ids.write().unwrap_or_else(PoisonError::into_inner) = found;
         Ok(())
     }
 
     /// Whether anything caps the customer's requests.
     pub fn contains(&self, customer_id: i64) -> bool {
         let ids = self.ids.read().unwrap_or_else(PoisonError::into_inner);
-        ids.contains(&customer_id)
+        ids.contains_key(&customer_id)
     }
 
     /// Takes the customer for limited.
     pub fn insert(&self, customer_id: i64) {
         let mut ids = self.ids.write().unwrap_or_else(PoisonError::into_inner);
-        ids.insert(customer_id);
+        *ids.entry(customer_id).or_default() += 1;
+    }
+
+    /// How often it was taken for that, if it is.
+    fn insertions(&self, customer_id: i64) -> Option<u64> {
+        let ids = self.ids.read().unwrap_or_else(PoisonError::into_inner);
+        ids.get(&customer_id).copied()
     }
 
     /// Begins a change: the customer is taken for limited from now on. To be
@@ -77,16 +85,24 @@ impl Limited {
 }
 
 impl Changing {
-    /// Takes over what was committed. Without it the customer's requests only
-    /// wait a little longer.
-    pub async fn finish(self, pool: &Pool) -> Result<(), Error> {
-        let found = query(LIMITED).bind(self.customer_id).fetch_optional(pool);
-        if found.await?.is_none() {
-            let ids = self.limited.ids.write();
-            ids.unwrap_or_else(PoisonError::into_inner)
-                .remove(&self.customer_id);
+    /// Takes over what was committed. Where that cannot be read, the customer's requests
+    /// only wait a little longer.
+    pub async fn finish(self, pool: &Pool) {
+        let (limited, id) = (&self.limited, self.customer_id);
+        let before = limited.insertions(id);
+        match query(LIMITED).bind(id).fetch_optional(pool).await {
+            Ok(Some(_)) => {}
+            Ok(None) => {
+                let mut ids = limited.ids.write().unwrap_or_else(PoisonError::into_inner);
+                // or another server said meanwhile that it may have a limit
+                if ids.get(&id).copied() == before {
+                    ids.remove(&id);
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, customer_id = id, "the customer still counts as limited");
+            }
         }
-        Ok(())
     }
 }
 
@@ -96,5 +112,79 @@ impl Store {
     /// may have.
     pub fn is_limited(&self, customer_id: i64) -> bool {
         !self.hearing.is_good() || self.limited.contains(customer_id)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use time::macros::datetime;
+
+    use crate::money::NanoDollars;
+    use crate::store::Outbox;
+    use crate::store::audit::Actor;
+    use crate::store::customers::CustomerChange;
+    use crate::store::db::query;
+    use crate::store::ledger::Period;
+    use crate::store::ledger::budgets::{Budget, Owner};
+    use crate::store::scratch::{Scratch, create_customer};
+
+    #[tokio::test]
+    async fn a_limit_that_another_server_tells_of_while_a_change_ends_is_not_missed() {
+        let Some(scratch) = Scratch::server() else {
+            return;
+        };
+        let store = scratch.open(Outbox::Off).await;
+        let changing = store.limited.change(7).await;
+        // what it reads at its end waits
+        let mut lock = store.write.begin().await.expect("a transaction");
+        let locked = query("LOCK TABLE budgets IN ACCESS EXCLUSIVE MODE");
+        locked.execute(&mut lock).await.expect("locked");
+        let ending = tokio::spawn({
+            let store = store.clone();
+            async move { changing.finish(&store.read).await }
+        });
+        loop {
+            let waits = query(
+                "SELECT count(*) AS waits FROM pg_locks \
+                 WHERE NOT granted AND relation = CAST('budgets' AS REGCLASS)",
+            );
+            let row = waits.fetch_one(&mut lock).await.expect("a row");
+            if row.try_get::<i64>("waits").expect("a number") == 1 {
+                break;
+            }
+            assert!(!ending.is_finished());
+        }
+        store.limited.insert(7);
+        drop(lock);
+        ending.await.expect("no panic");
+        assert!(store.limited.contains(7));
+        // who heard of it looks again
+        let changing = store.limited.change(7).await;
+        changing.finish(&store.read).await;
+        assert!(!store.limited.contains(7));
+    }
+
+    #[tokio::test]
+    async fn a_change_that_cannot_be_read_again_is_made_all_the_same() {
+        let scratch = Scratch::new();
+        let store = scratch.open(Outbox::Off).await;
+        let now = datetime!(2026-01-31 23:00 UTC);
+        let (id, by) = (create_customer(&store, 1, None, now).await, Actor::Server);
+        store.read.close().await;
+        let budget = Budget {
+            period: Period::Day,
+            amount: NanoDollars(1),
+            near_percent: 80,
+        };
+        let owner = Owner::customer(id);
+        let set = store.set_budgets(owner, &[budget], &by, now).await;
+        set.expect("it is made");
+        let named = CustomerChange {
+            name: Some("B".to_owned()),
+            ..CustomerChange::default()
+        };
+        let changed = store.change_customer(id, named, &by, now).await;
+        assert_eq!(changed.expect("it is made").name, "B");
+        assert!(store.limited.contains(id));
     }
 }

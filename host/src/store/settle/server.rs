@@ -70,7 +70,7 @@ impl Server {
         if self.unsettled.is_empty() {
             return;
         }
-        let freed = match self.store.write.begin().await {
+        let freed = match self.store.urgent.begin().await {
             Ok(transaction) => self.write_in(transaction, &[], &[]).await,
             Err(error) => Err(error.into()),
         };
@@ -90,14 +90,14 @@ impl Server {
             settlements,
             reservations,
         } = batch;
-        let transaction = self.store.write.begin().await?;
+        let transaction = self.store.urgent.begin().await?;
         let error = match self.write_in(transaction, settlements, reservations).await {
             Err(error) if !settlements.is_empty() => error,
             written => return written,
         };
         tracing::warn!(%error, "usage is written once more");
         // what is settled already stays as it is; what is reserved would be so twice
-        let transaction = self.store.write.begin().await?;
+        let transaction = self.store.urgent.begin().await?;
         let mut written = self.write_in(transaction, settlements, &[]).await?;
         let failed = || Err(Error::Database(error.to_string()));
         written.reserved = reservations.iter().map(|_| failed()).collect();

@@ -46,7 +46,7 @@ impl Store {
     /// Deletes the rows of requests that were admitted before this, the start of a
     /// day; returns how many.
     async fn delete_usage(&self, before: OffsetDateTime) -> Result<u64, Error> {
-        let Some(_sole) = self.sole("old usage").await? else {
+        let Some(mut sole) = self.sole("old usage").await? else {
             return Ok(0);
         };
         let mut deleted = 0;
@@ -56,6 +56,7 @@ impl Store {
             if rows == 0 {
                 return Ok(deleted);
             }
+            sole.keep().await?;
             tokio::time::sleep(PAUSE).await;
         }
     }

@@ -101,7 +101,8 @@ const SUM: &str = "period TEXT, customer_id BIGINT, start BIGINT, api_key_id BIG
     model_id BIGINT, requests BIGINT, prompt_tokens BIGINT, completion_tokens BIGINT, \
     cost BIGINT, model_name TEXT, latest BIGINT";
 
-/// Adds rows of usage to all sums that they are part of.
+/// Adds rows of usage to all sums that they are part of. They come as requests end: the
+/// latest of a sum, by when they were admitted, may be there before.
 pub fn add(transaction: &Transaction<'_>, usage: &[Arc<Usage>]) -> Query<'static> {
     let mut sums = BTreeMap::new();
     for usage in usage {
@@ -127,7 +128,9 @@ pub fn add(transaction: &Transaction<'_>, usage: &[Arc<Usage>]) -> Query<'static
             sum.prompt_tokens += i64::from(usage.prompt_tokens);
             sum.completion_tokens += i64::from(usage.completion_tokens);
             sum.cost += usage.cost.0;
-            (sum.model_name, sum.latest) = (&usage.model_name, at);
+            if at >= sum.latest {
+                (sum.model_name, sum.latest) = (&usage.model_name, at);
+            }
         }
     }
     let sums: Vec<_> = sums.into_values().collect();
@@ -136,7 +139,10 @@ pub fn add(transaction: &Transaction<'_>, usage: &[Arc<Usage>]) -> Query<'static
         prompt_tokens = usage_sums.prompt_tokens + excluded.prompt_tokens, \
         completion_tokens = usage_sums.completion_tokens + excluded.completion_tokens, \
         cost = usage_sums.cost + excluded.cost, \
-        model_name = excluded.model_name, latest = excluded.latest";
+        model_name = CASE WHEN usage_sums.latest > excluded.latest \
+        THEN usage_sums.model_name ELSE excluded.model_name END, \
+        latest = CASE WHEN usage_sums.latest > excluded.latest \
+        THEN usage_sums.latest ELSE excluded.latest END";
     transaction.insert_rows("usage_sums", SUM, &sums, then)
 }
 
@@ -230,5 +236,56 @@ impl Store {
                 })
             })
             .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use time::macros::datetime;
+
+    use super::*;
+    use crate::money::Price;
+    use crate::store::Outbox;
+    use crate::store::scratch::{Scratch, create_customer, create_key};
+    use crate::store::usage::Status;
+
+    #[tokio::test]
+    async fn the_name_of_a_model_is_that_of_the_latest_request_whichever_ends_last() {
+        let scratch = Scratch::new();
+        let store = scratch.open(Outbox::Off).await;
+        let now = datetime!(2026-01-31 12:00 UTC);
+        let customer_id = create_customer(&store, 1, None, now).await;
+        let api_key_id = create_key(&store, customer_id, "k".into(), now).await;
+        let request = |model_name: &str, seconds| {
+            Arc::new(Usage {
+                request_id: model_name.to_owned(),
+                customer_id,
+                api_key_id,
+                model_id: 1,
+                model_name: model_name.to_owned(),
+                plugin_digest: None,
+                prompt_tokens: 1,
+                completion_tokens: 1,
+                tokens_estimated: false,
+                price: Price::default(),
+                cost: NanoDollars(0),
+                status: Status::Ok,
+                error_code: None,
+                latency_ms: 0,
+                created_at: now + time::Duration::seconds(seconds),
+            })
+        };
+        for (batch, name) in [
+            (vec![request("third", 3), request("first", 1)], "third"),
+            (vec![request("second", 2)], "third"),
+            (vec![request("fourth", 4)], "fourth"),
+        ] {
+            let mut transaction = store.write.begin().await.expect("a transaction");
+            let added = add(&transaction, &batch).execute(&mut transaction).await;
+            added.expect("added");
+            transaction.commit().await.expect("committed");
+            let sums = store.usage_by_model(None).await.expect("sums");
+            assert_eq!((sums.len(), sums[0].model_name.as_str()), (1, name));
+        }
     }
 }

@@ -96,11 +96,13 @@ impl Spending {
     }
 }
 
-/// A budget whose end a request has brought near.
+/// A budget whose end a request, or a change of it, has brought near.
 #[derive(Clone, Copy, Debug)]
 pub struct Near {
     /// The budget's number.
     pub budget_id: i64,
+    /// When it was changed, if that is what did.
+    pub changed_at: Option<OffsetDateTime>,
     /// What was spent of it.
     pub spending: Spending,
 }
@@ -276,6 +278,7 @@ impl Row {
     fn near(&self) -> Near {
         Near {
             budget_id: self.id,
+            changed_at: None,
             spending: self.spending,
         }
     }

@@ -43,7 +43,9 @@ impl Store {
                 .iter()
                 .any(|before| before.is_same(row) && before.is_near());
             if row.spending.owner == owner && row.is_near() && !was_near {
-                booked.near.push((Near::Budget(row.near()), now));
+                let mut near = row.near();
+                near.changed_at = Some(now);
+                booked.near.push((Near::Budget(near), now));
             }
         }
         let telling = self.tell(&mut transaction, booked).await?;
@@ -60,7 +62,8 @@ impl Store {
         servers::tell(&mut transaction, Change::Limits(owner.customer_id)).await?;
         transaction.commit().await?;
         self.told(&telling);
-        limited.finish(&self.read).await
+        limited.finish(&self.read).await;
+        Ok(())
     }
 }
 
