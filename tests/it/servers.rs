@@ -339,3 +339,21 @@ async fn strangers_keep_nobody_from_the_database() {
     customer.get("/usage").await.expect(200);
     assert_eq!(database.number(WAITS).await, 1);
 }
+
+#[tokio::test]
+async fn who_asks_whether_a_server_is_ready_takes_no_connections() {
+    let host = first(GPT2).await;
+    let (anyone, database) = (host.anyone(), host.database());
+    let all = (0..200).map(|_| {
+        let anyone = anyone.clone();
+        tokio::spawn(async move { anyone.get("/ready").await })
+    });
+    for one in all.collect::<Vec<_>>() {
+        one.await.expect("no panic").expect(200);
+    }
+    // of eight that read, those that were asked last whether there is an answer
+    let asked = "SELECT count(*) FROM pg_stat_activity \
+        WHERE datname = current_database() AND query = 'SELECT 1'";
+    let asked = database.number(asked).await;
+    assert!(asked < 4, "{asked} connections were asked");
+}
