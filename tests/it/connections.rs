@@ -1,5 +1,8 @@
 //! Connections of clients that take their time.
 
+use std::cell::Cell;
+use std::io::ErrorKind;
+
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -75,6 +78,25 @@ const HEADERS: u8 = 1;
 const RESET: u8 = 3;
 const SETTINGS: u8 = 4;
 const PING: u8 = 6;
+const WINDOW_UPDATE: u8 = 8;
+
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).expect("a short frame");
+    let length = &length.to_be_bytes()[1..];
+    [length, &[kind, flags], &stream.to_be_bytes(), payload].concat()
+}
+
+/// `GET`, `http`, a path and a host (RFC 7541).
+fn get(stream: u32, path: &str) -> Vec<u8> {
+    let (before, after) = (b"\x82\x86\x04".as_slice(), b"\x01\x01a".as_slice());
+    let mut length = vec![u8::try_from(path.len().min(127)).expect("a byte")];
+    if let Some(rest) = path.len().checked_sub(127) {
+        assert!(rest < 1 << 14, "a long path");
+        length.extend([(rest % 128) as u8 | 128, (rest / 128) as u8]);
+    }
+    let head = [before, &length, path.as_bytes(), after].concat();
+    frame(HEADERS, 5, stream, &head)
+}
 
 impl Http2 {
     async fn connect(host: &Host, window: u8) -> Self {
@@ -88,18 +110,13 @@ impl Http2 {
     }
 
     async fn send(&mut self, kind: u8, flags: u8, stream: u8, payload: &[u8]) {
-        let length = u8::try_from(payload.len()).expect("a short frame");
-        let head = [0, 0, length, kind, flags, 0, 0, 0, stream];
-        let frame = [head.as_slice(), payload].concat();
+        let frame = frame(kind, flags, stream.into(), payload);
         self.0.write_all(&frame).await.expect("sent");
     }
 
-    /// Sends `GET`, `http`, a path and a host (RFC 7541).
     async fn get(&mut self, stream: u8, path: &str) {
-        let length = u8::try_from(path.len()).expect("a short path");
-        let (before, after) = (b"\x82\x86\x04".as_slice(), b"\x01\x01a".as_slice());
-        let head = [before, &[length], path.as_bytes(), after].concat();
-        self.send(HEADERS, 5, stream, &head).await;
+        let frame = get(stream.into(), path);
+        self.0.write_all(&frame).await.expect("sent");
     }
 
     /// Answers pings until there is a frame of this type on the stream.
@@ -151,9 +168,48 @@ async fn an_answer_that_is_not_read_is_cut_off() {
     let quotes = "%22".repeat(5000);
     let request = format!("GET /login?next={quotes} HTTP/1.1\r\nhost: a\r\n\r\n");
     // more than what the kernel keeps for both of them
-    let asking = async { while socket.write_all(request.as_bytes()).await.is_ok() {} };
-    let cut_off = tokio::time::timeout(PATIENCE, asking).await;
+    send_until_cut_off(&mut socket, request.as_bytes()).await;
+}
+
+/// Sends this again and again without reading, until the server cuts the connection off.
+async fn send_until_cut_off(socket: &mut TcpStream, bytes: &[u8]) {
+    let sending = async { while socket.write_all(bytes).await.is_ok() {} };
+    let cut_off = tokio::time::timeout(PATIENCE, sending).await;
     cut_off.expect("it is cut off");
+}
+
+#[tokio::test]
+async fn who_reads_no_answer_without_a_body_is_cut_off() {
+    let config = format!("[requests]\nheader_timeout_ms = 500\n{GPT2}");
+    let host = Host::builder().config(config).start().await;
+    let address = host.url().trim_start_matches("http://");
+    let mut socket = TcpStream::connect(address).await.expect("a connection");
+    let heads = "HEAD /health HTTP/1.1\r\nhost: a\r\n\r\n".repeat(1000);
+    send_until_cut_off(&mut socket, heads.as_bytes()).await;
+}
+
+#[tokio::test]
+async fn who_speaks_http_2_and_reads_nothing_is_cut_off() {
+    let config = format!("[requests]\nheader_timeout_ms = 500\n{GPT2}");
+    let host = Host::builder().config(config).start().await;
+    let mut connection = Http2::connect(&host, u8::MAX).await;
+    // room for all that is asked for, which is more than the kernel keeps
+    let window = 0x7fff_0000_u32.to_be_bytes();
+    let setting = [&[0, 4], window.as_slice()].concat();
+    connection.send(SETTINGS, 0, 0, &setting).await;
+    connection.send(WINDOW_UPDATE, 0, 0, &window).await;
+    let path = format!("/login?next={}", "%22".repeat(4000));
+    let requests: Vec<_> = (0..2000).map(|at| get(2 * at + 1, &path)).collect();
+    let (requests, sent) = (requests.concat(), Cell::new(0));
+    // a few at a time, since no more than a hundred are answered at once
+    let cut_off = async || match connection.0.try_write(&requests[sent.get()..][..100_000]) {
+        Ok(more) => {
+            sent.set(sent.get() + more);
+            false
+        }
+        Err(error) => error.kind() != ErrorKind::WouldBlock,
+    };
+    eventually("it is cut off", cut_off).await;
 }
 
 #[tokio::test]

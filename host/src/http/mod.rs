@@ -13,6 +13,7 @@ mod params;
 mod respond;
 mod room;
 mod serve;
+mod socket;
 mod unread;
 
 use std::sync::Arc;

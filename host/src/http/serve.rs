@@ -21,6 +21,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tower::{ServiceExt, service_fn};
 
+use super::socket::Socket;
 use super::unread::{Answer, Streams, while_read};
 
 /// Until connections are accepted again when there is no room for one.
@@ -77,7 +78,7 @@ pub async fn serve(
         let has_asked = Arc::new(AtomicBool::new(false));
         let service = service(router.clone(), peer, Arc::clone(&has_asked));
         let connection = builder
-            .serve_connection_with_upgrades(TokioIo::new(stream), service)
+            .serve_connection_with_upgrades(TokioIo::new(Socket::new(stream, patience)), service)
             .into_owned();
         let connection = connections.watch(connection);
         tokio::spawn(async move {
