@@ -7,7 +7,7 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::harness::{Act, GPT2, Host, PATIENCE, Upstream, eventually, lawgent};
+use crate::harness::{ADMIN_KEY, Act, GPT2, Host, PATIENCE, Upstream, eventually, lawgent};
 
 /// Reads until the server closes the connection.
 async fn until_closed(socket: &mut TcpStream) -> String {
@@ -210,6 +210,87 @@ async fn who_speaks_http_2_and_reads_nothing_is_cut_off() {
         Err(error) => error.kind() != ErrorKind::WouldBlock,
     };
     eventually("it is cut off", cut_off).await;
+}
+
+/// A request with a body that its client sends before it looks for the answer.
+async fn send_all(host: &Host, head: &str, body: &[u8]) -> String {
+    let address = host.url().trim_start_matches("http://");
+    let mut socket = TcpStream::connect(address).await.expect("a connection");
+    let head = format!("POST {head}\r\nhost: a\r\n\r\n");
+    socket.write_all(head.as_bytes()).await.expect("sent");
+    socket.write_all(body).await.expect("all of it is sent");
+    until_closed(&mut socket).await
+}
+
+#[tokio::test]
+async fn a_refusal_reaches_who_sends_all_before_it_looks() {
+    let host = Host::start().await;
+    let customer = host.customer().await;
+    let (key, length) = (format!("x-api-key: {}", customer.key()), 8 << 20);
+    let admin = format!("x-admin-key: {ADMIN_KEY}");
+    let body = vec![b' '; length];
+    let chunked = [
+        format!("{length:x}\r\n").as_bytes(),
+        &body,
+        b"\r\n0\r\n\r\n",
+    ]
+    .concat();
+    for (head, status) in [
+        ("/generate HTTP/1.1".to_owned(), "401"),
+        (format!("/generate HTTP/1.1\r\n{admin}"), "403"),
+        ("/nothing HTTP/1.1".to_owned(), "404"),
+        ("/health HTTP/1.1".to_owned(), "405"),
+        (format!("/generate HTTP/1.1\r\n{key}"), "413"),
+        (
+            format!("/generate HTTP/1.1\r\n{key}\r\ncontent-type: a/b"),
+            "415",
+        ),
+    ] {
+        for _ in 0..4 {
+            let (of_length, in_chunks) = (
+                format!("{head}\r\ncontent-length: {length}"),
+                format!("{head}\r\ntransfer-encoding: chunked"),
+            );
+            for (head, body) in [(of_length, &body), (in_chunks, &chunked)] {
+                let answer = send_all(&host, &head, body).await;
+                assert!(
+                    answer.starts_with(&format!("HTTP/1.1 {status} ")),
+                    "{answer}"
+                );
+                assert!(answer.contains("connection: close\r\n"), "{answer}");
+                assert!(answer.ends_with("}}"), "{answer}");
+            }
+        }
+    }
+    // a short one is read, and the connection goes on
+    let short = "/generate HTTP/1.1\r\ncontent-length: 2";
+    let next = b"{}GET /health HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
+    let answers = send_all(&host, short, next).await;
+    assert!(answers.starts_with("HTTP/1.1 401 "), "{answers}");
+    assert!(answers.contains("HTTP/1.1 200 "), "{answers}");
+    // who asks first whether to send it is not asked for it
+    let asks = format!("/generate HTTP/1.1\r\ncontent-length: {length}\r\nexpect: 100-continue");
+    let answer = send_all(&host, &asks, b"").await;
+    assert!(answer.starts_with("HTTP/1.1 401 "), "{answer}");
+    assert!(!answer.contains("100 Continue"), "{answer}");
+}
+
+#[tokio::test]
+async fn what_is_sent_after_a_refusal_is_not_read_without_end() {
+    for (timeout, is_slow) in [(500, true), (600_000, false)] {
+        let config = format!("[requests]\nbody_timeout_ms = {timeout}\n{GPT2}");
+        let host = Host::builder().config(config).start().await;
+        let address = host.url().trim_start_matches("http://");
+        let mut socket = TcpStream::connect(address).await.expect("a connection");
+        let head = "POST /generate HTTP/1.1\r\nhost: a\r\ncontent-length: 1000000000000\r\n\r\n";
+        socket.write_all(head.as_bytes()).await.expect("sent");
+        if is_slow {
+            let cut_off = async || socket.try_write(b"a").is_err();
+            eventually("it is cut off", cut_off).await;
+        } else {
+            send_until_cut_off(&mut socket, &[b'a'; 1 << 16]).await;
+        }
+    }
 }
 
 #[tokio::test]

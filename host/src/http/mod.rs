@@ -15,6 +15,7 @@ mod room;
 mod serve;
 mod socket;
 mod unread;
+mod unwanted;
 
 use std::sync::Arc;
 

@@ -1,5 +1,6 @@
 //! The way to a client. Where it takes nothing of what is written, that fails in the end, whatever
-//! hyper waits for: answers without a body, and what HTTP/2 says before a connection ends.
+//! hyper waits for: answers without a body, and what HTTP/2 says before a connection ends. Where it
+//! still sends a body that nobody wants, the way back is closed last.
 
 use std::io::{self, ErrorKind, IoSlice};
 use std::pin::Pin;
@@ -10,6 +11,11 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep};
 
+use super::unwanted::Unwanted;
+
+/// Most that is read of what nobody wants.
+const MOST_UNWANTED: usize = 16 << 20;
+
 /// A connection that is broken once its client takes nothing for longer than it may.
 #[derive(Debug)]
 pub struct Socket {
@@ -17,15 +23,23 @@ pub struct Socket {
     patience: Duration,
     /// While something waits to be written: when that fails.
     fails: Option<Pin<Box<Sleep>>>,
+    unwanted: Unwanted,
+    /// How much more of it is read, and once nothing more is written, until when.
+    room: usize,
+    closes: Option<Pin<Box<Sleep>>>,
 }
 
 impl Socket {
-    /// One whose client may take nothing for as long as `patience`.
-    pub fn new(stream: TcpStream, patience: Duration) -> Self {
+    /// One whose client may take nothing for as long as `patience`. What it sends that is
+    /// `unwanted` is read before the end, within its time.
+    pub fn new(stream: TcpStream, patience: Duration, unwanted: Unwanted) -> Self {
         Self {
             stream,
             patience,
             fails: None,
+            unwanted,
+            room: MOST_UNWANTED,
+            closes: None,
         }
     }
 
@@ -46,6 +60,23 @@ impl Socket {
             ErrorKind::TimedOut,
             "the client takes nothing",
         )))
+    }
+
+    /// Reads what the client still sends, until it has closed its side too or has sent too much.
+    fn poll_unwanted(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let time = self.unwanted.time();
+        let closes = self.closes.get_or_insert_with(|| Box::pin(sleep(time)));
+        let mut bytes = [0; 8 << 10];
+        while self.room > 0 && closes.as_mut().poll(context).is_pending() {
+            let mut buffer = ReadBuf::new(&mut bytes);
+            let read = ready!(Pin::new(&mut self.stream).poll_read(context, &mut buffer));
+            let length = buffer.filled().len();
+            if read.is_err() || length == 0 {
+                break;
+            }
+            self.room = self.room.saturating_sub(length);
+        }
+        Poll::Ready(())
     }
 }
 
@@ -86,7 +117,16 @@ impl AsyncWrite for Socket {
         Pin::new(&mut self.stream).poll_flush(context)
     }
 
+    /// Closes the way to the client, and then the way back (RFC 9112, section 9.6): the system
+    /// resets a connection that is closed with something unread, and the client, which is
+    /// still sending, would lose its answer.
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
+        if self.closes.is_none() {
+            ready!(Pin::new(&mut self.stream).poll_shutdown(context))?;
+        }
+        if self.unwanted.is_left() {
+            ready!(self.poll_unwanted(context));
+        }
+        Poll::Ready(Ok(()))
     }
 }
