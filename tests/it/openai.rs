@@ -123,6 +123,20 @@ async fn a_seed_may_have_a_sign_and_top_p_be_nothing() {
 }
 
 #[tokio::test]
+async fn sdks_are_told_what_no_repeat_changes() {
+    let (_host, upstream, customer) = both().await;
+    let chat = json!({ "model": "gpt2", "messages": [{ "role": "user", "content": "Once" }] });
+    let reply = customer.post("/v1/chat/completions", chat).await;
+    assert_eq!(reply.header("x-should-retry"), "false");
+    assert_eq!(reply.expect_error(501), "unsupported");
+    upstream.act(Act::Say(500, vec![], "{}"));
+    let body = json!({ "model": "lawgent-thinking", "prompt": "Once" });
+    let reply = customer.post("/v1/completions", body).await;
+    assert_eq!(reply.header("x-should-retry"), "");
+    assert_eq!(reply.expect_error(502), "upstream_failed");
+}
+
+#[tokio::test]
 async fn what_would_change_the_answer_and_is_not_there_is_refused() {
     let (_host, _upstream, customer) = both().await;
     for (field, value) in [
