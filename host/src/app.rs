@@ -216,9 +216,9 @@ impl App {
 
         let (store, generator) = (state.store.clone(), state.generator.clone());
         let forgetting = tokio::spawn(generator.clone().forget_answers_until(stop.clone()));
-        let head_timeout = Duration::from_millis(state.requests.header_timeout_ms);
+        let requests = Arc::clone(&state.requests);
         let stopped = stop.clone().cancelled_owned();
-        let server = http::serve(listener, http::router(state), room, head_timeout, stopped);
+        let server = http::serve(listener, http::router(state), room, &requests, stopped);
         let drained = async {
             stop.cancelled().await;
             tokio::time::sleep(drain).await;

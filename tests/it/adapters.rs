@@ -155,6 +155,31 @@ async fn a_chat_goes_on_after_an_empty_message() {
 }
 
 #[tokio::test]
+async fn a_call_comes_back_without_its_type() {
+    let (_host, customer, upstream) = with("openai", Act::Answer("Yes."), "").await;
+    let called = |kind: Value| {
+        let function = json!({ "name": "look", "arguments": "{}" });
+        let mut call = json!({ "id": "call_1", "function": function });
+        if kind != "none" {
+            call["type"] = kind;
+        }
+        chat(json!([
+            { "role": "user", "content": "Who is it?" },
+            { "role": "assistant", "content": null, "tool_calls": [call] },
+            { "role": "tool", "tool_call_id": "call_1", "content": "nobody" },
+        ]))
+    };
+    for (at, kind) in [json!("function"), json!("none"), Value::Null]
+        .into_iter()
+        .enumerate()
+    {
+        customer.post(CHATS, called(kind)).await.expect(200);
+        let messages = &upstream.seen()[at].body["messages"];
+        assert_eq!(messages[1]["tool_calls"][0]["type"], "function");
+    }
+}
+
+#[tokio::test]
 async fn what_the_upstream_says_stands_where_no_more_tries_are_allowed() {
     let more = "settings = { retries = 2 }\n[models.limits]\nupstream_requests = 1";
     let soon = vec![("retry-after-ms", "20")];

@@ -243,7 +243,9 @@ async fn the_log_is_read_by_object_time_and_page() {
     assert_eq!(page, all[2..4]);
 
     for (query, param) in [
+        ("?object=key%00", "object"),
         ("?since=yesterday", "since"),
+        ("?since=9999-12-31T23:59:59-05:00", "since"),
         ("?limit=0", "limit"),
         ("?limit=1001", "limit"),
         ("?after=x", "after"),

@@ -1,10 +1,13 @@
 //! Connections of clients that take their time.
 
+use std::cell::Cell;
+use std::io::ErrorKind;
+
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::harness::{Act, GPT2, Host, PATIENCE, Upstream, eventually, lawgent};
+use crate::harness::{ADMIN_KEY, Act, GPT2, Host, PATIENCE, Upstream, eventually, lawgent};
 
 /// Reads until the server closes the connection.
 async fn until_closed(socket: &mut TcpStream) -> String {
@@ -75,6 +78,25 @@ const HEADERS: u8 = 1;
 const RESET: u8 = 3;
 const SETTINGS: u8 = 4;
 const PING: u8 = 6;
+const WINDOW_UPDATE: u8 = 8;
+
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).expect("a short frame");
+    let length = &length.to_be_bytes()[1..];
+    [length, &[kind, flags], &stream.to_be_bytes(), payload].concat()
+}
+
+/// `GET`, `http`, a path and a host (RFC 7541).
+fn get(stream: u32, path: &str) -> Vec<u8> {
+    let (before, after) = (b"\x82\x86\x04".as_slice(), b"\x01\x01a".as_slice());
+    let mut length = vec![u8::try_from(path.len().min(127)).expect("a byte")];
+    if let Some(rest) = path.len().checked_sub(127) {
+        assert!(rest < 1 << 14, "a long path");
+        length.extend([(rest % 128) as u8 | 128, (rest / 128) as u8]);
+    }
+    let head = [before, &length, path.as_bytes(), after].concat();
+    frame(HEADERS, 5, stream, &head)
+}
 
 impl Http2 {
     async fn connect(host: &Host, window: u8) -> Self {
@@ -88,18 +110,13 @@ impl Http2 {
     }
 
     async fn send(&mut self, kind: u8, flags: u8, stream: u8, payload: &[u8]) {
-        let length = u8::try_from(payload.len()).expect("a short frame");
-        let head = [0, 0, length, kind, flags, 0, 0, 0, stream];
-        let frame = [head.as_slice(), payload].concat();
+        let frame = frame(kind, flags, stream.into(), payload);
         self.0.write_all(&frame).await.expect("sent");
     }
 
-    /// Sends `GET`, `http`, a path and a host (RFC 7541).
     async fn get(&mut self, stream: u8, path: &str) {
-        let length = u8::try_from(path.len()).expect("a short path");
-        let (before, after) = (b"\x82\x86\x04".as_slice(), b"\x01\x01a".as_slice());
-        let head = [before, &[length], path.as_bytes(), after].concat();
-        self.send(HEADERS, 5, stream, &head).await;
+        let frame = get(stream.into(), path);
+        self.0.write_all(&frame).await.expect("sent");
     }
 
     /// Answers pings until there is a frame of this type on the stream.
@@ -151,9 +168,129 @@ async fn an_answer_that_is_not_read_is_cut_off() {
     let quotes = "%22".repeat(5000);
     let request = format!("GET /login?next={quotes} HTTP/1.1\r\nhost: a\r\n\r\n");
     // more than what the kernel keeps for both of them
-    let asking = async { while socket.write_all(request.as_bytes()).await.is_ok() {} };
-    let cut_off = tokio::time::timeout(PATIENCE, asking).await;
+    send_until_cut_off(&mut socket, request.as_bytes()).await;
+}
+
+/// Sends this again and again without reading, until the server cuts the connection off.
+async fn send_until_cut_off(socket: &mut TcpStream, bytes: &[u8]) {
+    let sending = async { while socket.write_all(bytes).await.is_ok() {} };
+    let cut_off = tokio::time::timeout(PATIENCE, sending).await;
     cut_off.expect("it is cut off");
+}
+
+#[tokio::test]
+async fn who_reads_no_answer_without_a_body_is_cut_off() {
+    let config = format!("[requests]\nheader_timeout_ms = 500\n{GPT2}");
+    let host = Host::builder().config(config).start().await;
+    let address = host.url().trim_start_matches("http://");
+    let mut socket = TcpStream::connect(address).await.expect("a connection");
+    let heads = "HEAD /health HTTP/1.1\r\nhost: a\r\n\r\n".repeat(1000);
+    send_until_cut_off(&mut socket, heads.as_bytes()).await;
+}
+
+#[tokio::test]
+async fn who_speaks_http_2_and_reads_nothing_is_cut_off() {
+    let config = format!("[requests]\nheader_timeout_ms = 500\n{GPT2}");
+    let host = Host::builder().config(config).start().await;
+    let mut connection = Http2::connect(&host, u8::MAX).await;
+    // room for all that is asked for, which is more than the kernel keeps
+    let window = 0x7fff_0000_u32.to_be_bytes();
+    let setting = [&[0, 4], window.as_slice()].concat();
+    connection.send(SETTINGS, 0, 0, &setting).await;
+    connection.send(WINDOW_UPDATE, 0, 0, &window).await;
+    let path = format!("/login?next={}", "%22".repeat(4000));
+    let requests: Vec<_> = (0..2000).map(|at| get(2 * at + 1, &path)).collect();
+    let (requests, sent) = (requests.concat(), Cell::new(0));
+    // a few at a time, since no more than a hundred are answered at once
+    let cut_off = async || match connection.0.try_write(&requests[sent.get()..][..100_000]) {
+        Ok(more) => {
+            sent.set(sent.get() + more);
+            false
+        }
+        Err(error) => error.kind() != ErrorKind::WouldBlock,
+    };
+    eventually("it is cut off", cut_off).await;
+}
+
+/// A request with a body that its client sends before it looks for the answer.
+async fn send_all(host: &Host, head: &str, body: &[u8]) -> String {
+    let address = host.url().trim_start_matches("http://");
+    let mut socket = TcpStream::connect(address).await.expect("a connection");
+    let head = format!("POST {head}\r\nhost: a\r\n\r\n");
+    socket.write_all(head.as_bytes()).await.expect("sent");
+    socket.write_all(body).await.expect("all of it is sent");
+    until_closed(&mut socket).await
+}
+
+#[tokio::test]
+async fn a_refusal_reaches_who_sends_all_before_it_looks() {
+    let host = Host::start().await;
+    let customer = host.customer().await;
+    let (key, length) = (format!("x-api-key: {}", customer.key()), 8 << 20);
+    let admin = format!("x-admin-key: {ADMIN_KEY}");
+    let body = vec![b' '; length];
+    let chunked = [
+        format!("{length:x}\r\n").as_bytes(),
+        &body,
+        b"\r\n0\r\n\r\n",
+    ]
+    .concat();
+    for (head, status) in [
+        ("/generate HTTP/1.1".to_owned(), "401"),
+        (format!("/generate HTTP/1.1\r\n{admin}"), "403"),
+        ("/nothing HTTP/1.1".to_owned(), "404"),
+        ("/health HTTP/1.1".to_owned(), "405"),
+        (format!("/generate HTTP/1.1\r\n{key}"), "413"),
+        (
+            format!("/generate HTTP/1.1\r\n{key}\r\ncontent-type: a/b"),
+            "415",
+        ),
+    ] {
+        for _ in 0..4 {
+            let (of_length, in_chunks) = (
+                format!("{head}\r\ncontent-length: {length}"),
+                format!("{head}\r\ntransfer-encoding: chunked"),
+            );
+            for (head, body) in [(of_length, &body), (in_chunks, &chunked)] {
+                let answer = send_all(&host, &head, body).await;
+                assert!(
+                    answer.starts_with(&format!("HTTP/1.1 {status} ")),
+                    "{answer}"
+                );
+                assert!(answer.contains("connection: close\r\n"), "{answer}");
+                assert!(answer.ends_with("}}"), "{answer}");
+            }
+        }
+    }
+    // a short one is read, and the connection goes on
+    let short = "/generate HTTP/1.1\r\ncontent-length: 2";
+    let next = b"{}GET /health HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
+    let answers = send_all(&host, short, next).await;
+    assert!(answers.starts_with("HTTP/1.1 401 "), "{answers}");
+    assert!(answers.contains("HTTP/1.1 200 "), "{answers}");
+    // who asks first whether to send it is not asked for it
+    let asks = format!("/generate HTTP/1.1\r\ncontent-length: {length}\r\nexpect: 100-continue");
+    let answer = send_all(&host, &asks, b"").await;
+    assert!(answer.starts_with("HTTP/1.1 401 "), "{answer}");
+    assert!(!answer.contains("100 Continue"), "{answer}");
+}
+
+#[tokio::test]
+async fn what_is_sent_after_a_refusal_is_not_read_without_end() {
+    for (timeout, is_slow) in [(500, true), (600_000, false)] {
+        let config = format!("[requests]\nbody_timeout_ms = {timeout}\n{GPT2}");
+        let host = Host::builder().config(config).start().await;
+        let address = host.url().trim_start_matches("http://");
+        let mut socket = TcpStream::connect(address).await.expect("a connection");
+        let head = "POST /generate HTTP/1.1\r\nhost: a\r\ncontent-length: 1000000000000\r\n\r\n";
+        socket.write_all(head.as_bytes()).await.expect("sent");
+        if is_slow {
+            let cut_off = async || socket.try_write(b"a").is_err();
+            eventually("it is cut off", cut_off).await;
+        } else {
+            send_until_cut_off(&mut socket, &[b'a'; 1 << 16]).await;
+        }
+    }
 }
 
 #[tokio::test]

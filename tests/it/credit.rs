@@ -4,6 +4,7 @@
 use reqwest::Method;
 use serde_json::{Value, json};
 
+use crate::adapters;
 use crate::harness::{Act, GPT2, Host, Purse, Reply, Upstream, lawgent, nanos, text};
 
 const PROMPT: &str = "Once upon a time";
@@ -95,6 +96,38 @@ async fn an_answer_is_as_long_as_the_credit_and_says_so() {
         (&answer["finish_reason"], &answer["limited_by"]),
         (&json!("length"), &Value::Null)
     );
+    audit(&host);
+}
+
+#[tokio::test]
+async fn a_chat_says_too_that_the_credit_made_it_short() {
+    const WHOLE: &str = r#"{"choices":[{"index":0,"message":{"role":"assistant","content":"Hi"},
+      "finish_reason":"length"}],"usage":{"prompt_tokens":8,"completion_tokens":5,"total_tokens":13}}"#;
+    const STREAM: &[&str] = &[concat!(
+        r#"data: {"choices":[{"index":0,"delta":{"content":"Hi"},"finish_reason":"length"}]}"#,
+        "\n\n",
+        r#"data: {"choices":[],"usage":{"prompt_tokens":8,"completion_tokens":5,"total_tokens":13}}"#,
+        "\n\ndata: [DONE]\n\n",
+    )];
+    let price = "price_per_million = { prompt = 0.00, completion = 10.00 }";
+    let (host, _, upstream) = adapters::with("openai", Act::Json(WHOLE), price).await;
+    let mut chat = json!({ "model": "it", "messages": [{ "role": "user", "content": "Hello" }] });
+    let path = "/v1/chat/completions";
+    let purse = Purse::prepaid(&host, 5 * TOKEN).await;
+    let answer = purse.customer.post(path, chat.clone()).await.expect(200);
+    assert_eq!(answer["limited_by"], "credit", "{answer}");
+    assert_eq!(upstream.seen()[0].body["max_tokens"], 5);
+
+    upstream.act(Act::Stream(STREAM));
+    chat["stream"] = json!(true);
+    let purse = Purse::prepaid(&host, 5 * TOKEN).await;
+    let events = purse.customer.stream(path, chat).await.rest().await;
+    let [.., last, done] = &events[..] else {
+        panic!("{events:?}");
+    };
+    assert_eq!(done, "[DONE]");
+    assert_eq!(last["choices"][0]["finish_reason"], "length", "{last}");
+    assert_eq!(last["limited_by"], "credit", "{last}");
     audit(&host);
 }
 

@@ -3,6 +3,7 @@
 use reqwest::Method;
 use serde_json::{Value, json};
 
+use crate::adapters;
 use crate::harness::{Act, Client, GPT2, Host, Reply, Upstream, eventually, lawgent};
 
 /// The server with both models; each request to the second is seen upstream.
@@ -89,6 +90,76 @@ async fn a_stream_is_repeated_as_a_stream() {
     assert!(!texts[0].is_empty());
     assert_eq!(texts[0], texts[1]);
     assert_eq!(rows(&customer).await.len(), 1);
+}
+
+const CHAT: &str = r#"{"choices":[{"index":0,"message":{"role":"assistant","content":"So.","reasoning_content":"Hm.",
+  "tool_calls":[{"id":"call_1","type":"function","function":{"name":"weather","arguments":"{}"}}]},
+  "finish_reason":"tool_calls"}],"usage":{"prompt_tokens":8,"completion_tokens":5,"total_tokens":13}}"#;
+const CHAT_STREAM: &[&str] = &[concat!(
+    r#"data: {"choices":[{"index":0,"delta":{"reasoning_content":"Hm."}}]}"#,
+    "\n\n",
+    r#"data: {"choices":[{"index":0,"delta":{"content":"So."}}]}"#,
+    "\n\n",
+    r#"data: {"choices":[{"index":0,"delta":{"tool_calls":[{"index":0,"id":"call_1","function":{"name":"weather","arguments":"{}"}}]}}]}"#,
+    "\n\n",
+    r#"data: {"choices":[{"index":0,"delta":{},"finish_reason":"tool_calls"}]}"#,
+    "\n\ndata: [DONE]\n\n",
+)];
+
+#[tokio::test]
+async fn a_chat_is_repeated_with_its_reasoning_and_its_calls() {
+    let (_host, customer, upstream) = adapters::with("openai", Act::Json(CHAT), "").await;
+    for is_streamed in [false, true] {
+        if is_streamed {
+            upstream.act(Act::Stream(CHAT_STREAM));
+        }
+        let messages = json!([{ "role": "user", "content": "Hello" }]);
+        let ask = json!({ "model": "it", "messages": messages, "stream": is_streamed });
+        let key = if is_streamed { "streamed" } else { "whole" };
+        let mut answers = Vec::new();
+        for is_replayed in [false, true] {
+            let sent = request(&customer, "/v1/chat/completions", key, &ask).send();
+            let sent = sent.await.expect("an answer");
+            assert_eq!(
+                sent.headers().contains_key("idempotent-replayed"),
+                is_replayed
+            );
+            let text = sent.text().await.expect("a body");
+            let parts = text
+                .split("\n\n")
+                .map(|part| part.trim_start_matches("data: "));
+            let mut parts: Vec<Value> = parts
+                .filter_map(|part| serde_json::from_str(part).ok())
+                .collect();
+            for own in ["id", "created"] {
+                for part in &mut parts {
+                    part.as_object_mut().expect("an object").remove(own);
+                }
+            }
+            answers.push(parts);
+        }
+        let first = json!(answers[0]).to_string();
+        for part in ["\"Hm.\"", "\"So.\"", "\"weather\"", "\"tool_calls\""] {
+            assert!(first.contains(part), "{part}: {first}");
+        }
+        assert_eq!(answers[0], answers[1]);
+    }
+    assert_eq!((rows(&customer).await.len(), upstream.seen().len()), (2, 2));
+}
+
+#[tokio::test]
+async fn a_repeat_takes_nothing_of_the_limits() {
+    let (host, _, _upstream) = both(Act::Answer("yes")).await;
+    let customer = host.customer_with(json!({ "rate_limit": 1 })).await;
+    send(&customer, "/generate", "k", &ask()).await.expect(200);
+    for _ in 0..2 {
+        let again = send(&customer, "/generate", "k", &ask()).await;
+        assert_eq!(again.header("idempotent-replayed"), "true");
+        assert_eq!(again.header("ratelimit"), "");
+        again.expect(200);
+    }
+    let other = send(&customer, "/generate", "other", &ask()).await;
+    assert_eq!(other.expect_error(429), "rate_limit_exceeded");
 }
 
 #[tokio::test]

@@ -300,6 +300,8 @@ async fn all_keys_of_a_customer_have_limits_together() {
     assert_eq!(first.header("x-ratelimit-remaining-requests"), "2");
     assert_eq!(first.header("x-ratelimit-reset-requests"), "20s");
     assert_eq!(first.header("x-ratelimit-limit-tokens"), "5000");
+    // six tokens, of 5000 in a minute
+    assert_eq!(first.header("x-ratelimit-reset-tokens"), "72ms");
     first.expect(200);
     one.post("/generate", gpt2).await.expect(200);
     let completion = json!({ "model": "lawgent-thinking", "prompt": ASK, "max_tokens": 1 });

@@ -14,6 +14,7 @@ mod connections;
 mod copy;
 mod counting;
 mod credit;
+mod crowds;
 mod customers;
 mod dashboard;
 mod disconnects;

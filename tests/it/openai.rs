@@ -83,6 +83,60 @@ async fn fields_at_their_defaults_and_fields_that_change_nothing_are_taken() {
 }
 
 #[tokio::test]
+async fn a_seed_may_have_a_sign_and_top_p_be_nothing() {
+    let (_host, upstream, customer) = both().await;
+    let text = async |more: Value| {
+        let mut body = json!({ "model": "gpt2", "prompt": "Once upon a time", "max_tokens": 24 });
+        body.as_object_mut()
+            .expect("an object")
+            .extend(more.as_object().cloned().expect("an object"));
+        let answer = customer.post("/v1/completions", body).await.expect(200);
+        answer["choices"][0]["text"].clone()
+    };
+    let seeded = text(json!({ "seed": -1 })).await;
+    assert_eq!(seeded, text(json!({ "seed": u64::MAX })).await);
+    assert_ne!(seeded, text(json!({ "seed": 1 })).await);
+    assert_eq!(
+        text(json!({ "top_p": 0 })).await,
+        text(json!({ "temperature": 0 })).await
+    );
+    // what an API gets is a seed, and a number that it takes
+    let body = json!({ "model": "lawgent-thinking", "prompt": "Once", "seed": -2, "top_p": 0.0 });
+    customer.post("/v1/completions", body).await.expect(200);
+    let seen = &upstream.seen()[0].body;
+    assert!(seen["seed"].is_number(), "{seen}");
+    assert!(
+        seen["top_p"].as_f64().is_some_and(|p| p > 0.0 && p < 1e-30),
+        "{seen}"
+    );
+    for seed in [json!(1.5), json!(-9.3e18), json!("1")] {
+        let body = json!({ "model": "gpt2", "prompt": "Once", "seed": seed });
+        let reply = customer.post("/v1/completions", body).await;
+        assert_eq!(reply.body["error"]["param"], "seed", "{}", reply.body);
+        assert_eq!(reply.expect_error(422), "invalid_request");
+    }
+    // chats read the same fields
+    let chat = json!({ "model": "gpt2", "seed": -1, "top_p": 0,
+        "messages": [{ "role": "user", "content": "Once" }] });
+    let reply = customer.post("/v1/chat/completions", chat).await;
+    assert_eq!(reply.body["error"]["param"], "messages", "{}", reply.body);
+}
+
+#[tokio::test]
+async fn sdks_are_told_what_no_repeat_changes() {
+    let (_host, upstream, customer) = both().await;
+    let chat = json!({ "model": "gpt2", "messages": [{ "role": "user", "content": "Once" }] });
+    let reply = customer.post("/v1/chat/completions", chat).await;
+    assert_eq!(reply.header("x-should-retry"), "false");
+    assert_eq!(reply.expect_error(501), "unsupported");
+    upstream.act(Act::Say(500, vec![], "{}"));
+    let body = json!({ "model": "lawgent-thinking", "prompt": "Once" });
+    let reply = customer.post("/v1/completions", body).await;
+    assert_eq!(reply.header("x-should-retry"), "");
+    assert_eq!(reply.expect_error(502), "upstream_failed");
+}
+
+#[tokio::test]
 async fn what_would_change_the_answer_and_is_not_there_is_refused() {
     let (_host, _upstream, customer) = both().await;
     for (field, value) in [

@@ -322,49 +322,6 @@ async fn what_the_limits_refuse_takes_no_name() {
 }
 
 #[tokio::test]
-async fn strangers_keep_nobody_from_the_database() {
-    let host = first(GPT2).await;
-    let customer = host.customer().await;
-    customer.get("/usage").await.expect(200);
-    // whoever looks for the admin key waits
-    let table = "LOCK TABLE admin_key IN ACCESS EXCLUSIVE MODE";
-    let _locked = host.database().begin(table).await;
-    for number in 0..40 {
-        let key = format!("not the admin key {number}");
-        let stranger = host.anyone().with_header("x-admin-key", key);
-        tokio::spawn(async move { stranger.get("/customers").await });
-    }
-    let database = host.database();
-    eventually("one waits", async || database.number(WAITS).await > 0).await;
-    customer.get("/usage").await.expect(200);
-    assert_eq!(database.number(WAITS).await, 1);
-}
-
-#[tokio::test]
-async fn however_much_the_operator_writes_a_server_settles_and_counts_as_alive() {
-    let host = first(GPT2).await;
-    let (busy, other) = (Purse::postpaid(&host).await, Purse::postpaid(&host).await);
-    let database = host.database();
-    let account = "SELECT FROM accounts WHERE customer_id = 1 FOR UPDATE";
-    let _locked = database.begin(account).await;
-    for number in 0..40 {
-        let (admin, path) = (host.admin(), busy.path("/credit"));
-        let credit = json!({ "amount": 1, "reference": number.to_string() });
-        tokio::spawn(async move { admin.post(&path, credit).await });
-    }
-    eventually("many wait", async || database.number(WAITS).await >= 8).await;
-    let lease = "SELECT CAST(extract(epoch FROM lease_ends) * 1000 AS BIGINT) FROM servers";
-    let ends = database.number(lease).await;
-    other.customer.post("/generate", ask(1)).await.expect(200);
-    eventually("the lease is renewed", async || {
-        database.number(lease).await > ends
-    })
-    .await;
-    let log = host.log();
-    assert!(!log.contains("the lease could not be renewed"), "{log}");
-}
-
-#[tokio::test]
 async fn of_servers_that_start_together_one_makes_the_admin_key() {
     let host = first(GPT2).await;
     let database = host.database();

@@ -7,7 +7,7 @@ use std::any::Any;
 use std::time::Duration;
 
 use axum::Json;
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use plugin_sdk::ErrorKind;
 use serde_json::{Value, json};
@@ -15,6 +15,9 @@ use serde_json::{Value, json};
 use super::limits::{self, Told};
 use crate::limits::Standing;
 use crate::{generate, keys, store};
+
+/// Tells SDKs whether to repeat a request that failed.
+const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 
 /// An error as the client sees it.
 #[derive(Clone, Debug)]
@@ -246,6 +249,11 @@ impl ApiError {
         let headers = response.headers_mut();
         if self.status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        if self.status == StatusCode::NOT_IMPLEMENTED {
+            // what no repeat changes: OpenAI's and Anthropic's SDKs, which read this header of
+            // theirs, repeat all other answers of 500 and above
+            headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
         }
         if let Some(after) = self.retry_after {
             let seconds = limits::whole_seconds(after).max(1);

@@ -9,8 +9,8 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
 use sha2::{Digest, Sha256};
-use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use time::{OffsetDateTime, UtcOffset};
 
 use super::AppState;
 use super::error::ApiError;
@@ -125,13 +125,16 @@ where
     Option::deserialize(deserializer).map(Some)
 }
 
-/// A time as RFC 3339 writes it.
+/// A time as RFC 3339 writes it, in UTC.
 ///
 /// # Errors
 /// 422 for the field `param`.
 pub fn time(param: &str, text: &str) -> Result<OffsetDateTime, ApiError> {
-    OffsetDateTime::parse(text, &Rfc3339)
-        .map_err(|_| ApiError::invalid(param, "must be a time such as 2027-01-31T12:00:00Z"))
+    let time = OffsetDateTime::parse(text, &Rfc3339)
+        .map_err(|_| ApiError::invalid(param, "must be a time such as 2027-01-31T12:00:00Z"))?;
+    // the end of the year 9999 comes later in the west
+    time.checked_to_offset(UtcOffset::UTC)
+        .ok_or_else(|| ApiError::invalid(param, "must be before the year 10000 in UTC"))
 }
 
 fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {

@@ -13,7 +13,9 @@ mod params;
 mod respond;
 mod room;
 mod serve;
+mod socket;
 mod unread;
+mod unwanted;
 
 use std::sync::Arc;
 

@@ -10,7 +10,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Router;
+use axum::body::Body;
 use axum::extract::ConnectInfo;
+use axum::http::{HeaderValue, Version, header};
 use hyper::Request;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -21,7 +23,10 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tower::{ServiceExt, service_fn};
 
+use super::socket::Socket;
 use super::unread::{Answer, Streams, while_read};
+use super::unwanted::{Sent, Unwanted};
+use crate::config::Requests;
 
 /// Until connections are accepted again when there is no room for one.
 const NO_ROOM: Duration = Duration::from_secs(1);
@@ -32,16 +37,19 @@ const STREAMS: u32 = 100;
 
 /// Serves until `stop` is there, and then until the last request is answered; at most `room`
 /// connections at once, while others wait to be accepted.
-/// Who takes longer than `head_timeout` for a request's head is cut off, and on HTTP/2 who
+/// Who takes longer than `header_timeout_ms` for a request's head is cut off, and on HTTP/2 who
 /// does not answer a ping in twice that time; and who reads nothing of an answer for longer
-/// than that, on HTTP/2 that answer alone.
+/// than that, on HTTP/2 that answer alone. Who sends more of a body than was wanted may do so
+/// for `body_timeout_ms` after the answer.
 pub async fn serve(
     listener: TcpListener,
     router: Router,
     room: usize,
-    head_timeout: Duration,
+    requests: &Requests,
     stop: impl Future<Output = ()>,
 ) {
+    let head_timeout = Duration::from_millis(requests.header_timeout_ms);
+    let body_timeout = Duration::from_millis(requests.body_timeout_ms);
     let patience = 2 * head_timeout;
     let mut builder = Builder::new(Streams { patience });
     builder
@@ -75,9 +83,11 @@ pub async fn serve(
         };
         no_delay(&stream);
         let has_asked = Arc::new(AtomicBool::new(false));
-        let service = service(router.clone(), peer, Arc::clone(&has_asked));
+        let unwanted = Unwanted::new(body_timeout);
+        let socket = Socket::new(stream, patience, unwanted.clone());
+        let service = service(router.clone(), peer, Arc::clone(&has_asked), unwanted);
         let connection = builder
-            .serve_connection_with_upgrades(TokioIo::new(stream), service)
+            .serve_connection_with_upgrades(TokioIo::new(socket), service)
             .into_owned();
         let connection = connections.watch(connection);
         tokio::spawn(async move {
@@ -124,6 +134,7 @@ fn service(
     router: Router,
     peer: SocketAddr,
     has_asked: Arc<AtomicBool>,
+    unwanted: Unwanted,
 ) -> TowerToHyperService<
     impl tower::Service<
         Request<Incoming>,
@@ -135,8 +146,22 @@ fn service(
     TowerToHyperService::new(service_fn(move |mut request: Request<Incoming>| {
         has_asked.store(true, Ordering::Relaxed);
         request.extensions_mut().insert(ConnectInfo(peer));
+        // streams of HTTP/2 end by themselves
+        let request = if request.version() < Version::HTTP_2 {
+            Sent::of(request, &unwanted).map(Body::new)
+        } else {
+            request.map(Body::new)
+        };
         let answer = router.clone().oneshot(request);
-        async { answer.await.map(|response| response.map(Answer::new)) }
+        let unwanted = unwanted.clone();
+        async move {
+            let mut response = answer.await?;
+            if unwanted.is_left() {
+                let close = HeaderValue::from_static("close");
+                response.headers_mut().insert(header::CONNECTION, close);
+            }
+            Ok(response.map(Answer::new))
+        }
     }))
 }
 

@@ -17,6 +17,7 @@ pub mod ledger;
 mod migrations;
 pub mod notices;
 pub mod outbox;
+mod pulse;
 #[cfg(test)]
 pub mod scratch;
 mod servers;
@@ -26,6 +27,7 @@ pub mod usage;
 use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::time::Instant;
 
 use time::OffsetDateTime;
 use tokio::sync::Notify;
@@ -33,6 +35,7 @@ use tokio::sync::Notify;
 use at_work::Turns;
 use db::{Pool, Transaction, query};
 use ledger::{Books, Limited, OpenBooks};
+use pulse::Pulse;
 use servers::Hearing;
 
 pub use claim::Claim;
@@ -95,6 +98,7 @@ pub struct Inner {
     /// Whether the lease is unbroken for so long that others may be taken for dead.
     is_steady: AtomicBool,
     turns: Turns,
+    pulse: Pulse,
 }
 
 impl Deref for Store {
@@ -130,6 +134,7 @@ impl Store {
             key_changes: AtomicU64::default(),
             is_steady: AtomicBool::default(),
             turns: Turns::default(),
+            pulse: Pulse::default(),
         })))
     }
 
@@ -146,13 +151,16 @@ impl Store {
         Ok(transaction)
     }
 
-    /// Asks the database for an answer.
+    /// Asks the database for an answer, once a second however many want to know.
     ///
     /// # Errors
-    /// When it gives none.
+    /// When it gives none, or gave none within the last second.
     pub async fn ping(&self) -> Result<(), Error> {
-        query("SELECT 1").execute(&self.read).await?;
-        Ok(())
+        let ask = async {
+            query("SELECT 1").execute(&self.read).await?;
+            Ok(())
+        };
+        self.pulse.feel(Instant::now, ask).await
     }
 
     /// Ends all connections; the file is whole without its log afterwards.

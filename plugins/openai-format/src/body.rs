@@ -18,7 +18,8 @@ pub struct Options<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     top_k: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    seed: Option<u64>,
+    /// Signed, as these APIs have it.
+    seed: Option<i64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     frequency_penalty: Option<f32>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -47,7 +48,7 @@ impl<'a> Options<'a> {
             temperature: params.temperature,
             top_p: params.top_p,
             top_k: params.top_k,
-            seed: params.seed,
+            seed: params.seed.map(u64::cast_signed),
             frequency_penalty: params.frequency_penalty,
             presence_penalty: params.presence_penalty,
             stop: &params.stop,
@@ -155,6 +156,10 @@ mod tests {
             json(&whole, Options::new(&whole)),
             format!(r#"{{{given},"max_tokens":5,"temperature":0.7}}"#)
         );
+        // the bits of one with a sign
+        let mut seeded = request();
+        seeded.params.seed = Some(u64::MAX);
+        assert!(json(&seeded, Options::new(&seeded)).ends_with(r#","seed":-1}"#));
         let streamed = Request {
             ext: extension("stream"),
             ..request()

@@ -51,6 +51,16 @@ async fn a_key_works_until_it_expires() {
     })
     .await;
 
+    // an end that is in no year which can be written
+    let late = json!({ "expires_at": "9999-12-31T23:59:59-05:00" });
+    let refused = host.admin().patch("/api/keys/1", late).await;
+    assert_eq!(refused.body["error"]["param"], "expires_at");
+    refused.expect_error(422);
+    let last = json!({ "expires_at": "9999-12-31T23:59:59Z" });
+    let changed = host.admin().patch("/api/keys/1", last.clone()).await;
+    assert_eq!(changed.expect(200)["expires_at"], last["expires_at"]);
+    customer.get("/usage").await.expect(200);
+
     let change = json!({ "expires_at": null });
     let changed = host.admin().patch("/api/keys/1", change).await.expect(200);
     assert_eq!(changed["expires_at"], Value::Null);

@@ -242,6 +242,11 @@ async fn what_is_not_a_key_is_refused_by_field() {
             "allowed_models",
         ),
         (json!({ "name": "K" }), 422, "customer_email"),
+        (
+            json!({ "customer_email": "a\u{0}@example.com", "name": "K" }),
+            422,
+            "customer_email",
+        ),
     ] {
         let reply = host.admin().post("/api/keys", body.clone()).await;
         assert_eq!(reply.body["error"]["param"], param, "{body}");

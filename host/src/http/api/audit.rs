@@ -9,7 +9,7 @@ use super::{limit, rfc3339};
 use crate::http::AppState;
 use crate::http::auth::Admin;
 use crate::http::error::ApiError;
-use crate::http::json::{Query, time};
+use crate::http::json::{Query, line, time};
 use crate::store::audit::Recorded;
 
 /// Which acts.
@@ -64,7 +64,11 @@ pub async fn list(
     Query(filter): Query<Filter>,
 ) -> Result<Json<Value>, ApiError> {
     let since = filter.since.as_deref().map(|text| time("since", text));
-    let (object, limit) = (filter.object.as_deref(), limit(filter.limit)?);
+    let object = filter
+        .object
+        .map(|text| line("object", &text))
+        .transpose()?;
+    let (object, limit) = (object.as_deref(), limit(filter.limit)?);
     let acts = store.acts(object, since.transpose()?, filter.after, limit);
     let acts: Vec<_> = acts.await?.into_iter().map(Shown::from).collect();
     Ok(Json(json!({ "acts": acts })))

@@ -95,7 +95,7 @@ pub async fn create(
 ) -> Result<(StatusCode, Body<Shown>), ApiError> {
     let new = NewCustomer {
         name: name("name", &body.name)?,
-        email: email(&body.email)?,
+        email: email("email", &body.email)?,
         company: line("company", &body.company)?,
         credit_limit: credit_limit(body.credit_limit)?,
         limits: CustomerLimits {
@@ -190,7 +190,10 @@ fn credit_limit(dollars: Option<NanoDollars>) -> Result<Option<NanoDollars>, Api
 }
 
 /// An address that mail could be sent to: one `@`, something on both sides.
-fn email(text: &str) -> Result<String, ApiError> {
+///
+/// # Errors
+/// 422 for the field `param`.
+pub fn email(param: &str, text: &str) -> Result<String, ApiError> {
     let text = text.trim();
     let is_address = text.len() <= LONGEST_EMAIL
         && !text.chars().any(|c| c.is_whitespace() || c.is_control())
@@ -200,6 +203,6 @@ fn email(text: &str) -> Result<String, ApiError> {
     if is_address {
         Ok(text.to_owned())
     } else {
-        Err(ApiError::invalid("email", "must be an email address"))
+        Err(ApiError::invalid(param, "must be an email address"))
     }
 }

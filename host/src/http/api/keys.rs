@@ -147,7 +147,10 @@ pub async fn create(
     Json(body): Json<Create>,
 ) -> Result<(StatusCode, Body<Shown>), ApiError> {
     let customer = match (body.customer_email, body.customer_id) {
-        (Some(email), None) => state.store.customer_by_email(email.trim()).await,
+        (Some(email), None) => {
+            let email = customers::email("customer_email", &email)?;
+            state.store.customer_by_email(&email).await
+        }
         (None, Some(id)) => state.store.customer(id).await,
         _ => {
             let message = "give customer_email or customer_id, one of them";

@@ -7,7 +7,7 @@ use plugin_sdk::Params;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::shape::{Heading, Options};
+use super::shape::{Heading, Options, Seed, top_p};
 use crate::generate::{Answer, Ask, Content, ModelRef, Piece};
 use crate::http::AppState;
 use crate::http::auth::Customer;
@@ -30,7 +30,7 @@ pub struct Create {
     temperature: Option<f32>,
     top_p: Option<f32>,
     top_k: Option<u32>,
-    seed: Option<u64>,
+    seed: Option<Seed>,
     #[serde(default)]
     stop: Option<Stop>,
     frequency_penalty: Option<f32>,
@@ -110,9 +110,9 @@ pub async fn create(
         params: params(Params {
             max_tokens: Some(body.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS)),
             temperature: body.temperature,
-            top_p: body.top_p,
+            top_p: top_p(body.top_p),
             top_k: body.top_k,
-            seed: body.seed,
+            seed: body.seed.map(Into::into),
             frequency_penalty: body.frequency_penalty,
             presence_penalty: body.presence_penalty,
             stop: body.stop.unwrap_or_default().into(),

@@ -29,6 +29,30 @@ impl Options {
     }
 }
 
+/// `seed` of a request, which has a sign at OpenAI's: plugins get its bits.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(untagged, expecting = "a whole number of at most 64 bits")]
+pub enum Seed {
+    /// Without a sign.
+    Unsigned(u64),
+    /// Below 0.
+    Signed(i64),
+}
+
+impl From<Seed> for u64 {
+    fn from(seed: Seed) -> Self {
+        match seed {
+            Seed::Unsigned(seed) => seed,
+            Seed::Signed(seed) => seed.cast_unsigned(),
+        }
+    }
+}
+
+/// `top_p` of a request, which may be 0 at OpenAI's: for plugins the least above it.
+pub fn top_p(asked: Option<f32>) -> Option<f32> {
+    asked.map(|p| if p == 0.0 { f32::MIN_POSITIVE } else { p })
+}
+
 /// The fields with which every body and chunk of an answer begins.
 pub struct Heading {
     /// Of the completion, the same in all chunks.

@@ -1,7 +1,7 @@
 //! `tools` of a request, and calls of them in either direction.
 
 use plugin_sdk::Extension;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json};
 
 use crate::http::error::ApiError;
@@ -68,7 +68,7 @@ pub(super) fn strict(tools: &[Tool]) -> Option<Extension> {
 #[derive(Debug, Deserialize, Serialize)]
 pub(super) struct Call {
     id: String,
-    #[serde(rename = "type", default = "function")]
+    #[serde(rename = "type", default = "function", deserialize_with = "kind")]
     kind: String,
     function: Called,
 }
@@ -81,6 +81,11 @@ struct Called {
 
 fn function() -> String {
     "function".to_owned()
+}
+
+/// A type; none is said by leaving it out or by `null`, as clients do that keep pieces of a stream.
+fn kind<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
+    Ok(Option::deserialize(from)?.unwrap_or_else(function))
 }
 
 impl From<Call> for plugin_sdk::ToolCall {
