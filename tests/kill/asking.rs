@@ -21,9 +21,16 @@ const WAYS: usize = 8;
 /// Repeats at once.
 const REPEATS: usize = 16;
 
-/// Requests under a name: how each was asked, and the answer where it came whole.
+/// Requests under names.
 #[derive(Clone, Debug, Default)]
-pub struct Names(Arc<Mutex<HashMap<String, (usize, Option<Answer>)>>>);
+pub struct Names(Arc<Mutex<HashMap<String, Named>>>);
+
+/// How one was asked, and the answer where it came whole.
+#[derive(Debug)]
+struct Named {
+    way: usize,
+    answer: Option<Answer>,
+}
 
 /// What an answer says.
 #[derive(Clone, Debug, PartialEq)]
@@ -76,13 +83,13 @@ impl Names {
     fn new_name(&self, way: usize) -> String {
         let name = format!("name-{:032x}", crate::random_bits());
         let mut names = self.0.lock().expect("no panic");
-        names.insert(name.clone(), (way, None));
+        names.insert(name.clone(), Named { way, answer: None });
         name
     }
 
     fn answered(&self, name: &str, answer: Answer) {
         let mut names = self.0.lock().expect("no panic");
-        names.get_mut(name).expect("it was asked").1 = Some(answer);
+        names.get_mut(name).expect("it was asked").answer = Some(answer);
     }
 
     /// Asks for all of them again, each until there is an answer. Returns how many
@@ -93,7 +100,8 @@ impl Names {
     pub async fn repeat(&self, purse: &Purse) -> Result<usize, String> {
         let names = std::mem::take(&mut *self.0.lock().expect("no panic"));
         let count = names.len();
-        let repeats = names.into_iter().map(|(name, (way, before))| async move {
+        let repeats = names.into_iter().map(|(name, named)| async move {
+            let Named { way, answer } = named;
             let again = Mutex::new(None);
             eventually("a repeat is answered", async || {
                 if let Asked::Answered(_, answer) = ask(&purse.customer, way, Some(&name)).await {
@@ -103,9 +111,9 @@ impl Names {
             })
             .await;
             let again = again.into_inner().expect("no panic");
-            match before {
-                Some(_) if before != again => {
-                    Err(format!("{name} was {before:?}, and then {again:?}"))
+            match answer {
+                Some(_) if answer != again => {
+                    Err(format!("{name} was {answer:?}, and then {again:?}"))
                 }
                 _ => Ok(()),
             }
@@ -119,7 +127,7 @@ impl Names {
 }
 
 async fn ask(customer: &Client, way: usize, name: Option<&str>) -> Asked {
-    let is_streamed = way % 2 == 0;
+    let is_streamed = way.is_multiple_of(2);
     let (path, mut body) = match way / 2 {
         model @ (0 | 1) => (
             "/generate",
