@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use crate::harness::{GPT2, Host, eventually};
 use crate::models::shown;
@@ -41,6 +42,29 @@ async fn a_file_behind_links_goes_live_when_a_link_of_them_is_replaced() {
         })
         .await;
     }
+}
+
+/// By `cat` or `scp`, after the one before it was moved away.
+#[tokio::test]
+async fn a_new_file_is_read_once_it_is_written() {
+    let host = Host::start().await.ready().await;
+    let path = host.dir().join("model-host.toml");
+    std::fs::rename(&path, host.dir().join("before")).expect("a file");
+    let mut file = std::fs::File::create(&path).expect("a file");
+    // longer than a file is left alone before it is read
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(1) {
+        assert_eq!(shown(&host, 1).await["status"], "ready");
+    }
+    let config = format!("{GPT2}price_per_million = {{ prompt = 7.0, completion = 1.0 }}\n");
+    file.write_all(config.as_bytes()).expect("written");
+    drop(file);
+    eventually("the price is live", async || {
+        shown(&host, 1).await["price_per_million"]["prompt"] == 7.0
+    })
+    .await;
+    let log = host.log();
+    assert!(!log.contains("removed: [\\\"gpt2"), "{log}");
 }
 
 /// As the server's own log, if it is written to the folder that the server runs in.

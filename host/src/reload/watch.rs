@@ -1,11 +1,12 @@
 //! Watching files: the configuration, `.env`, and the components in files.
 
 use std::collections::BTreeSet;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use notify::event::{AccessKind, AccessMode, EventKind};
+use notify::event::{AccessKind, AccessMode, CreateKind, EventKind};
 use notify::{
     Config, Event, EventKindMask, RecommendedWatcher, RecursiveMode, Result, Watcher as _,
 };
@@ -29,8 +30,29 @@ pub(super) struct Watcher {
 struct Followed {
     /// In their folders, and where links lead.
     files: BTreeSet<PathBuf>,
-    /// Whether one has changed since they were last about to be read.
-    is_changed: bool,
+    /// Those that have changed since they were last about to be read.
+    changed: BTreeSet<PathBuf>,
+}
+
+impl Followed {
+    /// Takes note of an event; says whether there is something to read.
+    fn note(&mut self, event: &Event) -> bool {
+        if event.need_rescan() {
+            self.changed.extend(self.files.iter().cloned());
+            return true;
+        }
+        let mut is_told = false;
+        for path in event.paths.iter().filter(|path| self.files.contains(*path)) {
+            if is_begun(&event.kind, path) {
+                // nor is it to be read because the one before it is gone
+                self.changed.remove(path);
+            } else if is_change(&event.kind) {
+                self.changed.insert(path.clone());
+                is_told = true;
+            }
+        }
+        is_told
+    }
 }
 
 impl Watcher {
@@ -46,10 +68,7 @@ impl Watcher {
             let followed = Arc::clone(&followed);
             move |event: Result<Event>| {
                 let Ok(event) = event else { return };
-                let mut followed = lock(&followed);
-                let is_followed = || event.paths.iter().any(|path| followed.files.contains(path));
-                if event.need_rescan() || is_change(&event.kind) && is_followed() {
-                    followed.is_changed = true;
+                if lock(&followed).note(&event) {
                     // one that waits is one for all
                     touched.try_send(()).ok();
                 }
@@ -61,7 +80,7 @@ impl Watcher {
         tokio::spawn(async move {
             while touches.recv().await.is_some() {
                 while let Ok(Some(())) = timeout(QUIET, touches.recv()).await {}
-                if lock(&seen).is_changed {
+                if !lock(&seen).changed.is_empty() {
                     changed();
                 }
             }
@@ -89,7 +108,7 @@ impl Watcher {
     /// They are followed to where links lead now, into folders that may be new: Kubernetes
     /// replaces the files of a volume so.
     pub(super) fn about_to_read(&mut self) {
-        lock(&self.followed).is_changed = false;
+        lock(&self.followed).changed.clear();
         self.look_again();
     }
 
@@ -139,6 +158,15 @@ fn is_change(kind: &EventKind) -> bool {
         EventKind::Access(kind) => *kind == AccessKind::Close(AccessMode::Write),
         _ => true,
     }
+}
+
+/// Whether a file is only begun: Linux tells when it is closed. A link is whole at once.
+fn is_begun(kind: &EventKind, path: &Path) -> bool {
+    let is_file = || {
+        let found = path.symlink_metadata();
+        found.is_ok_and(|found| found.is_file() && found.nlink() == 1)
+    };
+    cfg!(target_os = "linux") && *kind == EventKind::Create(CreateKind::File) && is_file()
 }
 
 /// Where a file is, in one spelling for a folder, as its events come with one; and where it
