@@ -1,8 +1,8 @@
 //! Watching files: the configuration, `.env`, and the components in files.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -15,6 +15,10 @@ use tokio::time::timeout;
 
 /// How long a file must be left alone before it is read.
 const QUIET: Duration = Duration::from_millis(100);
+/// Steps of a path, those of its links among them, which may lead in a circle.
+const STEPS: usize = 1000;
+/// How often is looked again while there are folders that were not there before.
+const LOOKS: usize = 8;
 
 /// Watches the folders of files: a file that is replaced is another file, which a
 /// watch of the file itself would miss. Ends when it is dropped.
@@ -23,14 +27,19 @@ pub(super) struct Watcher {
     /// As they were asked for.
     asked: Vec<PathBuf>,
     followed: Arc<Mutex<Followed>>,
-    folders: BTreeSet<PathBuf>,
+    /// Those that are watched, and which ones they were then: another may be there by
+    /// the same name.
+    folders: BTreeMap<PathBuf, Option<Identity>>,
 }
+
+/// The device of a folder, and its number there.
+type Identity = (u64, u64);
 
 #[derive(Default)]
 struct Followed {
-    /// In their folders, and where links lead.
-    files: BTreeSet<PathBuf>,
-    /// Those that have changed since they were last about to be read.
+    /// What decides which files are found, and the folders of it.
+    places: BTreeSet<PathBuf>,
+    /// What of it has changed since the files were last about to be read.
     changed: BTreeSet<PathBuf>,
 }
 
@@ -38,11 +47,15 @@ impl Followed {
     /// Takes note of an event; says whether there is something to read.
     fn note(&mut self, event: &Event) -> bool {
         if event.need_rescan() {
-            self.changed.extend(self.files.iter().cloned());
+            self.changed.extend(self.places.iter().cloned());
             return true;
         }
         let mut is_told = false;
-        for path in event.paths.iter().filter(|path| self.files.contains(*path)) {
+        for path in event
+            .paths
+            .iter()
+            .filter(|path| self.places.contains(*path))
+        {
             if is_begun(&event.kind, path) {
                 // nor is it to be read because the one before it is gone
                 self.changed.remove(path);
@@ -89,12 +102,11 @@ impl Watcher {
             watcher,
             asked: Vec::new(),
             followed,
-            folders: BTreeSet::new(),
+            folders: BTreeMap::new(),
         })
     }
 
-    /// Follows these files, which need not exist, and no others. A folder that is not
-    /// there is not watched.
+    /// Follows these files, which need not exist, and no others.
     pub(super) fn follow<'a>(&mut self, files: impl Iterator<Item = &'a Path>) {
         let asked: Vec<_> = files.map(Path::to_owned).collect();
         // the same were looked at when they were about to be read
@@ -113,24 +125,53 @@ impl Watcher {
     }
 
     fn look_again(&mut self) {
-        let files: BTreeSet<PathBuf> = self.asked.iter().flat_map(|file| places(file)).collect();
-        let folders: BTreeSet<PathBuf> = files
-            .iter()
-            .filter_map(|file| file.parent())
-            .map(Path::to_owned)
-            .collect();
-        // before anything is taken away, so that no change is missed
-        lock(&self.followed).files = files;
-        // those that are watched too: another folder may be there by the same name
-        for folder in &folders {
-            if let Err(error) = self.watcher.watch(folder, RecursiveMode::NonRecursive) {
-                tracing::warn!(folder = %folder.display(), %error, "cannot watch for changes");
+        for _ in 0..LOOKS {
+            let mut places = BTreeSet::new();
+            for file in &self.asked {
+                trace(file, &mut places);
+            }
+            let folders: BTreeSet<PathBuf> = places
+                .iter()
+                .filter_map(|place| place.parent())
+                .map(Path::to_owned)
+                .collect();
+            places.extend(folders.iter().cloned());
+            // before anything is taken away, so that no change is missed
+            lock(&self.followed).places = places;
+            // what came into a folder before it was watched is found by another look
+            if !self.watch(folders) {
+                return;
             }
         }
-        for folder in self.folders.difference(&folders) {
+    }
+
+    /// Watches these folders and no others; says whether one is new.
+    fn watch(&mut self, folders: BTreeSet<PathBuf>) -> bool {
+        let (mut watched, mut is_one_new) = (BTreeMap::new(), false);
+        for folder in folders {
+            let identity = identity(&folder);
+            let before = self.folders.remove(&folder);
+            let is_new = before != Some(identity);
+            if before.is_some() && is_new {
+                // the watch went with the one that was moved away
+                self.watcher.unwatch(&folder).ok();
+            }
+            // the others too: the watch of one that was made anew may have gone with it
+            match self.watcher.watch(&folder, RecursiveMode::NonRecursive) {
+                Ok(()) => {
+                    is_one_new |= is_new;
+                    watched.insert(folder, identity);
+                }
+                Err(error) => {
+                    tracing::warn!(folder = %folder.display(), %error, "cannot watch for changes");
+                }
+            }
+        }
+        for folder in self.folders.keys() {
             self.watcher.unwatch(folder).ok();
         }
-        self.folders = folders;
+        self.folders = watched;
+        is_one_new
     }
 }
 
@@ -169,13 +210,36 @@ fn is_begun(kind: &EventKind, path: &Path) -> bool {
     cfg!(target_os = "linux") && *kind == EventKind::Create(CreateKind::File) && is_file()
 }
 
-/// Where a file is, in one spelling for a folder, as its events come with one; and where it
-/// leads if it is a link.
-fn places(file: &Path) -> impl Iterator<Item = PathBuf> {
-    let in_folder = || {
-        let absolute = std::path::absolute(file).ok()?;
-        let folder = absolute.parent()?.canonicalize().ok()?;
-        Some(folder.join(absolute.file_name()?))
+fn identity(folder: &Path) -> Option<Identity> {
+    let found = folder.metadata().ok()?;
+    Some((found.dev(), found.ino()))
+}
+
+/// Adds what decides which file is found at a path: each link on the way, and the file
+/// itself, or the first part of the path that is missing. All are in folders that are there,
+/// in one spelling, as their events come with one.
+fn trace(file: &Path, places: &mut BTreeSet<PathBuf>) {
+    let Ok(mut ahead) = std::path::absolute(file) else {
+        return;
     };
-    in_folder().into_iter().chain(file.canonicalize().ok())
+    let mut folder = PathBuf::new();
+    for _ in 0..STEPS {
+        let mut parts = ahead.components();
+        let Some(part) = parts.next() else { return };
+        let rest = parts.as_path();
+        let place = match part {
+            Component::ParentDir => folder.parent().unwrap_or(&folder).to_owned(),
+            part => folder.join(part),
+        };
+        if let Ok(to) = place.read_link() {
+            ahead = to.join(rest);
+            places.insert(place);
+        } else if place.is_dir() && !rest.as_os_str().is_empty() {
+            ahead = rest.to_owned();
+            folder = place;
+        } else {
+            places.insert(place);
+            return;
+        }
+    }
 }
