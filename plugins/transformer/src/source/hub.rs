@@ -129,6 +129,7 @@ impl Failure {
             {
                 Self::NotThere(refusal)
             }
+        let error = without_url(error);
             _ => Self::Refused(refusal),
         }
     }
@@ -424,4 +425,14 @@ fn refusal(error: impl std::fmt::Display) -> Refusal {
 )]
 fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
+/// The error without the address that was asked: where the hub redirects a download, it holds
+/// what opens the file.
+fn without_url(error: ApiError) -> ApiError {
+    match error {
+        ApiError::RequestError(error) => ApiError::RequestError(error.without_url()),
+        ApiError::TooManyRetries(error) => ApiError::TooManyRetries(without_url(*error).into()),
+        error => error,
+    }
+}
+
 }

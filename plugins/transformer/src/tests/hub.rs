@@ -39,6 +39,8 @@ enum Fault {
     Slow,
     /// What is not there is said to be a failure of the hub.
     Failing,
+    /// All pieces are elsewhere, where they are refused.
+    Elsewhere,
 }
 
 impl FakeHub {
@@ -86,6 +88,15 @@ impl FakeHub {
     }
 }
 
+/// A hub that is not there.
+fn nowhere() -> Hub {
+    Hub {
+        endpoint: Some("http://127.0.0.1:1".to_owned()),
+        token: None,
+        chunk: 100_000,
+    }
+}
+
 /// Answers one request and closes the connection.
 fn serve(mut stream: TcpStream, asked: &Mutex<Vec<String>>, fault: &Mutex<Option<Fault>>) {
     let mut lines = BufReader::new(stream.try_clone().unwrap())
@@ -106,6 +117,16 @@ fn serve(mut stream: TcpStream, asked: &Mutex<Vec<String>>, fault: &Mutex<Option
     let (_, file) = path
         .split_once("/owner/model/resolve/main/")
         .unwrap_or_default();
+    let fault_now = *fault.lock().unwrap();
+    if fault_now == Some(Fault::Elsewhere) && file == WEIGHTS && range == FIRST {
+        let location = "/elsewhere?X-Amz-Signature=secret";
+        write!(
+            stream,
+            "HTTP/1.1 302 Found\r\nlocation: {location}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+        )
+        .ok();
+        return;
+    }
     let Ok(mut bytes) = std::fs::read(fixture("plain").join(file)) else {
         let status = match *fault.lock().unwrap() {
             Some(Fault::Failing) => "500 Internal Server Error",
@@ -231,6 +252,15 @@ fn a_cached_file_that_was_damaged_since_is_fetched_anew() {
 }
 
 #[test]
+fn where_a_download_is_redirected_to_is_not_told() {
+    let (server, cache) = (FakeHub::start(), tempfile::tempdir().unwrap());
+    *server.fault.lock().unwrap() = Some(Fault::Elsewhere);
+    let refusal = server.fetch(&cache).unwrap_err().to_string();
+    assert!(refusal.contains("404"), "{refusal}");
+    assert!(!refusal.contains("secret"), "{refusal}");
+}
+
+#[test]
 fn an_etag_cannot_name_a_file_outside_the_cache() {
     let (server, cache) = (FakeHub::start(), tempfile::tempdir().unwrap());
     *server.fault.lock().unwrap() = Some(Fault::Outside);
@@ -259,12 +289,14 @@ fn a_file_is_missing_by_the_hubs_status_and_not_by_its_address() {
 #[test]
 fn a_hub_that_is_not_there_or_has_no_such_model_says_so_soon() {
     let cache = tempfile::tempdir().unwrap();
-    let nowhere = Hub {
-        endpoint: Some("http://127.0.0.1:1".to_owned()),
-        token: None,
-        chunk: 100_000,
-    };
-    let refusal = fetch(&nowhere, "owner/model", None, "main", cache.path().to_str()).unwrap_err();
+    let refusal = fetch(
+        &nowhere(),
+        "owner/model",
+        None,
+        "main",
+        cache.path().to_str(),
+    )
+    .unwrap_err();
     assert!(refusal.to_string().contains("refused"), "{refusal}");
     let server = FakeHub::start();
     let refusal = fetch(
