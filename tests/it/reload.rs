@@ -220,6 +220,8 @@ async fn a_model_that_cannot_be_loaded_again_runs_on_as_it_was() {
             .is_some_and(|problem| problem.contains("gone")),
         "{model}"
     );
+    let models = customer.get("/models").await.expect(200);
+    assert!(!models.to_string().contains("gone"), "it is the operator's");
     assert!(host.log().contains("model is unavailable"));
     customer.post("/generate", ask(3)).await.expect(200);
     customer.post("/generate", ask(1)).await.expect(200);
