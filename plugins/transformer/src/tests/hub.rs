@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
 use super::fixture;
-use crate::checkpoint::{Refusal, WEIGHTS};
+use crate::checkpoint::{GENERATION, Refusal, WEIGHTS};
 use crate::source::hub::{Hub, fetch};
 
 /// The weights' first piece.
@@ -114,9 +114,9 @@ fn serve(mut stream: TcpStream, asked: &Mutex<Vec<String>>, fault: &Mutex<Option
         .unwrap_or_default();
     let path = first.split(' ').nth(1).unwrap_or_default();
     asked.lock().unwrap().push(format!("{path} {range}"));
-    let (_, file) = path
-        .split_once("/owner/model/resolve/main/")
-        .unwrap_or_default();
+    let revisions = ["main", COMMIT].map(|revision| format!("/owner/model/resolve/{revision}/"));
+    let found = revisions.iter().find_map(|start| path.split_once(start));
+    let (_, file) = found.unwrap_or_default();
     let fault_now = *fault.lock().unwrap();
     if fault_now == Some(Fault::Elsewhere) && file == WEIGHTS && range == FIRST {
         let location = "/elsewhere?X-Amz-Signature=secret";
@@ -127,7 +127,11 @@ fn serve(mut stream: TcpStream, asked: &Mutex<Vec<String>>, fault: &Mutex<Option
         .ok();
         return;
     }
-    let Ok(mut bytes) = std::fs::read(fixture("plain").join(file)) else {
+    let read = match file {
+        GENERATION => Ok(b"{}".to_vec()),
+        _ => std::fs::read(fixture("plain").join(file)),
+    };
+    let Ok(mut bytes) = read else {
         let status = match *fault.lock().unwrap() {
             Some(Fault::Failing) => "500 Internal Server Error",
             _ => "404 Not Found",
@@ -249,6 +253,32 @@ fn a_cached_file_that_was_damaged_since_is_fetched_anew() {
     std::fs::write(&weights, &sound[..1000]).unwrap();
     server.fetch(&cache).unwrap();
     assert_eq!(std::fs::read(&weights).unwrap(), sound);
+}
+
+/// As by a tool that had no use for it.
+#[test]
+fn a_file_that_is_not_with_the_weights_is_asked_for_at_their_commit() {
+    let (server, cache) = (FakeHub::start(), tempfile::tempdir().unwrap());
+    let folder = server.fetch(&cache).unwrap();
+    let file = folder.join(GENERATION);
+    std::fs::remove_file(&file).unwrap();
+    assert_eq!(server.fetch(&cache).unwrap(), folder);
+    assert_eq!(std::fs::read(&file).unwrap(), b"{}");
+    let all = server.asked.lock().unwrap().clone();
+    let asked = |path: &&String| path.contains(&format!("/{COMMIT}/"));
+    let asked: Vec<_> = all.iter().filter(asked).collect();
+    assert!(!asked.is_empty());
+    assert!(
+        asked.iter().all(|path| path.contains(GENERATION)),
+        "{all:?}"
+    );
+
+    // a hub that is not there has none
+    std::fs::remove_file(&file).unwrap();
+    let nowhere = nowhere();
+    let found = fetch(&nowhere, "owner/model", None, "main", cache.path().to_str());
+    assert_eq!(found.unwrap(), folder);
+    assert!(!file.exists());
 }
 
 #[test]
