@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use hf_hub::api::tokio::{ApiBuilder, ApiError, Progress};
+use hf_hub::api::tokio::{ApiBuilder, ApiError};
 use hf_hub::{Cache, Repo, RepoType};
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
@@ -37,7 +37,7 @@ const CHUNK: usize = 10_000_000;
 
 /// Between two looks whether somebody else has downloaded a file.
 const LOOK: Duration = Duration::from_secs(1);
-/// How the names of files end that hf-hub downloads into.
+/// How the names of files end that hf-hub downloads into, and of those that it locks meanwhile.
 const PART: &str = "sync.part";
 const LOCK: &str = "lock";
 /// Where the hub's own tools keep, by commit, the names of files that a model lacks.
@@ -129,6 +129,7 @@ enum Failure {
 
 impl Failure {
     fn new(file: &str, error: ApiError) -> Self {
+        let error = without_url(error);
         let refusal = Refusal::file(file, reason(&error));
         match error {
             ApiError::LockAcquisition(lock) => Self::Taken(lock),
@@ -137,7 +138,6 @@ impl Failure {
             {
                 Self::NotThere(refusal)
             }
-        let error = without_url(error);
             _ => Self::Refused(refusal),
         }
     }
@@ -311,6 +311,15 @@ async fn attempt(
         let reason = "its ETag or its commit is no file name";
         return Err(Refusal::file(file, reason).into());
     }
+    let cached = cache.repo(repo.clone());
+    // hf-hub would wait for a while, and then have it once more
+    let lock = cached.blob_path(found.etag()).with_extension(LOCK);
+    if is_taken(&lock) {
+        return Err(Failure::Taken(lock));
+    }
+    if let Some(path) = cached.get(file) {
+        return Ok(path);
+    }
     let moved = Arc::clone(&display.moved);
     tokio::select! {
         done = files.download_with_progress(file, display) => done.map_err(failed),
@@ -318,6 +327,12 @@ async fn attempt(
             Err(Refusal::file(file, format!("nothing came for {} s", STALL.as_secs())).into())
         }
     }
+}
+
+/// Whether somebody else downloads a file, who holds its lock.
+fn is_taken(lock: &Path) -> bool {
+    let tried = File::open(lock).map(|lock| lock.try_lock());
+    matches!(tried, Ok(Err(TryLockError::WouldBlock)))
 }
 
 /// Waits until somebody else has downloaded a file or has given up, for as long as
@@ -410,6 +425,16 @@ fn sum(mut hash: impl Digest, mut content: File) -> io::Result<String> {
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
+/// The error without the address that was asked: where the hub redirects a download, it holds
+/// what opens the file.
+fn without_url(error: ApiError) -> ApiError {
+    match error {
+        ApiError::RequestError(error) => ApiError::RequestError(error.without_url()),
+        ApiError::TooManyRetries(error) => ApiError::TooManyRetries(without_url(*error).into()),
+        error => error,
+    }
+}
+
 /// The whole chain of causes: "error sending request" alone says nothing.
 fn reason(error: &ApiError) -> String {
     let mut reason = error.to_string();
@@ -434,14 +459,4 @@ fn refusal(error: impl std::fmt::Display) -> Refusal {
 )]
 fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
-/// The error without the address that was asked: where the hub redirects a download, it holds
-/// what opens the file.
-fn without_url(error: ApiError) -> ApiError {
-    match error {
-        ApiError::RequestError(error) => ApiError::RequestError(error.without_url()),
-        ApiError::TooManyRetries(error) => ApiError::TooManyRetries(without_url(*error).into()),
-        error => error,
-    }
-}
-
 }
