@@ -14,6 +14,10 @@ use toml::{Table, Value};
 use super::check::{self, Problem};
 use super::{Config, Model, Sources, env_file};
 
+/// How variables begin that are read once, at the start, and not by [`load`]: by the command
+/// line, the hub's client and OpenTelemetry.
+const READ_AT_START: [&str; 3] = ["HF_", "MODEL_HOST_", "OTEL_"];
+
 /// Why a configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -164,6 +168,7 @@ pub fn load(path: &Path, environment: &Environment) -> Result<Config, Error> {
     let mut config: Config = typed(Value::Table(table)).map_err(parse_error)?;
     config.models = models;
     config.source = source;
+    config.read_at_start = read_at_start(&variables);
     config.stripe.secret_key = variables
         .get("STRIPE_SECRET_KEY")
         .cloned()
@@ -195,6 +200,15 @@ pub fn load(path: &Path, environment: &Environment) -> Result<Config, Error> {
 fn source(text: &str, variables: &HashMap<String, String>) -> [u8; 32] {
     let in_order: BTreeMap<_, _> = variables.iter().collect();
     Sha256::digest(format!("{text:?} {in_order:?}")).into()
+}
+
+/// The variables that are read once, with hashes of their values.
+fn read_at_start(variables: &HashMap<String, String>) -> BTreeMap<String, [u8; 32]> {
+    let is_one = |name: &str| READ_AT_START.iter().any(|start| name.starts_with(start));
+    let found = variables.iter().filter(|(name, _)| is_one(name));
+    found
+        .map(|(name, value)| (name.clone(), Sha256::digest(value).into()))
+        .collect()
 }
 
 /// A value of the type wanted, or what is wrong with which field.
