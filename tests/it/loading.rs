@@ -112,6 +112,43 @@ async fn until_a_model_is_loaded_the_one_before_it_answers_and_may_stay() {
 }
 
 #[tokio::test]
+async fn a_name_is_one_models_while_another_that_had_it_is_loaded() {
+    let (silent, upstream) = (
+        Silent::start().await,
+        Upstream::start(Act::Answer("the old one")).await,
+    );
+    let named =
+        |config: String, name: &str| config.replace("\"lawgent-thinking\"", &format!("\"{name}\""));
+    let before = named(lawgent(upstream.url()), "fast");
+    let host = Host::builder().config(&before).start().await.ready().await;
+    let plugin = crate::harness::component("lawgent-thinking");
+    let slow = named(lawgent(upstream.url()), "slow").replace(&plugin, &silent.reference());
+    let fast = GPT2.replace("\"gpt2\"\nplugin", "\"fast\"\nplugin");
+    host.write_config(&format!("{slow}{fast}"));
+    let _connection = silent.asked().await;
+    eventually("the new one is ready", async || {
+        shown(&host, 1).await["status"] == "ready"
+    })
+    .await;
+    let customer = host.customer().await;
+    let models = customer.get("/v1/models").await.expect(200);
+    let models = models["data"].as_array().expect("a list").iter();
+    let names: Vec<_> = models.map(|model| &model["id"]).collect();
+    assert_eq!(names, ["fast", "slow"]);
+    let ask = |name: &str| json!({ "model": name, "prompt": "Once", "max_tokens": 2 });
+    let answer = customer
+        .post("/v1/completions", ask("fast"))
+        .await
+        .expect(200);
+    assert_ne!(answer["choices"][0]["text"], "the old one");
+    let answer = customer
+        .post("/v1/completions", ask("slow"))
+        .await
+        .expect(200);
+    assert_eq!(answer["choices"][0]["text"], "the old one");
+}
+
+#[tokio::test]
 async fn a_reload_loads_no_model_that_waits_for_its_first_request() {
     let lazy = format!("{GPT2}preload = false\n");
     let host = Host::builder().config(&lazy).start().await.ready().await;

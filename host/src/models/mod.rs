@@ -248,6 +248,13 @@ impl Model {
         })
     }
 
+    /// This model, as it is but for its name.
+    pub fn named(&self, name: &str) -> Self {
+        let mut this = self.clone();
+        name.clone_into(&mut this.spec.name);
+        this
+    }
+
     /// Whether `wanted` is configured in another way.
     pub fn differs(&self, wanted: &Self) -> bool {
         self.slot.fingerprint != wanted.slot.fingerprint
