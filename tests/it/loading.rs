@@ -148,6 +148,39 @@ async fn a_name_is_one_models_while_another_that_had_it_is_loaded() {
     assert_eq!(answer["choices"][0]["text"], "the old one");
 }
 
+/// It is not watched: whoever replaces it says so.
+#[tokio::test]
+async fn a_local_model_that_was_replaced_is_loaded_by_the_next_reload() {
+    let fixtures = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../plugins/transformer/tests/fixtures"
+    );
+    let read = |file: &str| std::fs::read(format!("{fixtures}/{file}")).expect("a fixture");
+    let config = GPT2.replace("\"embedded\"", "\"./model.gguf\"");
+    let host = Host::builder()
+        .config(config)
+        .file("model.gguf", read("plain/plain.gguf"))
+        .start()
+        .await
+        .ready()
+        .await;
+    let changed = async || {
+        let report = host.admin().post("/admin/reload", Value::Null).await;
+        report.expect(200)["changed"].clone()
+    };
+    // which has no template for it
+    let ask = json!({ "model": "gpt2", "messages": [{ "role": "user", "content": "Hi" }], "max_tokens": 2 });
+    let customer = host.customer().await;
+    let refused = customer.post("/v1/chat/completions", ask.clone()).await;
+    assert_eq!(refused.expect_error(501), "unsupported");
+    assert_eq!(changed().await, json!([]));
+    let new = host.dir().join("new.gguf");
+    std::fs::write(&new, read("llama/llama.gguf")).expect("a file");
+    std::fs::rename(new, host.dir().join("model.gguf")).expect("a file");
+    assert_eq!(changed().await, json!(["gpt2"]));
+    customer.post("/v1/chat/completions", ask).await.expect(200);
+}
+
 #[tokio::test]
 async fn a_reload_loads_no_model_that_waits_for_its_first_request() {
     let lazy = format!("{GPT2}preload = false\n");
