@@ -1,8 +1,9 @@
 //! What a configuration says of a model and nobody would follow is refused, not passed over.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use crate::harness::{Host, component};
+use crate::harness::{Host, component, eventually};
+use crate::models::shown;
 
 /// What is said of a configuration that cannot be used.
 async fn refused(host: &Host, config: &str) -> String {
@@ -31,5 +32,45 @@ async fn a_variable_without_an_end_is_refused_by_its_field() {
         let message = refused(&host, &config).await;
         assert!(message.contains(at), "{at} in {message}");
         assert!(!message.contains("secret"), "{message}");
+    }
+}
+
+#[tokio::test]
+async fn a_setting_that_there_is_not_is_refused_with_those_that_there_are() {
+    let (mut config, mut expected) = (String::new(), Vec::new());
+    for (id, plugin, more, known) in [
+        (
+            1,
+            "gpt2".to_owned(),
+            "model_path = \"embedded\"",
+            "kv_cache_mib",
+        ),
+        (2, component("openai"), "", "max_tokens_field"),
+        (3, component("anthropic"), "", "extra_body"),
+        (4, component("lawgent-thinking"), "", "extra_body"),
+    ] {
+        let upstream = match id {
+            1 => "",
+            _ => "api_url = \"http://127.0.0.1:9/v1\"\nmodel_name = \"m\"",
+        };
+        config += &format!(
+            "[[models]]\nid = {id}\nname = \"model-{id}\"\nplugin = \"{plugin}\"\n{more}\n{upstream}\n\
+             settings = {{ retrys = 2 }}\n"
+        );
+        expected.push((id, known));
+    }
+    let host = Host::builder().config(&config).start().await.ready().await;
+    for (id, known) in expected {
+        let model = shown(&host, id).await;
+        let reason = model["reason"].as_str().unwrap_or_default();
+        let names_both = reason.contains("setting retrys is unknown") && reason.contains(known);
+        assert!(names_both, "{model}");
+    }
+    host.write_config(&config.replace("settings", "# settings"));
+    for id in 1..=4 {
+        eventually("the model is there", async || {
+            shown(&host, id).await["status"] == json!("ready")
+        })
+        .await;
     }
 }
