@@ -178,7 +178,7 @@ async fn what_is_not_proven_leaves_the_old_one_and_says_why() {
         ),
         // no network for one that asks for it
         (
-            old.replace("api_url = ", "# "),
+            old.replace("api_url = ", "# ").replace("api_key = ", "# "),
             bytes("misbehave"),
             "no api_url",
         ),

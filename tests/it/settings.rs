@@ -36,6 +36,29 @@ async fn a_variable_without_an_end_is_refused_by_its_field() {
 }
 
 #[tokio::test]
+async fn what_leads_to_an_upstream_is_refused_where_there_is_none() {
+    let host = Host::start().await.ready().await;
+    let model = |plugin: &str, more: &str| {
+        format!("[[models]]\nid = 1\nname = \"a\"\nplugin = \"{plugin}\"\n{more}\n")
+    };
+    let adapter = component("openai");
+    for (config, at) in [
+        (model(&adapter, "api_key = \"secret\""), "api_key"),
+        (
+            model(&adapter, "grants = [\"https://a.example\"]"),
+            "grants",
+        ),
+        (model("gpt2", "api_url = \"https://a.example\""), "api_url"),
+        (model("gpt2", "api_key = \"secret\""), "api_key"),
+        (model("gpt2", "grants = [\"https://a.example\"]"), "grants"),
+    ] {
+        let message = refused(&host, &config).await;
+        assert!(message.contains(&format!("models[0].{at}: ")), "{message}");
+        assert!(!message.contains("secret"), "{message}");
+    }
+}
+
+#[tokio::test]
 async fn a_setting_that_there_is_not_is_refused_with_those_that_there_are() {
     let (mut config, mut expected) = (String::new(), Vec::new());
     for (id, plugin, more, known) in [
