@@ -1,9 +1,12 @@
 //! What the operator configured for a model.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
 
 use crate::{Error, ErrorKind};
+
+/// The model's name, for its metrics.
+const NAME: &str = "name";
 
 /// Settings of one model from the operator's configuration, without its
 /// secrets. Values that are lists or tables there are JSON text here.
@@ -33,6 +36,25 @@ impl Settings {
     pub fn parsed<T: FromStr>(&self, key: &str) -> Result<Option<T>, Error> {
         let parsed = self.given(key).map(str::parse).transpose();
         parsed.map_err(|_| invalid(format!("setting {key} cannot be {:?}", self.0[key])))
+    }
+
+    /// Refuses settings by other names than these: one that is misspelt would do nothing.
+    /// The `name`, which the host gives each native model, may always be there.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidRequest`] with the key and the names, for the operator.
+    pub fn only<'a>(&self, names: impl IntoIterator<Item = &'a str>) -> Result<(), Error> {
+        let names: BTreeSet<_> = names.into_iter().collect();
+        let is_unknown = |key: &&str| !names.contains(key) && *key != NAME;
+        match self.keys().find(is_unknown) {
+            None => Ok(()),
+            Some(key) => {
+                let names = names.into_iter().collect::<Vec<_>>().join(", ");
+                Err(invalid(format!(
+                    "setting {key} is unknown: there are {names}"
+                )))
+            }
+        }
     }
 
     /// All names, sorted.
@@ -73,5 +95,11 @@ mod tests {
         assert_eq!(settings.parsed("retries"), Ok(Some(3)));
         let error = settings.parsed::<bool>("stream").unwrap_err();
         assert_eq!(error.message, "setting stream cannot be \"yes\"");
+        settings.only(["stream", "url", "retries"]).unwrap();
+        let error = settings.only(["stream", "retries"]).unwrap_err();
+        assert_eq!(
+            error.message,
+            "setting url is unknown: there are retries, stream"
+        );
     }
 }

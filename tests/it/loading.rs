@@ -112,6 +112,76 @@ async fn until_a_model_is_loaded_the_one_before_it_answers_and_may_stay() {
 }
 
 #[tokio::test]
+async fn a_name_is_one_models_while_another_that_had_it_is_loaded() {
+    let (silent, upstream) = (
+        Silent::start().await,
+        Upstream::start(Act::Answer("the old one")).await,
+    );
+    let named =
+        |config: String, name: &str| config.replace("\"lawgent-thinking\"", &format!("\"{name}\""));
+    let before = named(lawgent(upstream.url()), "fast");
+    let host = Host::builder().config(&before).start().await.ready().await;
+    let plugin = crate::harness::component("lawgent-thinking");
+    let slow = named(lawgent(upstream.url()), "slow").replace(&plugin, &silent.reference());
+    let fast = GPT2.replace("\"gpt2\"\nplugin", "\"fast\"\nplugin");
+    host.write_config(&format!("{slow}{fast}"));
+    let _connection = silent.asked().await;
+    eventually("the new one is ready", async || {
+        shown(&host, 1).await["status"] == "ready"
+    })
+    .await;
+    let customer = host.customer().await;
+    let models = customer.get("/v1/models").await.expect(200);
+    let models = models["data"].as_array().expect("a list").iter();
+    let names: Vec<_> = models.map(|model| &model["id"]).collect();
+    assert_eq!(names, ["fast", "slow"]);
+    let ask = |name: &str| json!({ "model": name, "prompt": "Once", "max_tokens": 2 });
+    let answer = customer
+        .post("/v1/completions", ask("fast"))
+        .await
+        .expect(200);
+    assert_ne!(answer["choices"][0]["text"], "the old one");
+    let answer = customer
+        .post("/v1/completions", ask("slow"))
+        .await
+        .expect(200);
+    assert_eq!(answer["choices"][0]["text"], "the old one");
+}
+
+/// It is not watched: whoever replaces it says so.
+#[tokio::test]
+async fn a_local_model_that_was_replaced_is_loaded_by_the_next_reload() {
+    let fixtures = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../plugins/transformer/tests/fixtures"
+    );
+    let read = |file: &str| std::fs::read(format!("{fixtures}/{file}")).expect("a fixture");
+    let config = GPT2.replace("\"embedded\"", "\"./model.gguf\"");
+    let host = Host::builder()
+        .config(config)
+        .file("model.gguf", read("plain/plain.gguf"))
+        .start()
+        .await
+        .ready()
+        .await;
+    let changed = async || {
+        let report = host.admin().post("/admin/reload", Value::Null).await;
+        report.expect(200)["changed"].clone()
+    };
+    // which has no template for it
+    let ask = json!({ "model": "gpt2", "messages": [{ "role": "user", "content": "Hi" }], "max_tokens": 2 });
+    let customer = host.customer().await;
+    let refused = customer.post("/v1/chat/completions", ask.clone()).await;
+    assert_eq!(refused.expect_error(501), "unsupported");
+    assert_eq!(changed().await, json!([]));
+    let new = host.dir().join("new.gguf");
+    std::fs::write(&new, read("llama/llama.gguf")).expect("a file");
+    std::fs::rename(new, host.dir().join("model.gguf")).expect("a file");
+    assert_eq!(changed().await, json!(["gpt2"]));
+    customer.post("/v1/chat/completions", ask).await.expect(200);
+}
+
+#[tokio::test]
 async fn a_reload_loads_no_model_that_waits_for_its_first_request() {
     let lazy = format!("{GPT2}preload = false\n");
     let host = Host::builder().config(&lazy).start().await.ready().await;

@@ -39,6 +39,7 @@ mod replicas;
 mod retention;
 mod sandbox;
 mod servers;
+mod settings;
 mod stopping;
 mod stream;
 mod telemetry;

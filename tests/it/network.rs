@@ -358,7 +358,8 @@ async fn settings_of_the_network_that_make_no_sense_are_refused() {
         let names_both = message.contains(&format!("models[0].{at}: ")) && message.contains(why);
         assert!(names_both, "{more}: {message}");
     }
-    host.write_config(&misbehave("http://127.0.0.1:9/", "").replace("api_url = ", "#"));
+    let without = misbehave("http://127.0.0.1:9/", "").replace("api_url = ", "#");
+    host.write_config(&without.replace("api_key = ", "#"));
     host.admin()
         .post("/admin/reload", Value::Null)
         .await

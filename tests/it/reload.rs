@@ -220,6 +220,8 @@ async fn a_model_that_cannot_be_loaded_again_runs_on_as_it_was() {
             .is_some_and(|problem| problem.contains("gone")),
         "{model}"
     );
+    let models = customer.get("/models").await.expect(200);
+    assert!(!models.to_string().contains("gone"), "it is the operator's");
     assert!(host.log().contains("model is unavailable"));
     customer.post("/generate", ask(3)).await.expect(200);
     customer.post("/generate", ask(1)).await.expect(200);
@@ -357,15 +359,23 @@ async fn no_request_is_lost_under_reloads() {
 
 #[tokio::test]
 async fn sections_that_need_a_restart_are_named() {
-    let host = Host::start().await.ready().await;
+    let secret = "hf_once";
+    let host = Host::builder().file(".env", format!("HF_TOKEN={secret}\nOTEL_A=1\n"));
+    let host = host.start().await.ready().await;
+    std::fs::write(
+        host.dir().join(".env"),
+        "OTEL_A=1\nHF_ENDPOINT=http://127.0.0.1:9\n",
+    )
+    .unwrap();
     host.write_config(&format!(
         "[requests]\nper_minute = 7\n[server]\ndrain_seconds = 1\n[database]\nkeep_usage_days = 9\n{GPT2}"
     ));
     let report = reload(&host).await;
     assert_eq!(
         report["needs_restart"],
-        json!(["server", "requests", "database"])
+        json!(["server", "requests", "database", "HF_ENDPOINT", "HF_TOKEN"])
     );
+    assert!(!host.log().contains(secret));
     assert_eq!(
         host.customer_with(json!({}))
             .await

@@ -91,9 +91,8 @@ async fn a_model_that_cannot_be_run_says_which_and_why() {
     std::fs::write(folder.path().join("tokenizer.json"), "{}").unwrap();
     std::fs::write(folder.path().join("model.safetensors"), "").unwrap();
     let host = serve(folder.path().to_str().unwrap(), "").await;
-    let customer = host.customer().await;
     eventually("it is refused", async || {
-        let models = customer.get("/models").await.expect(200).to_string();
+        let models = host.admin().get("/models").await.expect(200).to_string();
         models.contains("mamba") && models.contains("are supported")
     })
     .await;

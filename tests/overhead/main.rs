@@ -181,10 +181,15 @@ async fn leave(customer: &Client, upstream: &Upstream) {
 fn config(upstream: &Upstream) -> String {
     let mut config = String::new();
     let mut model = |id: i64, name: &str, plugin: &str, url: &str, per_instance: u32| {
+        // a field of components alone
+        let url = match plugin.ends_with(".wasm") {
+            true => format!("api_url = \"{url}\""),
+            false => format!("settings = {{ api_url = \"{url}\" }}"),
+        };
         let _ = write!(
             config,
             "[[models]]\nid = {id}\nname = \"{name}-{id}\"\nplugin = \"{plugin}\"\npreload = true\n\
-             api_url = \"{url}\"\nmodel_name = \"upstream\"\n\
+             {url}\nmodel_name = \"upstream\"\n\
              price_per_million = {{ prompt = 1.00, completion = 2.00 }}\n\
              [models.limits]\nparallel = 64\nqueue = 256\nrequests_per_instance = {per_instance}\n"
         );

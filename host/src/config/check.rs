@@ -172,8 +172,19 @@ fn of_model(model: &Model) -> Vec<(String, String)> {
     if let Some(problem) = model.api_url.as_deref().and_then(of_url) {
         report("api_url", problem);
     }
-    if !model.grants.is_empty() && model.api_url.is_none() {
-        report("grants", "add to an api_url, and there is none");
+    for (field, is_given) in [
+        ("api_url", model.api_url.is_some()),
+        ("api_key", model.api_key.is_some()),
+        ("grants", !model.grants.is_empty()),
+    ] {
+        if is_given && !model.is_component() {
+            report(
+                field,
+                "is for a component, and the plugin is no file that ends in .wasm and no oci://…",
+            );
+        } else if is_given && model.api_url.is_none() {
+            report(field, "belongs to an api_url, and there is none");
+        }
     }
     for (index, grant) in model.grants.iter().enumerate() {
         if let Some(problem) = of_origin(grant) {

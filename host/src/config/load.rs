@@ -14,6 +14,10 @@ use toml::{Table, Value};
 use super::check::{self, Problem};
 use super::{Config, Model, Sources, env_file};
 
+/// How variables begin that are read once, at the start, and not by [`load`]: by the command
+/// line, the hub's client and OpenTelemetry.
+const READ_AT_START: [&str; 3] = ["HF_", "MODEL_HOST_", "OTEL_"];
+
 /// Why a configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -153,8 +157,8 @@ pub fn load(path: &Path, environment: &Environment) -> Result<Config, Error> {
         None => {}
     }
     let mut missing = Vec::new();
-    for value in table.iter_mut().map(|(_, value)| value) {
-        expand(value, &variables, &mut missing);
+    for (field, value) in &mut table {
+        expand(field, value, &variables, &mut missing).map_err(parse_error)?;
     }
     if let Some(name) = missing.first() {
         return Err(parse_error(format!(
@@ -164,6 +168,7 @@ pub fn load(path: &Path, environment: &Environment) -> Result<Config, Error> {
     let mut config: Config = typed(Value::Table(table)).map_err(parse_error)?;
     config.models = models;
     config.source = source;
+    config.read_at_start = read_at_start(&variables);
     config.stripe.secret_key = variables
         .get("STRIPE_SECRET_KEY")
         .cloned()
@@ -197,6 +202,15 @@ fn source(text: &str, variables: &HashMap<String, String>) -> [u8; 32] {
     Sha256::digest(format!("{text:?} {in_order:?}")).into()
 }
 
+/// The variables that are read once, with hashes of their values.
+fn read_at_start(variables: &HashMap<String, String>) -> BTreeMap<String, [u8; 32]> {
+    let is_one = |name: &str| READ_AT_START.iter().any(|start| name.starts_with(start));
+    let found = variables.iter().filter(|(name, _)| is_one(name));
+    found
+        .map(|(name, value)| (name.clone(), Sha256::digest(value).into()))
+        .collect()
+}
+
 /// A value of the type wanted, or what is wrong with which field.
 fn typed<T: DeserializeOwned>(value: Value) -> Result<T, String> {
     serde_path_to_error::deserialize(value)
@@ -206,7 +220,11 @@ fn typed<T: DeserializeOwned>(value: Value) -> Result<T, String> {
 /// Reads one entry of `[[models]]`.
 fn model(mut entry: Value, variables: &HashMap<String, String>) -> Result<Model, String> {
     let mut missing = Vec::new();
-    expand(&mut entry, variables, &mut missing);
+    if let Value::Table(fields) = &mut entry {
+        for (field, value) in fields {
+            expand(field, value, variables, &mut missing)?;
+        }
+    }
     let mut model: Model = typed(entry)?;
     if !missing.is_empty() {
         let names = missing.join(", ");
@@ -215,17 +233,28 @@ fn model(mut entry: Value, variables: &HashMap<String, String>) -> Result<Model,
     Ok(model)
 }
 
-/// Replaces `${NAME}` and `${NAME:-default}` in every text of `value`; names of unset variables go to
-/// `missing` and the text is left as it is.
-fn expand(value: &mut Value, variables: &HashMap<String, String>, missing: &mut Vec<String>) {
+/// Replaces `${NAME}` and `${NAME:-default}` in every text of the value `at` a field; names of unset
+/// variables go to `missing`.
+///
+/// # Errors
+/// When a `${` has no end, or stands in a default, with the field: not its text, it may be a secret.
+fn expand(
+    at: &str,
+    value: &mut Value,
+    variables: &HashMap<String, String>,
+    missing: &mut Vec<String>,
+) -> Result<(), String> {
     match value {
         Value::String(text) => {
             let mut done = String::new();
             let mut rest = text.as_str();
             while let Some((before, after)) = rest.split_once("${") {
                 let Some((name, tail)) = after.split_once('}') else {
-                    break;
+                    return Err(format!("{at}: a ${{ has no }}"));
                 };
+                if name.contains("${") {
+                    return Err(format!("{at}: a ${{ stands in another one"));
+                }
                 done.push_str(before);
                 let (name, default) = match name.split_once(":-") {
                     Some((name, default)) => (name, Some(default)),
@@ -239,12 +268,19 @@ fn expand(value: &mut Value, variables: &HashMap<String, String>, missing: &mut 
             }
             *text = done + rest;
         }
-        Value::Array(items) => items.iter_mut().for_each(|v| expand(v, variables, missing)),
-        Value::Table(table) => table
-            .iter_mut()
-            .for_each(|(_, v)| expand(v, variables, missing)),
+        Value::Array(items) => {
+            for (index, item) in items.iter_mut().enumerate() {
+                expand(&format!("{at}[{index}]"), item, variables, missing)?;
+            }
+        }
+        Value::Table(table) => {
+            for (field, value) in table {
+                expand(&format!("{at}.{field}"), value, variables, missing)?;
+            }
+        }
         _ => {}
     }
+    Ok(())
 }
 
 /// Takes a component's and a local model's relative paths from `folder`.

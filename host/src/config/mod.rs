@@ -8,6 +8,7 @@ pub mod network;
 mod reference;
 mod webhook;
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -52,6 +53,9 @@ pub struct Config {
     /// A hash of the file and of the variables that it was read from.
     #[serde(skip)]
     pub source: [u8; 32],
+    /// Hashes of the variables that others read at the start; changes need a restart.
+    #[serde(skip)]
+    pub read_at_start: BTreeMap<String, [u8; 32]>,
 }
 
 /// The server itself.

@@ -1,7 +1,9 @@
 //! From a model's configuration to its backend.
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use plugin_sdk::Settings;
 use secrecy::ExposeSecret;
@@ -98,7 +100,7 @@ impl Found {
     }
 
     /// A hash of everything that makes a backend what it is, the component's file
-    /// included.
+    /// included. Of the files of a local model it is their sizes and times.
     pub(super) fn fingerprint(&self, model: &config::Model) -> [u8; 32] {
         let config::Model {
             plugin,
@@ -130,8 +132,31 @@ impl Found {
         if let Self::File(Ok(artifact)) = self {
             hash.update(artifact.digest());
         }
+        let sources = match model_path {
+            None => &[],
+            Some(config::Sources::One(source)) => std::slice::from_ref(source),
+            Some(config::Sources::Several(sources)) => sources,
+        };
+        for source in sources {
+            hash.update(format!("{:?} ", stamps(Path::new(source))));
+        }
         hash.finalize().into()
     }
+}
+
+/// The size and the time of a local model's file, or of each in its folder: to read them all
+/// would take too long. None of what is not on this machine.
+fn stamps(source: &Path) -> BTreeMap<PathBuf, (u64, Option<SystemTime>)> {
+    let of_folder = std::fs::read_dir(source).into_iter().flatten();
+    let of_folder = of_folder.filter_map(|entry| Some(entry.ok()?.path()));
+    let stamp = |path: PathBuf| {
+        let found = path.metadata().ok().filter(std::fs::Metadata::is_file)?;
+        Some((path, (found.len(), found.modified().ok())))
+    };
+    of_folder
+        .chain([source.to_owned()])
+        .filter_map(stamp)
+        .collect()
 }
 
 fn upstream(model: &config::Model) -> Result<Option<Upstream>, String> {

@@ -248,6 +248,13 @@ impl Model {
         })
     }
 
+    /// This model, as it is but for its name.
+    pub fn named(&self, name: &str) -> Self {
+        let mut this = self.clone();
+        name.clone_into(&mut this.spec.name);
+        this
+    }
+
     /// Whether `wanted` is configured in another way.
     pub fn differs(&self, wanted: &Self) -> bool {
         self.slot.fingerprint != wanted.slot.fingerprint
@@ -333,7 +340,7 @@ impl Model {
     /// The backend, opened if need be.
     ///
     /// # Errors
-    /// [`ErrorKind::Overloaded`] with the reason why there is none.
+    /// [`ErrorKind::Overloaded`]; why there is none is in the detail.
     pub async fn backend(&self, loader: &Loader) -> Result<Arc<Backend>, Error> {
         if let State::Ready(backend) = &*self.slot.state.borrow() {
             return Ok(Arc::clone(backend));
@@ -342,9 +349,12 @@ impl Model {
         let settled = tokio::time::timeout(PATIENCE, self.settled()).await;
         match settled.ok().flatten() {
             Some(State::Ready(backend)) => Ok(backend),
-            Some(State::Unavailable(reason)) => Err(unavailable("model_unavailable", &reason)),
+            // the reason is the operator's: it may name folders, and what is behind the model
+            Some(State::Unavailable(reason)) => {
+                Err(unavailable("model_unavailable", "the model is unavailable").detail(reason))
+            }
             Some(State::Loading | State::OnDemand) | None => {
-                let mut error = unavailable("model_loading", "it is still loading");
+                let mut error = unavailable("model_loading", "the model is still loading");
                 error.retry_after_ms = Some(5_000);
                 Err(error)
             }
@@ -352,13 +362,8 @@ impl Model {
     }
 }
 
-fn unavailable(code: &str, reason: &str) -> Error {
-    let mut error = Error::new(
-        ErrorKind::Overloaded,
-        format!("the model is unavailable: {reason}"),
-    );
-    error.code = Some(code.to_owned());
-    error
+fn unavailable(code: &str, message: &str) -> Error {
+    Error::new(ErrorKind::Overloaded, message).code(code)
 }
 
 /// The models on offer.

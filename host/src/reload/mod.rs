@@ -6,6 +6,7 @@
 mod opening;
 mod watch;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -40,8 +41,8 @@ pub struct Report {
     pub failed: Vec<(String, String)>,
     /// Models that are still being loaded.
     pub loading: Vec<String>,
-    /// Sections whose change needs a restart.
-    pub needs_restart: Vec<&'static str>,
+    /// Sections and variables whose change needs a restart.
+    pub needs_restart: Vec<String>,
 }
 
 impl Report {
@@ -256,7 +257,7 @@ impl Reloader {
     }
 }
 
-fn needs_restart(running: &Config, config: &Config) -> Vec<&'static str> {
+fn needs_restart(running: &Config, config: &Config) -> Vec<String> {
     let mut sections = Vec::new();
     if running.server != config.server {
         sections.push("server");
@@ -286,5 +287,15 @@ fn needs_restart(running: &Config, config: &Config) -> Vec<&'static str> {
     if exposed(&running.redis_url) != exposed(&config.redis_url) {
         sections.push("REDIS_URL");
     }
+    let (before, now) = (&running.read_at_start, &config.read_at_start);
+    let names: BTreeSet<_> = before.keys().chain(now.keys()).collect();
+    let changed = names
+        .into_iter()
+        .filter(|name| before.get(*name) != now.get(*name))
+        .map(String::as_str);
     sections
+        .into_iter()
+        .chain(changed)
+        .map(str::to_owned)
+        .collect()
 }

@@ -112,7 +112,8 @@ impl Openings {
             }
             let answers = running.filter(|running| matches!(running.state(), State::Ready(_)));
             live.insert(match answers {
-                Some(before) if !before.is(&model) => before.clone(),
+                // another model may have its name already
+                Some(before) if !before.is(&model) => before.named(&model.spec.name),
                 _ => model,
             });
         }

@@ -74,6 +74,9 @@ struct Streamed<D> {
 }
 
 impl Api {
+    /// The settings that are read here, for [`Settings::only`].
+    pub const SETTINGS: [&str; 4] = ["api_url", "extra_body", "extra_headers", "retries"];
+
     /// Reads the settings.
     ///
     /// # Errors

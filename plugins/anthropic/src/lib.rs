@@ -23,6 +23,7 @@ impl Backend for Anthropic {
     type Completion = Answer<Decoder>;
 
     fn open(settings: &Settings) -> Result<Self, Error> {
+        settings.only(Api::SETTINGS.into_iter().chain(["model_name"]))?;
         Ok(Self {
             api: Api::open(settings)?.header("anthropic-version", API_VERSION),
             model_name: settings.required("model_name")?.to_owned(),

@@ -17,6 +17,7 @@ impl Backend for Completions {
     type Completion = Answer<Decoder>;
 
     fn open(settings: &Settings) -> Result<Self, Error> {
+        settings.only(Api::SETTINGS.into_iter().chain(["model_name"]))?;
         Ok(Self {
             api: Api::open(settings)?,
             model_name: settings.required("model_name")?.to_owned(),

@@ -13,6 +13,14 @@ use plugin_sdk::{
 
 use self::chat::Chat;
 
+/// The settings besides those of every adapter.
+const SETTINGS: [&str; 4] = [
+    "max_tokens_field",
+    "model_name",
+    "stream_options",
+    "text_as_chat",
+];
+
 struct OpenAi {
     api: Api,
     model_name: String,
@@ -26,6 +34,7 @@ impl Backend for OpenAi {
     type Completion = Answer<Decoder>;
 
     fn open(settings: &Settings) -> Result<Self, Error> {
+        settings.only(Api::SETTINGS.into_iter().chain(SETTINGS))?;
         let field = settings.get("max_tokens_field").unwrap_or_default();
         let has_max_completion_tokens = match field {
             "" | "max_tokens" => false,
@@ -136,6 +145,7 @@ mod tests {
             ("text_as_chat", "no"),
             ("retries", "many"),
             ("model_name", ""),
+            ("max_token_field", "max_tokens"),
         ] {
             let error = open(key, value).err().expect("an error");
             assert!(error.message.contains(key), "{}", error.message);

@@ -27,10 +27,13 @@ pub(crate) struct Template {
     tokens: Special,
 }
 
-/// What templates call the special tokens.
+/// What templates call the special tokens. One that there is not is undefined, which is
+/// written as nothing.
 #[derive(Clone, Debug, Default, Serialize)]
 pub(crate) struct Special {
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) bos_token: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) eos_token: Option<String>,
 }
 
@@ -232,6 +235,13 @@ mod tests {
             said,
             "<s><user>Hi.</s>\n<model>Yes?</s>\n<user>Why?</s>\n<model>"
         );
+    }
+
+    #[test]
+    fn a_special_token_that_there_is_not_is_undefined() {
+        let source = "{{ bos_token }}{% if eos_token is defined %}{{ eos_token }}{% endif %}a";
+        let template = Template::new(source.to_owned(), Special::default(), TEMPLATE).unwrap();
+        assert_eq!(template.render(&[]).unwrap(), "a");
     }
 
     #[test]

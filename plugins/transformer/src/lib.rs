@@ -47,6 +47,16 @@ pub use score::Score;
 const KV_CACHE_MIB: usize = 96;
 /// More threads than any machine has use for.
 const MOST_THREADS: usize = 256;
+/// What can be set; see [`Transformer::open`].
+const SETTINGS: [&str; 7] = [
+    "cache_dir",
+    "dtype",
+    "kv_cache_mib",
+    "model_path",
+    "prefix_cache",
+    "prompt_lookup",
+    "threads",
+];
 
 /// A loaded model and the engine that runs it.
 #[derive(Debug)]
@@ -74,6 +84,7 @@ impl Backend for Transformer {
     /// guessed where an answer repeats (the default is `true`); `cache_dir`, the hub's cache where it
     /// is not the usual; `name`, the model's in metrics.
     fn open(settings: &Settings) -> Result<Self, Error> {
+        settings.only(SETTINGS)?;
         let dtype = settings.get("dtype").map(dtype).transpose()?;
         let threads = threads(settings.get("threads"))?;
         let sources = Source::list(settings.get("model_path").unwrap_or("embedded"))?;

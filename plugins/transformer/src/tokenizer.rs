@@ -80,7 +80,8 @@ impl Tokenizer {
             let Some(bytes) = bytes.get_mut(id as usize) else {
                 continue;
             };
-            let decoded = if added.contains_key(&id) {
+            let added = added.get(&id);
+            let decoded = if added.is_some_and(|token| is_byte_level || token.special) {
                 None
             } else if is_byte_level {
                 let decoded = token.chars().map(|char| byte_of.get(&char).copied());
@@ -167,15 +168,17 @@ mod tests {
     /// As Llama 2's, with a token before every text and one that was added beyond.
     #[test]
     fn tokens_of_whole_characters_stand_for_their_bytes() {
-        let added = |id: u32, content: &str| {
+        let added = |id: u32, content: &str, special: bool| {
             serde_json::json!({
                 "id": id, "content": content, "single_word": false, "lstrip": false,
-                "rstrip": false, "normalized": false, "special": true,
+                "rstrip": false, "normalized": false, "special": special,
             })
         };
+        // as Gemma's runs of spaces
+        let run = "\u{2581}\u{2581}";
         let json = serde_json::json!({
             "version": "1.0", "truncation": null, "padding": null,
-            "added_tokens": [added(0, "<s>"), added(9, "<image>")],
+            "added_tokens": [added(0, "<s>", true), added(6, run, false), added(9, "<image>", true)],
             "normalizer": { "type": "Sequence", "normalizers": [
                 { "type": "Prepend", "prepend": "\u{2581}" },
                 { "type": "Replace", "pattern": { "String": " " }, "content": "\u{2581}" },
@@ -196,15 +199,21 @@ mod tests {
             "model": {
                 "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
                 "end_of_word_suffix": null, "fuse_unk": true, "byte_fallback": true,
-                "vocab": { "<s>": 0, "\u{2581}": 1, "a": 2, "\u{2581}a": 3, "<0xC3>": 4, "<0xA9>": 5 },
+                "vocab": {
+                    "<s>": 0, "\u{2581}": 1, "a": 2, "\u{2581}a": 3, "<0xC3>": 4, "<0xA9>": 5, run: 6,
+                },
                 "merges": ["\u{2581} a"],
             },
         });
-        let tokenizer = Tokenizer::from_json(json.to_string().as_bytes(), 6).unwrap();
+        let tokenizer = Tokenizer::from_json(json.to_string().as_bytes(), 7).unwrap();
         assert_eq!(tokenizer.encode("a aé").unwrap(), [0, 3, 3, 4, 5]);
         assert_eq!(tokenizer.encode_whole("a").unwrap(), [3]);
         let bytes = [3, 4, 5].map(|token| tokenizer.bytes(token).to_vec());
         assert_eq!(bytes.concat(), " aé".as_bytes());
+        assert_eq!(
+            (tokenizer.bytes(6), tokenizer.bytes(0)),
+            (&b"  "[..], &b"<s>"[..])
+        );
         // the one beyond is text like any other, of which this vocabulary has the a
         assert_eq!(tokenizer.encode("<image>").unwrap(), [0, 3]);
         assert_eq!(tokenizer.encode_whole("<s>a").unwrap(), [0, 3]);

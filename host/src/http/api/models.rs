@@ -29,10 +29,11 @@ pub struct Shown {
     pub plugin: Option<String>,
     /// `ready`, `loading`, `on_demand` or `unavailable`.
     pub status: &'static str,
-    /// Why it is unavailable.
+    /// Why it is unavailable; for the operator alone, as it may name folders, and what is
+    /// behind the model.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// Why its latest configuration is not what runs.
+    /// Why its latest configuration is not what runs; for the operator alone.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
     /// Where a local model was loaded from.
@@ -100,6 +101,14 @@ pub async fn list(
                 .is_none_or(|key| key.allowed_models.contains(&model.spec.id))
         })
         .map(|model| Shown::from(&**model))
+        .map(|shown| match &key {
+            None => shown,
+            Some(_) => Shown {
+                reason: None,
+                problem: None,
+                ..shown
+            },
+        })
         .collect();
     Json(List {
         models,

@@ -6,22 +6,24 @@
 //! ETag of a file is its SHA-256 where it is kept as a large file, otherwise the
 //! SHA-1 that git gives the blob.
 
+use std::cell::Cell;
 use std::fs::{File, TryLockError};
-use std::io::{self, IsTerminal, Read};
+use std::io::{self, Read};
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use hf_hub::api::tokio::{ApiBuilder, ApiError, Progress};
+use hf_hub::api::tokio::{ApiBuilder, ApiError};
 use hf_hub::{Cache, Repo, RepoType};
-use indicatif::ProgressBar;
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
 use crate::chat::{TEMPLATE, TOKENIZER_CONFIG};
 use crate::checkpoint::{CONFIG, GENERATION, INDEX, Refusal, TOKENIZER, WEIGHTS, shards};
+
+use super::display::Display;
 
 /// How long the hub may take to say what it has. Without a network the next
 /// source is tried after this.
@@ -32,13 +34,14 @@ const STALL: Duration = Duration::from_secs(60);
 const TRIES: u32 = 3;
 /// Bytes of one request.
 const CHUNK: usize = 10_000_000;
-/// A line in the log for each of these of a download.
-const STEP_PERCENT: u64 = 10;
 
 /// Between two looks whether somebody else has downloaded a file.
 const LOOK: Duration = Duration::from_secs(1);
-/// How the names of files end that hf-hub downloads into.
+/// How the names of files end that hf-hub downloads into, and of those that it locks meanwhile.
 const PART: &str = "sync.part";
+const LOCK: &str = "lock";
+/// Where the hub's own tools keep, by commit, the names of files that a model lacks.
+const LACKED: &str = ".no_exist";
 /// The status of a file that the hub lacks.
 const NOT_FOUND: u16 = 404;
 
@@ -79,7 +82,12 @@ pub(crate) fn fetch(
         None => Cache::from_env(),
     };
     let repo = Repo::with_revision(id.to_owned(), RepoType::Model, revision.to_owned());
-    let model = Model { hub, cache, repo };
+    let model = Model {
+        hub,
+        cache,
+        repo,
+        is_away: Cell::default(),
+    };
     let mut folders = Vec::new();
     if let Some(file) = file {
         folders.push(model.folder_of(file)?);
@@ -89,9 +97,9 @@ pub(crate) fn fetch(
             folders.push(model.folder_of(file)?);
         }
         for file in [GENERATION, TOKENIZER_CONFIG, TEMPLATE] {
-            folders.extend(model.folder_if_there(file)?);
+            folders.extend(model.folder_if_there(file, &folders[0])?);
         }
-        match model.folder_if_there(INDEX)? {
+        match model.folder_if_there(INDEX, &folders[0])? {
             None => folders.push(model.folder_of(WEIGHTS)?),
             Some(folder) => {
                 let index = std::fs::read(folder.join(INDEX));
@@ -121,6 +129,7 @@ enum Failure {
 
 impl Failure {
     fn new(file: &str, error: ApiError) -> Self {
+        let error = without_url(error);
         let refusal = Refusal::file(file, reason(&error));
         match error {
             ApiError::LockAcquisition(lock) => Self::Taken(lock),
@@ -154,6 +163,8 @@ struct Model<'a> {
     hub: &'a Hub,
     cache: Cache,
     repo: Repo,
+    /// Whether the hub could not be asked for a file that can be done without.
+    is_away: Cell<bool>,
 }
 
 impl Model<'_> {
@@ -178,22 +189,68 @@ impl Model<'_> {
         Ok(folder.to_owned())
     }
 
-    /// The same of a file that the model may lack.
-    fn folder_if_there(&self, file: &str) -> Result<Option<PathBuf>, Refusal> {
-        // these are fetched before the weights: if those are here, so is what there is
+    /// The same of a file that the model may lack; the others are in `snapshot`.
+    fn folder_if_there(&self, file: &str, snapshot: &Path) -> Result<Option<PathBuf>, Refusal> {
         if !self.is_cached(file) && (self.is_cached(WEIGHTS) || self.is_cached(INDEX)) {
-            return Ok(None);
+            return Ok(self.folder_if_left_out(file, snapshot));
         }
         match self.folder_of(file) {
             Ok(folder) => Ok(Some(folder)),
-            Err(Failure::NotThere(_)) => Ok(None),
+            Err(Failure::NotThere(_)) => {
+                note(&lacked(file, snapshot));
+                Ok(None)
+            }
             Err(failure) => Err(failure.into()),
+        }
+    }
+
+    /// The same where the weights are here: by a tool that shares the cache and had no use for
+    /// the file. A hub that cannot be asked for it counts as one that lacks it.
+    fn folder_if_left_out(&self, file: &str, snapshot: &Path) -> Option<PathBuf> {
+        let lacked = lacked(file, snapshot);
+        // the index comes before what it names
+        if file == INDEX || self.is_away.get() || lacked.exists() {
+            return None;
+        }
+        // of their commit: by now there may be another one
+        let commit = snapshot.file_name()?.to_str()?.to_owned();
+        let model = Model {
+            hub: self.hub,
+            cache: self.cache.clone(),
+            repo: Repo::with_revision(self.repo.url(), RepoType::Model, commit),
+            is_away: Cell::default(),
+        };
+        match model.folder_of(file) {
+            Ok(folder) => Some(folder),
+            Err(Failure::NotThere(_)) => {
+                note(&lacked);
+                None
+            }
+            Err(failure) => {
+                let refusal = Refusal::from(failure);
+                tracing::warn!(%refusal, "the model is loaded without it, if there is one");
+                self.is_away.set(true);
+                None
+            }
         }
     }
 
     fn is_cached(&self, file: &str) -> bool {
         self.cache.repo(self.repo.clone()).get(file).is_some()
     }
+}
+
+/// What says that the model lacks a file, at the commit that the others are of.
+fn lacked(file: &str, snapshot: &Path) -> PathBuf {
+    let commit = snapshot.file_name().unwrap_or_default();
+    let model = snapshot.ancestors().nth(2).unwrap_or(snapshot);
+    model.join(LACKED).join(commit).join(file)
+}
+
+/// Makes a file that says something by its name. Without it the hub is asked again.
+fn note(path: &Path) {
+    let made = path.parent().map_or(Ok(()), std::fs::create_dir_all);
+    made.and_then(|()| File::create(path)).ok();
 }
 
 fn is_in_order(file: &str, path: &Path) -> bool {
@@ -254,6 +311,15 @@ async fn attempt(
         let reason = "its ETag or its commit is no file name";
         return Err(Refusal::file(file, reason).into());
     }
+    let cached = cache.repo(repo.clone());
+    // hf-hub would wait for a while, and then have it once more
+    let lock = cached.blob_path(found.etag()).with_extension(LOCK);
+    if is_taken(&lock) {
+        return Err(Failure::Taken(lock));
+    }
+    if let Some(path) = cached.get(file) {
+        return Ok(path);
+    }
     let moved = Arc::clone(&display.moved);
     tokio::select! {
         done = files.download_with_progress(file, display) => done.map_err(failed),
@@ -261,6 +327,12 @@ async fn attempt(
             Err(Refusal::file(file, format!("nothing came for {} s", STALL.as_secs())).into())
         }
     }
+}
+
+/// Whether somebody else downloads a file, who holds its lock.
+fn is_taken(lock: &Path) -> bool {
+    let tried = File::open(lock).map(|lock| lock.try_lock());
+    matches!(tried, Ok(Err(TryLockError::WouldBlock)))
 }
 
 /// Waits until somebody else has downloaded a file or has given up, for as long as
@@ -308,53 +380,6 @@ async fn stalled(moved: &AtomicU64) {
     }
 }
 
-/// What people see of a download: a bar on a terminal, lines in the log elsewhere.
-#[derive(Clone)]
-struct Display {
-    moved: Arc<AtomicU64>,
-    size: u64,
-    bar: Option<ProgressBar>,
-}
-
-impl Display {
-    fn new() -> Self {
-        let bar = io::stderr().is_terminal().then(|| ProgressBar::new(0));
-        Self {
-            moved: Arc::default(),
-            size: 0,
-            bar,
-        }
-    }
-}
-
-impl Progress for Display {
-    async fn init(&mut self, size: usize, filename: &str) {
-        self.size = size as u64;
-        match &mut self.bar {
-            Some(bar) => Progress::init(bar, size, filename).await,
-            None => tracing::info!(file = filename, bytes = size, "downloading"),
-        }
-    }
-
-    async fn update(&mut self, size: usize) {
-        let before = self.moved.fetch_add(size as u64, Ordering::Relaxed);
-        if let Some(bar) = &mut self.bar {
-            return Progress::update(bar, size).await;
-        }
-        let percent = |bytes: u64| bytes * 100 / self.size.max(1);
-        let (before, now) = (percent(before), percent(before + size as u64));
-        if before / STEP_PERCENT < now / STEP_PERCENT {
-            tracing::info!(percent = now, "downloading");
-        }
-    }
-
-    async fn finish(&mut self) {
-        if let Some(bar) = &mut self.bar {
-            Progress::finish(bar).await;
-        }
-    }
-}
-
 /// Checks a file that came against its name in the cache, the hub's ETag. A file
 /// that is not what the hub has is removed, so that the next try fetches it anew.
 fn verify(file: &str, path: &Path) -> Result<(), Refusal> {
@@ -398,6 +423,16 @@ fn sum(mut hash: impl Digest, mut content: File) -> io::Result<String> {
     }
     let bytes = hash.finalize();
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// The error without the address that was asked: where the hub redirects a download, it holds
+/// what opens the file.
+fn without_url(error: ApiError) -> ApiError {
+    match error {
+        ApiError::RequestError(error) => ApiError::RequestError(error.without_url()),
+        ApiError::TooManyRetries(error) => ApiError::TooManyRetries(without_url(*error).into()),
+        error => error,
+    }
 }
 
 /// The whole chain of causes: "error sending request" alone says nothing.

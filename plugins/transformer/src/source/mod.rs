@@ -1,5 +1,6 @@
 //! Where a checkpoint comes from.
 
+mod display;
 pub(crate) mod hub;
 
 use std::borrow::Cow;

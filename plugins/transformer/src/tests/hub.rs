@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
 use super::fixture;
-use crate::checkpoint::{Refusal, WEIGHTS};
+use crate::checkpoint::{GENERATION, Refusal, WEIGHTS};
 use crate::source::hub::{Hub, fetch};
 
 /// The weights' first piece.
@@ -35,10 +35,12 @@ enum Fault {
     CutOnce,
     /// An ETag that leaves the folder it is joined to.
     Outside,
-    /// The first piece takes longer than hf-hub waits for somebody else.
+    /// The first piece takes a while.
     Slow,
     /// What is not there is said to be a failure of the hub.
     Failing,
+    /// All pieces are elsewhere, where they are refused.
+    Elsewhere,
 }
 
 impl FakeHub {
@@ -86,6 +88,15 @@ impl FakeHub {
     }
 }
 
+/// A hub that is not there.
+fn nowhere() -> Hub {
+    Hub {
+        endpoint: Some("http://127.0.0.1:1".to_owned()),
+        token: None,
+        chunk: 100_000,
+    }
+}
+
 /// Answers one request and closes the connection.
 fn serve(mut stream: TcpStream, asked: &Mutex<Vec<String>>, fault: &Mutex<Option<Fault>>) {
     let mut lines = BufReader::new(stream.try_clone().unwrap())
@@ -103,10 +114,24 @@ fn serve(mut stream: TcpStream, asked: &Mutex<Vec<String>>, fault: &Mutex<Option
         .unwrap_or_default();
     let path = first.split(' ').nth(1).unwrap_or_default();
     asked.lock().unwrap().push(format!("{path} {range}"));
-    let (_, file) = path
-        .split_once("/owner/model/resolve/main/")
-        .unwrap_or_default();
-    let Ok(mut bytes) = std::fs::read(fixture("plain").join(file)) else {
+    let revisions = ["main", COMMIT].map(|revision| format!("/owner/model/resolve/{revision}/"));
+    let found = revisions.iter().find_map(|start| path.split_once(start));
+    let (_, file) = found.unwrap_or_default();
+    let fault_now = *fault.lock().unwrap();
+    if fault_now == Some(Fault::Elsewhere) && file == WEIGHTS && range == FIRST {
+        let location = "/elsewhere?X-Amz-Signature=secret";
+        write!(
+            stream,
+            "HTTP/1.1 302 Found\r\nlocation: {location}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+        )
+        .ok();
+        return;
+    }
+    let read = match file {
+        GENERATION => Ok(b"{}".to_vec()),
+        _ => std::fs::read(fixture("plain").join(file)),
+    };
+    let Ok(mut bytes) = read else {
         let status = match *fault.lock().unwrap() {
             Some(Fault::Failing) => "500 Internal Server Error",
             _ => "404 Not Found",
@@ -120,7 +145,7 @@ fn serve(mut stream: TcpStream, asked: &Mutex<Vec<String>>, fault: &Mutex<Option
     };
     if path.ends_with(WEIGHTS) && range == FIRST && *fault.lock().unwrap() == Some(Fault::Slow) {
         // hf-hub tries for five seconds to be the one who downloads
-        thread::sleep(Duration::from_secs(7));
+        thread::sleep(Duration::from_secs(3));
     }
     let mut etag: String = Sha256::digest(&bytes)
         .iter()
@@ -230,6 +255,41 @@ fn a_cached_file_that_was_damaged_since_is_fetched_anew() {
     assert_eq!(std::fs::read(&weights).unwrap(), sound);
 }
 
+/// As by a tool that had no use for it.
+#[test]
+fn a_file_that_is_not_with_the_weights_is_asked_for_at_their_commit() {
+    let (server, cache) = (FakeHub::start(), tempfile::tempdir().unwrap());
+    let folder = server.fetch(&cache).unwrap();
+    let file = folder.join(GENERATION);
+    std::fs::remove_file(&file).unwrap();
+    assert_eq!(server.fetch(&cache).unwrap(), folder);
+    assert_eq!(std::fs::read(&file).unwrap(), b"{}");
+    let all = server.asked.lock().unwrap().clone();
+    let asked = |path: &&String| path.contains(&format!("/{COMMIT}/"));
+    let asked: Vec<_> = all.iter().filter(asked).collect();
+    assert!(!asked.is_empty());
+    assert!(
+        asked.iter().all(|path| path.contains(GENERATION)),
+        "{all:?}"
+    );
+
+    // a hub that is not there has none
+    std::fs::remove_file(&file).unwrap();
+    let nowhere = nowhere();
+    let found = fetch(&nowhere, "owner/model", None, "main", cache.path().to_str());
+    assert_eq!(found.unwrap(), folder);
+    assert!(!file.exists());
+}
+
+#[test]
+fn where_a_download_is_redirected_to_is_not_told() {
+    let (server, cache) = (FakeHub::start(), tempfile::tempdir().unwrap());
+    *server.fault.lock().unwrap() = Some(Fault::Elsewhere);
+    let refusal = server.fetch(&cache).unwrap_err().to_string();
+    assert!(refusal.contains("404"), "{refusal}");
+    assert!(!refusal.contains("secret"), "{refusal}");
+}
+
 #[test]
 fn an_etag_cannot_name_a_file_outside_the_cache() {
     let (server, cache) = (FakeHub::start(), tempfile::tempdir().unwrap());
@@ -259,12 +319,14 @@ fn a_file_is_missing_by_the_hubs_status_and_not_by_its_address() {
 #[test]
 fn a_hub_that_is_not_there_or_has_no_such_model_says_so_soon() {
     let cache = tempfile::tempdir().unwrap();
-    let nowhere = Hub {
-        endpoint: Some("http://127.0.0.1:1".to_owned()),
-        token: None,
-        chunk: 100_000,
-    };
-    let refusal = fetch(&nowhere, "owner/model", None, "main", cache.path().to_str()).unwrap_err();
+    let refusal = fetch(
+        &nowhere(),
+        "owner/model",
+        None,
+        "main",
+        cache.path().to_str(),
+    )
+    .unwrap_err();
     assert!(refusal.to_string().contains("refused"), "{refusal}");
     let server = FakeHub::start();
     let refusal = fetch(
