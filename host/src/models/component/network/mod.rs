@@ -43,6 +43,9 @@ const USER_AGENT: HeaderValue =
     HeaderValue::from_static(concat!("model-host/", env!("CARGO_PKG_VERSION")));
 const ANYTHING: HeaderValue = HeaderValue::from_static("*/*");
 
+/// Bytes of a request's body that wait here at most twice, until the host reads them.
+const CHUNK: usize = 16 << 10;
+
 /// Most characters of a host's name, as of any in DNS.
 const LONGEST_NAME: usize = 253;
 
@@ -365,3 +368,7 @@ impl WasiHttpHooks for Network {
         false
     }
 }
+
+    fn p2_outgoing_body_chunk_size(&mut self) -> usize {
+        CHUNK
+    }
