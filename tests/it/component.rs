@@ -290,3 +290,23 @@ async fn what_a_component_makes_the_host_keep_is_bounded() {
     .await;
     customer.post("/generate", ask("well")).await.expect(200);
 }
+
+#[tokio::test]
+async fn what_a_component_hands_over_in_one_call_is_bounded() {
+    let (host, customer, _upstream) = with_misbehave(Act::Answer("yes"), "").await;
+    customer
+        .post("/generate", ask("log huge"))
+        .await
+        .expect(200);
+    eventually("the line is there", async || {
+        host.log().contains("\"line\":\"aaaa")
+    })
+    .await;
+    let longest = host.log().lines().map(str::len).max();
+    assert!(longest < Some(4000), "{longest:?}");
+
+    let limits = "[models.limits]\nrequest_bytes = 1048576\nresponse_bytes = 1048576";
+    let (_host, customer, _upstream) = with_misbehave(Act::Answer("yes"), limits).await;
+    let reply = customer.post("/generate", ask("log huge")).await;
+    assert_eq!(reply.expect_error(502), "plugin_failed");
+}

@@ -99,6 +99,7 @@ impl Backend for Misbehave {
             "empty" => return Ok(Answer::Nothing),
             "give up" => return Ok(Answer::SayAndGiveUp),
             "log flood" => (0..100_000).for_each(|line| log::info(format!("line {line}"))),
+            "log huge" => log::info("a".repeat(8 << 20)),
             "print flood" => (0..100_000).for_each(|line| println!("line {line}")),
             "shout" => return Err(Error::new(ErrorKind::Upstream, "a".repeat(1 << 20))),
             "flood upstream" => {
@@ -215,7 +216,6 @@ fn dive(depth: u64) -> u64 {
     }
 }
 
-/// How often this instance was asked, this time included.
 /// Makes requests that it keeps and never sends, each with all that the host takes. How many
 /// bytes that was.
 #[cfg(target_family = "wasm")]
@@ -258,6 +258,7 @@ fn hoard(_: usize) -> usize {
     0
 }
 
+/// How often this instance was asked, this time included.
 fn count() -> u32 {
     static ASKED: AtomicU32 = AtomicU32::new(0);
     ASKED.fetch_add(1, Ordering::Relaxed) + 1
