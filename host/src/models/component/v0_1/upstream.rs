@@ -88,13 +88,30 @@ impl From<Error> for Failure {
             Error::HttpRequestDenied
             | Error::DestinationIpProhibited
             | Error::ConnectionLimitReached => Self::Denied,
-            Error::ConnectionTimeout
-            | Error::ConnectionReadTimeout
-            | Error::HttpResponseTimeout => Self::Timeout,
+            Error::ConnectionReadTimeout | Error::HttpResponseTimeout => Self::Timeout,
             Error::HttpResponseBodySize(_) => Self::TooLarge,
             Error::HttpRequestUriInvalid => Self::Invalid("api_url cannot be sent".to_owned()),
-            Error::ConnectionRefused => Self::Unreachable(error.to_string()),
+            Error::ConnectionRefused | Error::ConnectionTimeout => {
+                Self::Unreachable(error.to_string())
+            }
             error => Self::Broken(error.to_string()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use wasmtime_wasi_http::Error;
+
+    use super::Failure;
+
+    #[test]
+    fn a_request_without_a_connection_may_be_sent_again() {
+        for error in [Error::ConnectionTimeout, Error::ConnectionRefused] {
+            let failure = Failure::from(error);
+            assert!(matches!(failure, Failure::Unreachable(_)), "{failure:?}");
+        }
+        let late = Failure::from(Error::ConnectionReadTimeout);
+        assert!(matches!(late, Failure::Timeout), "{late:?}");
     }
 }
