@@ -230,3 +230,24 @@ async fn anthropic_takes_strict_tools_and_refuses_verbosity() {
         (&json!(true), &Value::Null)
     );
 }
+
+#[tokio::test]
+async fn calls_that_come_whole_at_one_index_stay_apart() {
+    const STREAM: &[&str] = &[concat!(
+        r#"data: {"choices":[{"index":0,"delta":{"tool_calls":[{"index":0,"id":"a","type":"function","function":{"name":"f","arguments":"{\"x\":1}"}}]}}]}"#,
+        "\n\n",
+        r#"data: {"choices":[{"index":0,"delta":{"tool_calls":[{"index":0,"id":"b","type":"function","function":{"name":"f","arguments":"{\"x\":2}"}}]}}]}"#,
+        "\n\n",
+        r#"data: {"choices":[{"index":0,"delta":{},"finish_reason":"tool_calls"}]}"#,
+        "\n\ndata: [DONE]\n\n",
+    )];
+    let (_host, customer, _upstream) = with("openai", Act::Stream(STREAM), "").await;
+    let mut ask = hello();
+    ask["stream"] = json!(true);
+    let events = customer.stream(CHATS, ask).await.rest().await;
+    let calls = |event: &Value| event["choices"][0]["delta"]["tool_calls"][0].clone();
+    let calls: Vec<_> = events.iter().map(calls).filter(Value::is_object).collect();
+    let read = |at: usize| (&calls[at]["id"], &calls[at]["function"]["arguments"]);
+    assert_eq!(read(0), (&json!("a"), &json!(r#"{"x":1}"#)), "{calls:?}");
+    assert_eq!(read(1), (&json!("b"), &json!(r#"{"x":2}"#)), "{calls:?}");
+}

@@ -1,18 +1,15 @@
 //! What comes back, whole or in chunks. Texts and chats differ only in where the
 //! text lies, so one decoder reads both.
 
-use std::collections::BTreeMap;
 use std::fmt::Display;
-use std::mem::take;
 
 use plugin_sdk::http::sse::Record;
 use plugin_sdk::http::{Decode, Failure, upstream};
-use plugin_sdk::{
-    CountSource, Error, Event, Finish, FinishReason, Request, ToolCall, Usage, guess_tokens,
-};
+use plugin_sdk::{CountSource, Error, Event, Finish, FinishReason, Request, Usage, guess_tokens};
 use serde_json::json;
 
-use crate::wire::{Content, Fragment, Function, Message, Part, Wire, counted};
+use crate::calls::Calls;
+use crate::wire::{Content, Message, Part, Wire, counted};
 
 /// Reads the answer to one request.
 #[derive(Debug)]
@@ -22,8 +19,7 @@ pub struct Decoder {
     /// Length of what was reported.
     bytes: usize,
     reasoning_bytes: usize,
-    /// By their index: the pieces of several may be mixed.
-    calls: BTreeMap<u32, ToolCall>,
+    calls: Calls,
     reason: Option<FinishReason>,
     usage: Option<Usage>,
 }
@@ -35,7 +31,7 @@ impl Decoder {
             prompt_tokens: request.guess_tokens(),
             bytes: 0,
             reasoning_bytes: 0,
-            calls: BTreeMap::new(),
+            calls: Calls::default(),
             reason: None,
             usage: None,
         }
@@ -59,7 +55,7 @@ impl Decoder {
             // a refusal is what the model says, too
             events.extend(message.refusal.and_then(|text| self.text(text)));
             for fragment in message.tool_calls.unwrap_or_default() {
-                self.fragment(fragment);
+                self.bytes += self.calls.add(fragment);
             }
         }
         if let Some(reason) = reason {
@@ -109,35 +105,10 @@ impl Decoder {
         }
     }
 
-    fn fragment(&mut self, fragment: Fragment) {
-        let Function { name, arguments } = fragment.function.unwrap_or_default();
-        let id = fragment.id.filter(|id| !id.is_empty());
-        let name = name.filter(|name| !name.is_empty());
-        // whole calls have no index, and some servers never give one
-        let last = self.calls.last_key_value().map(|(index, _)| *index);
-        let index = fragment.index.unwrap_or(match last {
-            None => 0,
-            Some(last) if id.is_some() || name.is_some() => last.saturating_add(1),
-            Some(last) => last,
-        });
-        let call = self.calls.entry(index).or_insert_with(|| ToolCall {
-            id: format!("call_{index}"),
-            name: String::new(),
-            arguments: String::new(),
-        });
-        call.id = id.unwrap_or_else(|| take(&mut call.id));
-        call.name = name.unwrap_or_else(|| take(&mut call.name));
-        let arguments = arguments.unwrap_or_default();
-        self.bytes += arguments.len();
-        call.arguments += &arguments;
-    }
-
     /// What ends an answer: its calls, which are whole only now, and its totals.
     fn finish(&mut self) -> Result<Vec<Event>, Error> {
-        let calls = take(&mut self.calls);
-        if calls.values().any(|call| call.name.is_empty()) {
-            return Err(unusable("a call of a tool without a name"));
-        }
+        let calls = self.calls.whole();
+        let calls = calls.ok_or_else(|| unusable("a call of a tool without a name"))?;
         let usage = self.usage.unwrap_or_else(|| Usage {
             prompt_tokens: self.prompt_tokens,
             completion_tokens: guess_tokens(self.bytes),
@@ -150,7 +121,7 @@ impl Decoder {
             usage,
             ext: vec![],
         });
-        let calls = calls.into_values().map(Event::ToolCall);
+        let calls = calls.into_iter().map(Event::ToolCall);
         Ok(calls.chain([finish]).collect())
     }
 }
@@ -367,7 +338,17 @@ mod tests {
             delta(r#"{"function":{"arguments":"{}"}}"#),
             delta(r#"{"id":"b","function":{"name":"g","arguments":"{\"y\":1}"}}"#),
         ];
-        for chunks in [indexed, by_order] {
+        let whole_at_one_index = [
+            delta(r#"{"index":0,"id":"a","function":{"name":"f","arguments":"{}"}}"#),
+            delta(r#"{"index":0,"id":"b","function":{"name":"g","arguments":"{\"y\""}}"#),
+            delta(r#"{"index":0,"function":{"arguments":":1}"}}"#),
+        ];
+        let each_piece_with_an_id = [
+            delta(r#"{"index":0,"id":"a","function":{"name":"f","arguments":"{}"}}"#),
+            delta(r#"{"index":1,"id":"x","function":{"name":"g","arguments":"{\"y\""}}"#),
+            delta(r#"{"index":1,"id":"b","function":{"arguments":":1}"}}"#),
+        ];
+        for chunks in [indexed, by_order, whole_at_one_index, each_piece_with_an_id] {
             let chunks: Vec<&str> = chunks
                 .iter()
                 .map(String::as_str)
