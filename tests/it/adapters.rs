@@ -251,3 +251,25 @@ async fn calls_that_come_whole_at_one_index_stay_apart() {
     assert_eq!(read(0), (&json!("a"), &json!(r#"{"x":1}"#)), "{calls:?}");
     assert_eq!(read(1), (&json!("b"), &json!(r#"{"x":2}"#)), "{calls:?}");
 }
+
+#[tokio::test]
+async fn an_answer_that_failed_at_its_provider_costs_nothing() {
+    const ENDS: [&str; 3] = [
+        r#"{"choices":[{"index":0,"message":{"role":"assistant","content":"It"},
+          "finish_reason":"error"}],"usage":{"prompt_tokens":9,"completion_tokens":1}}"#,
+        r#"{"choices":[{"index":0,"message":{"role":"assistant","content":"It"},
+          "finish_reason":"insufficient_system_resource"}],
+          "usage":{"prompt_tokens":9,"completion_tokens":1}}"#,
+        r#"{"choices":[{"index":0,"message":{"role":"assistant","content":"It"},
+          "error":{"code":502,"message":"a provider failed"},"finish_reason":"stop"}]}"#,
+    ];
+    let price = "price_per_million = { prompt = 1.00, completion = 3.00 }";
+    let (_host, customer, upstream) = with("openai", Act::Json(ENDS[0]), price).await;
+    for end in ENDS {
+        upstream.act(Act::Json(end));
+        let reply = customer.post(CHATS, hello()).await;
+        assert_eq!(reply.expect_error(502), "upstream_failed", "{end}");
+    }
+    let usage = customer.get("/usage").await.expect(200);
+    assert_eq!(usage["totals"]["cost"], 0.0);
+}

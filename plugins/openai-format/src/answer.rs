@@ -9,7 +9,7 @@ use plugin_sdk::{CountSource, Error, Event, Finish, FinishReason, Request, Usage
 use serde_json::json;
 
 use crate::calls::Calls;
-use crate::wire::{Content, Message, Part, Wire, counted};
+use crate::wire::{Choice, Content, Message, Part, Wire, counted};
 
 /// Reads the answer to one request.
 #[derive(Debug)]
@@ -43,7 +43,7 @@ impl Decoder {
         text: Option<String>,
         message: Option<Message>,
         reason: Option<String>,
-    ) -> Vec<Event> {
+    ) -> Result<Vec<Event>, Error> {
         let mut events = Vec::new();
         events.extend(text.and_then(|text| self.text(text)));
         if let Some(message) = message {
@@ -58,16 +58,24 @@ impl Decoder {
                 self.bytes += self.calls.add(fragment);
             }
         }
-        if let Some(reason) = reason {
+        // some servers have an empty one until there is a reason
+        if let Some(reason) = reason.filter(|reason| !reason.is_empty()) {
             self.reason = Some(match reason.as_str() {
                 "stop" => FinishReason::Stop,
-                "length" => FinishReason::Length,
-                "content_filter" => FinishReason::ContentFilter,
+                // the second is Mistral's
+                "length" | "model_length" => FinishReason::Length,
+                // the second is Z.ai's
+                "content_filter" | "sensitive" => FinishReason::ContentFilter,
                 "tool_calls" => FinishReason::ToolCalls,
+                // of Mistral and OpenRouter, Z.ai, DeepSeek: the answer is not whole
+                "error" | "network_error" | "insufficient_system_resource" => {
+                    let said = format!("it ended by {reason}");
+                    return Err(upstream::reported(&json!({ "error": said })));
+                }
                 _ => FinishReason::Other,
             });
         }
-        events
+        Ok(events)
     }
 
     fn text(&mut self, text: String) -> Option<Event> {
@@ -131,12 +139,12 @@ impl Decode for Decoder {
         let wire = parsed(body)?;
         self.usage = wire.usage.as_ref().and_then(counted);
         let choice = wire.choices.unwrap_or_default().into_iter().next();
-        let choice = choice.ok_or_else(|| unusable("no choices"))?;
+        let choice = good(choice.ok_or_else(|| unusable("no choices"))?)?;
         let message = choice.message.or(choice.delta);
         if choice.text.is_none() && message.is_none() {
             return Err(unusable("no message"));
         }
-        let mut events = self.choice(choice.text, message, choice.finish_reason);
+        let mut events = self.choice(choice.text, message, choice.finish_reason)?;
         events.extend(self.finish()?);
         Ok(events)
     }
@@ -150,8 +158,9 @@ impl Decode for Decoder {
         let choice = wire.choices.unwrap_or_default().into_iter().next();
         let is_on_the_way = choice.is_some();
         if let Some(choice) = choice {
+            let choice = good(choice)?;
             let message = choice.delta.or(choice.message);
-            events.extend(self.choice(choice.text, message, choice.finish_reason));
+            events.extend(self.choice(choice.text, message, choice.finish_reason)?);
         }
         if let Some(usage) = wire.usage.as_ref().and_then(counted) {
             self.usage = Some(usage);
@@ -177,6 +186,14 @@ fn parsed(json: &[u8]) -> Result<Wire, Error> {
     match wire.error {
         Some(error) => Err(upstream::reported(&json!({ "error": error }))),
         None => Ok(wire),
+    }
+}
+
+/// OpenRouter reports here what befell one of its providers.
+fn good(choice: Choice) -> Result<Choice, Error> {
+    match &choice.error {
+        Some(error) => Err(upstream::reported(&json!({ "error": error }))),
+        None => Ok(choice),
     }
 }
 
@@ -384,6 +401,22 @@ mod tests {
     }
 
     #[test]
+    fn reasons_by_other_names_are_known() {
+        for (name, reason) in [
+            ("model_length", FinishReason::Length),
+            ("sensitive", FinishReason::ContentFilter),
+            ("", FinishReason::Other),
+        ] {
+            let json = format!(r#"{{"choices":[{{"text":"a","finish_reason":"{name}"}}]}}"#);
+            let events = decoder().whole(json.as_bytes()).unwrap();
+            assert!(
+                matches!(&events[..], [_, Event::Finish(finish)] if finish.reason == reason),
+                "{events:?}"
+            );
+        }
+    }
+
+    #[test]
     fn counts_on_the_way_are_passed_on() {
         let chunk = format!(r#"{{"choices":[{{"text":"a"}}],{USAGE}}}"#);
         let events = streamed(&[&chunk]).unwrap();
@@ -403,6 +436,8 @@ mod tests {
         };
         let error = record(r#"{"choices":[{"text":"a"}]}"#).unwrap_err();
         assert_eq!(error.kind, ErrorKind::Upstream);
+        let error = record(r#"{"choices":[{"text":"a","finish_reason":""}]}"#).unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Upstream);
         // but the end itself may go unmarked
         let events = record(r#"{"choices":[{"text":"b","finish_reason":"stop"}]}"#).unwrap();
         assert!(matches!(events[..], [Event::Finish(_)]));
@@ -419,6 +454,10 @@ mod tests {
             r#"{"choices":[{}]}"#,
             r#"{"choices":[{"text":1}]}"#,
             r#"{"error":{"message":"it broke"}}"#,
+            r#"{"choices":[{"text":"a","finish_reason":"error"}]}"#,
+            r#"{"choices":[{"text":"a","finish_reason":"network_error"}]}"#,
+            r#"{"choices":[{"text":"a","finish_reason":"insufficient_system_resource"}]}"#,
+            r#"{"choices":[{"text":"a","error":{"code":502,"message":"it broke"}}]}"#,
         ] {
             let error = decoder().whole(json.as_bytes()).unwrap_err();
             assert_eq!(error.kind, ErrorKind::Upstream, "{json}");
@@ -427,7 +466,11 @@ mod tests {
             streamed(&["rubbish"]).unwrap_err().kind,
             ErrorKind::Upstream
         );
-        let error = r#"{"error":{"code":429,"message":"slow down"}}"#;
-        assert_eq!(streamed(&[error]).unwrap_err().kind, ErrorKind::RateLimited);
+        for error in [
+            r#"{"error":{"code":429,"message":"slow down"}}"#,
+            r#"{"choices":[{"text":"","error":{"code":429,"message":"slow down"}}]}"#,
+        ] {
+            assert_eq!(streamed(&[error]).unwrap_err().kind, ErrorKind::RateLimited);
+        }
     }
 }

@@ -15,6 +15,7 @@ pub(crate) struct Wire {
 
 #[derive(Deserialize)]
 pub(crate) struct Choice {
+    pub(crate) error: Option<Value>,
     pub(crate) text: Option<String>,
     /// All of it.
     pub(crate) message: Option<Message>,
