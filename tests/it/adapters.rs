@@ -273,3 +273,22 @@ async fn an_answer_that_failed_at_its_provider_costs_nothing() {
     let usage = customer.get("/usage").await.expect(200);
     assert_eq!(usage["totals"]["cost"], 0.0);
 }
+
+#[tokio::test]
+async fn a_wrong_key_and_a_flagged_prompt_are_told_apart() {
+    const XAI: &str = r#"{"code":"Client specified an invalid argument","error":"Incorrect API key provided: xa***."}"#;
+    const GEMINI: &str =
+        r#"[{"error":{"code":400,"message":"API key not valid. Please pass a valid API key."}}]"#;
+    const FLAGGED: &str = r#"{"error":{"code":403,"message":"Your input was flagged","metadata":
+        {"reasons":["violence"],"flagged_input":"Hello"}}}"#;
+    let (_host, customer, upstream) = with("openai", Act::Stall, "").await;
+    for (status, body, answered, code) in [
+        (400, XAI, 502, "upstream_refused"),
+        (400, GEMINI, 502, "upstream_refused"),
+        (403, FLAGGED, 400, "content_filtered"),
+    ] {
+        upstream.act(Act::Say(status, vec![], body));
+        let reply = customer.post(CHATS, hello()).await;
+        assert_eq!(reply.expect_error(answered), code, "{body}");
+    }
+}
