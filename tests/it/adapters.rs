@@ -292,3 +292,31 @@ async fn a_wrong_key_and_a_flagged_prompt_are_told_apart() {
         assert_eq!(reply.expect_error(answered), code, "{body}");
     }
 }
+
+#[tokio::test]
+async fn reasoning_goes_back_where_the_operator_says() {
+    let called = |field: &str| {
+        let function = json!({ "name": "f", "arguments": "{}" });
+        let calls = json!([{ "id": "a", "type": "function", "function": function }]);
+        json!({ "role": "assistant", "content": null, "tool_calls": calls, field: "Hm." })
+    };
+    let told = json!({ "role": "tool", "tool_call_id": "a", "content": "4" });
+    for (setting, field) in [
+        ("", None),
+        ("reasoning_content", Some("reasoning_content")),
+        ("reasoning", Some("reasoning")),
+    ] {
+        let more = format!("settings = {{ reasoning_field = \"{setting}\" }}");
+        let (_host, customer, upstream) = with("openai", Act::Answer("Yes."), &more).await;
+        for given in ["reasoning_content", "reasoning"] {
+            let messages = json!([{ "role": "user", "content": "2+2?" }, called(given), told]);
+            customer.post(CHATS, chat(messages)).await.expect(200);
+            let body = upstream.seen().pop().expect("a request").body;
+            let sent = &body["messages"][1];
+            for name in ["reasoning_content", "reasoning"] {
+                let expected = (field == Some(name)).then_some("Hm.");
+                assert_eq!(sent[name].as_str(), expected, "{setting}: {sent}");
+            }
+        }
+    }
+}
