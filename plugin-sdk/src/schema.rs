@@ -69,8 +69,9 @@ pub struct Message {
     pub tool_calls: Vec<ToolCall>,
     /// The call that a tool's message answers.
     pub tool_call_id: Option<String>,
-    /// Extensions. Well-known are `name`, who of several of the same role speaks, and
-    /// `image_detail`, a list of OpenAI's `detail`, or null, for each blob.
+    /// Extensions. Well-known are `name`, who of several of the same role speaks,
+    /// `image_detail`, a list of OpenAI's `detail`, or null, for each blob, and
+    /// `reasoning`, that of the model before it said this.
     pub ext: Vec<Extension>,
 }
 

@@ -255,3 +255,93 @@ async fn anthropic_takes_strict_tools_and_refuses_verbosity() {
         (&json!(true), &Value::Null)
     );
 }
+
+#[tokio::test]
+async fn calls_that_come_whole_at_one_index_stay_apart() {
+    const STREAM: &[&str] = &[concat!(
+        r#"data: {"choices":[{"index":0,"delta":{"tool_calls":[{"index":0,"id":"a","type":"function","function":{"name":"f","arguments":"{\"x\":1}"}}]}}]}"#,
+        "\n\n",
+        r#"data: {"choices":[{"index":0,"delta":{"tool_calls":[{"index":0,"id":"b","type":"function","function":{"name":"f","arguments":"{\"x\":2}"}}]}}]}"#,
+        "\n\n",
+        r#"data: {"choices":[{"index":0,"delta":{},"finish_reason":"tool_calls"}]}"#,
+        "\n\ndata: [DONE]\n\n",
+    )];
+    let (_host, customer, _upstream) = with("openai", Act::Stream(STREAM), "").await;
+    let mut ask = hello();
+    ask["stream"] = json!(true);
+    let events = customer.stream(CHATS, ask).await.rest().await;
+    let calls = |event: &Value| event["choices"][0]["delta"]["tool_calls"][0].clone();
+    let calls: Vec<_> = events.iter().map(calls).filter(Value::is_object).collect();
+    let read = |at: usize| (&calls[at]["id"], &calls[at]["function"]["arguments"]);
+    assert_eq!(read(0), (&json!("a"), &json!(r#"{"x":1}"#)), "{calls:?}");
+    assert_eq!(read(1), (&json!("b"), &json!(r#"{"x":2}"#)), "{calls:?}");
+}
+
+#[tokio::test]
+async fn an_answer_that_failed_at_its_provider_costs_nothing() {
+    const ENDS: [&str; 3] = [
+        r#"{"choices":[{"index":0,"message":{"role":"assistant","content":"It"},
+          "finish_reason":"error"}],"usage":{"prompt_tokens":9,"completion_tokens":1}}"#,
+        r#"{"choices":[{"index":0,"message":{"role":"assistant","content":"It"},
+          "finish_reason":"insufficient_system_resource"}],
+          "usage":{"prompt_tokens":9,"completion_tokens":1}}"#,
+        r#"{"choices":[{"index":0,"message":{"role":"assistant","content":"It"},
+          "error":{"code":502,"message":"a provider failed"},"finish_reason":"stop"}]}"#,
+    ];
+    let price = "price_per_million = { prompt = 1.00, completion = 3.00 }";
+    let (_host, customer, upstream) = with("openai", Act::Json(ENDS[0]), price).await;
+    for end in ENDS {
+        upstream.act(Act::Json(end));
+        let reply = customer.post(CHATS, hello()).await;
+        assert_eq!(reply.expect_error(502), "upstream_failed", "{end}");
+    }
+    let usage = customer.get("/usage").await.expect(200);
+    assert_eq!(usage["totals"]["cost"], 0.0);
+}
+
+#[tokio::test]
+async fn a_wrong_key_and_a_flagged_prompt_are_told_apart() {
+    const XAI: &str = r#"{"code":"Client specified an invalid argument","error":"Incorrect API key provided: xa***."}"#;
+    const GEMINI: &str =
+        r#"[{"error":{"code":400,"message":"API key not valid. Please pass a valid API key."}}]"#;
+    const FLAGGED: &str = r#"{"error":{"code":403,"message":"Your input was flagged","metadata":
+        {"reasons":["violence"],"flagged_input":"Hello"}}}"#;
+    let (_host, customer, upstream) = with("openai", Act::Stall, "").await;
+    for (status, body, answered, code) in [
+        (400, XAI, 502, "upstream_refused"),
+        (400, GEMINI, 502, "upstream_refused"),
+        (403, FLAGGED, 400, "content_filtered"),
+    ] {
+        upstream.act(Act::Say(status, vec![], body));
+        let reply = customer.post(CHATS, hello()).await;
+        assert_eq!(reply.expect_error(answered), code, "{body}");
+    }
+}
+
+#[tokio::test]
+async fn reasoning_goes_back_where_the_operator_says() {
+    let called = |field: &str| {
+        let function = json!({ "name": "f", "arguments": "{}" });
+        let calls = json!([{ "id": "a", "type": "function", "function": function }]);
+        json!({ "role": "assistant", "content": null, "tool_calls": calls, field: "Hm." })
+    };
+    let told = json!({ "role": "tool", "tool_call_id": "a", "content": "4" });
+    for (setting, field) in [
+        ("", None),
+        ("reasoning_content", Some("reasoning_content")),
+        ("reasoning", Some("reasoning")),
+    ] {
+        let more = format!("settings = {{ reasoning_field = \"{setting}\" }}");
+        let (_host, customer, upstream) = with("openai", Act::Answer("Yes."), &more).await;
+        for given in ["reasoning_content", "reasoning"] {
+            let messages = json!([{ "role": "user", "content": "2+2?" }, called(given), told]);
+            customer.post(CHATS, chat(messages)).await.expect(200);
+            let body = upstream.seen().pop().expect("a request").body;
+            let sent = &body["messages"][1];
+            for name in ["reasoning_content", "reasoning"] {
+                let expected = (field == Some(name)).then_some("Hm.");
+                assert_eq!(sent[name].as_str(), expected, "{setting}: {sent}");
+            }
+        }
+    }
+}

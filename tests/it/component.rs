@@ -271,3 +271,42 @@ async fn a_component_of_the_first_version_still_answers() {
         (&json!(" yes"), &json!(10))
     );
 }
+
+#[tokio::test]
+async fn what_a_component_makes_the_host_keep_is_bounded() {
+    let (host, customer, _upstream) = with_misbehave(Act::Answer("yes"), "").await;
+    let kept = customer
+        .post("/generate", ask("hoard 10"))
+        .await
+        .expect(200)["response"]
+        .clone();
+    let kept: usize = kept.as_str().expect("text").parse().expect("bytes");
+    assert!(kept > 0 && kept <= 10 * (640 << 10), "{kept} bytes");
+    let reply = customer.post("/generate", ask("hoard 250")).await;
+    assert_eq!(reply.expect_error(502), "plugin_failed");
+    eventually("the log says why", async || {
+        host.log().contains("resource table has no free keys")
+    })
+    .await;
+    customer.post("/generate", ask("well")).await.expect(200);
+}
+
+#[tokio::test]
+async fn what_a_component_hands_over_in_one_call_is_bounded() {
+    let (host, customer, _upstream) = with_misbehave(Act::Answer("yes"), "").await;
+    customer
+        .post("/generate", ask("log huge"))
+        .await
+        .expect(200);
+    eventually("the line is there", async || {
+        host.log().contains("\"line\":\"aaaa")
+    })
+    .await;
+    let longest = host.log().lines().map(str::len).max();
+    assert!(longest < Some(4000), "{longest:?}");
+
+    let limits = "[models.limits]\nrequest_bytes = 1048576\nresponse_bytes = 1048576";
+    let (_host, customer, _upstream) = with_misbehave(Act::Answer("yes"), limits).await;
+    let reply = customer.post("/generate", ask("log huge")).await;
+    assert_eq!(reply.expect_error(502), "plugin_failed");
+}

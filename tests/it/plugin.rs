@@ -6,7 +6,7 @@ use std::process::{Command, Output};
 
 use serde_json::{Value, json};
 
-use crate::harness::{BINARY, Host, component};
+use crate::harness::{Act, BINARY, Host, Upstream, component};
 
 /// A folder for projects, and the tools to build them.
 struct Workshop(PathBuf);
@@ -335,4 +335,41 @@ fn mistakes_are_said_clearly() {
         !workshop.path("a").exists(),
         "a refused project leaves no folder"
     );
+}
+
+#[tokio::test]
+async fn an_adapters_project_drops_nothing_of_what_it_is_asked() {
+    const ANSWER: &str = r#"{"choices":[{"message":{"content":"Yes."},"finish_reason":"stop"}],
+        "usage":{"prompt_tokens":12,"completion_tokens":1,"total_tokens":399,
+        "completion_tokens_details":{"reasoning_tokens":386}}}"#;
+    let workshop = Workshop::new("asked");
+    good(&workshop.plugin(&["new", "asked", "--lang", "rust", "--http"]));
+    good(&workshop.plugin(&["build", "asked"]));
+    let upstream = Upstream::start(Act::Json(ANSWER)).await;
+    let (file, url) = (workshop.path("asked/asked.wasm"), upstream.base());
+    let config = format!(
+        "[[models]]\nid = 2\nname = \"it\"\nplugin = \"{}\"\napi_url = \"{url}\"\n\
+         model_name = \"upstream\"\n",
+        file.display()
+    );
+    let host = Host::builder().config(config).start().await.ready().await;
+    let customer = host.customer().await;
+    let format = json!({ "type": "json_object" });
+    let mut ask = json!({
+        "model": "it", "messages": [{ "role": "user", "content": "Hello" }],
+        "response_format": format, "reasoning_effort": "low", "verbosity": "low", "top_k": 3,
+    });
+    let chats = "/v1/chat/completions";
+    let answer = customer.post(chats, ask.clone()).await.expect(200);
+    assert_eq!(answer["usage"]["completion_tokens"], 387);
+    let sent = &upstream.seen()[0].body;
+    for name in ["response_format", "reasoning_effort", "verbosity", "top_k"] {
+        assert_eq!(sent[name], ask[name], "{name}");
+    }
+    let call =
+        json!({ "id": "a", "type": "function", "function": { "name": "f", "arguments": "{}" } });
+    let said = json!({ "role": "assistant", "content": "Hm.", "tool_calls": [call] });
+    ask["messages"] = json!([{ "role": "user", "content": "Hello" }, said]);
+    let reply = customer.post(chats, ask).await;
+    assert_eq!(reply.expect_error(501), "unsupported");
 }

@@ -1,6 +1,7 @@
 //! What an error of a model's API means to the caller, in the shapes that such
 //! APIs use: `{"error":{"message","type","code"}}` of OpenAI and all who follow
-//! it, `{"type":"error","error":{"type","message"}}` of Anthropic.
+//! it, `{"type":"error","error":{"type","message"}}` of Anthropic. Gemini puts the
+//! first into a list, alone.
 
 use serde_json::Value;
 
@@ -12,7 +13,10 @@ const MESSAGE_LIMIT: usize = 300;
 
 /// The error that an answer other than a good one is.
 pub fn refused(response: &Response) -> Error {
-    let json = serde_json::from_slice(&response.body).unwrap_or(Value::Null);
+    let json = match serde_json::from_slice(&response.body) {
+        Ok(Value::Array(list)) => list.into_iter().next().unwrap_or(Value::Null),
+        json => json.unwrap_or(Value::Null),
+    };
     let mut error = meaning(response.status, &json);
     error.upstream_status = Some(response.status);
     if matches!(error.kind, ErrorKind::RateLimited | ErrorKind::Overloaded) {
@@ -53,12 +57,18 @@ fn meaning(status: u16, json: &Value) -> Error {
             .flatten()
             .any(|name| names.contains(&name))
     };
+    // the one case in which the caller is helped by what the upstream says
+    let of_the_request = |kind| {
+        let refused = "the model's upstream refused the request";
+        Error::new(kind, said.as_deref().unwrap_or(refused))
+    };
     let mut error = match status {
         // the operator's account there is empty, which is also theirs to mend
         402 => not_accepted(),
-        400 if is_without_credit(said.as_deref()) => not_accepted(),
+        400 if is_about_the_account(said.as_deref()) => not_accepted(),
         429 if is_named(&["insufficient_quota"]) => not_accepted(),
-        400 | 413 | 422 => Error::new(
+        403 if is_flagged(json) => of_the_request(ErrorKind::ContentFilter),
+        400 | 413 | 422 => of_the_request(
             if is_named(&["context_length_exceeded"]) || is_too_long(said.as_deref()) {
                 ErrorKind::ContextLength
             } else if is_named(&["content_filter", "content_policy_violation"]) {
@@ -66,9 +76,6 @@ fn meaning(status: u16, json: &Value) -> Error {
             } else {
                 ErrorKind::InvalidRequest
             },
-            // the one case in which the caller is helped by what the upstream says
-            said.as_deref()
-                .unwrap_or("the model's upstream refused the request"),
         ),
         401 | 403 => not_accepted(),
         408 | 504 => Error::new(
@@ -99,9 +106,25 @@ fn is_too_long(said: Option<&str>) -> bool {
     said.is_some_and(|said| said.starts_with("prompt is too long"))
 }
 
-/// Nor has it one for an empty account.
-fn is_without_credit(said: Option<&str>) -> bool {
-    said.is_some_and(|said| said.starts_with("Your credit balance is too low"))
+/// Nor has it one for an empty account; xAI and Gemini have none for a wrong key.
+fn is_about_the_account(said: Option<&str>) -> bool {
+    let about = [
+        "Your credit balance is too low",
+        "Incorrect API key provided",
+        "API key not valid",
+        "API key expired",
+    ];
+    said.is_some_and(|said| about.iter().any(|about| said.starts_with(about)))
+}
+
+/// OpenRouter says by this status, too, that the input was flagged, and then by what.
+fn is_flagged(json: &Value) -> bool {
+    let metadata = json.pointer("/error/metadata");
+    metadata.is_some_and(|metadata| {
+        ["flagged_input", "reasons"]
+            .iter()
+            .any(|name| !metadata[name].is_null())
+    })
 }
 
 /// The status under which an error of this name comes, where it does.
@@ -203,6 +226,35 @@ mod tests {
                 r#"{"error":{"type":"insufficient_quota"}}"#,
                 UpstreamAuth,
             ),
+            (
+                400,
+                r#"{"code":"Client specified an invalid argument",
+                    "error":"Incorrect API key provided: xa***ey."}"#,
+                UpstreamAuth,
+            ),
+            (
+                400,
+                r#"[{"error":{"code":400,"message":"API key not valid. Please pass a valid one.",
+                    "status":"INVALID_ARGUMENT"}}]"#,
+                UpstreamAuth,
+            ),
+            (
+                400,
+                r#"[{"error":{"code":"content_filter"}}]"#,
+                ContentFilter,
+            ),
+            (400, "[]", InvalidRequest),
+            (
+                403,
+                r#"{"error":{"code":403,"message":"Your input was flagged","metadata":{
+                    "reasons":["violence"],"flagged_input":"…","provider_name":"OpenAI"}}}"#,
+                ContentFilter,
+            ),
+            (
+                403,
+                r#"{"error":{"code":403,"message":"Key limit exceeded","metadata":null}}"#,
+                UpstreamAuth,
+            ),
         ] {
             assert_eq!(refused(&response(status, body)).kind, kind, "{body}");
         }
@@ -236,6 +288,12 @@ mod tests {
         let body = format!(r#"{{"error":{{"message":"no\r\n{}"}}}}"#, "x".repeat(1000));
         let error = refused(&response(400, &body));
         assert!(error.message.starts_with("no  xxx") && error.message.len() == 300);
+        // also where it comes in a list
+        let listed = r#"[{"error":{"code":400,"message":"top_k is too large"}}]"#;
+        assert_eq!(
+            refused(&response(400, listed)).message,
+            "top_k is too large"
+        );
         // but what a refused key or a failed server says is for the operator
         let error = refused(&response(401, r#"{"error":"bad key sk-1"}"#));
         assert!(!error.message.contains("sk-1"));

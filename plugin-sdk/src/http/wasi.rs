@@ -178,13 +178,13 @@ fn failure(code: &ErrorCode) -> Failure {
         | ErrorCode::DestinationIpProhibited
         // which the host means of requests
         | ErrorCode::ConnectionLimitReached => Failure::Denied,
-        ErrorCode::DnsTimeout
-        | ErrorCode::ConnectionTimeout
-        | ErrorCode::ConnectionReadTimeout
+        ErrorCode::ConnectionReadTimeout
         | ErrorCode::ConnectionWriteTimeout
         | ErrorCode::HttpResponseTimeout => Failure::Timeout,
         ErrorCode::HttpResponseBodySize(_) => Failure::TooLarge,
-        ErrorCode::DnsError(_)
+        ErrorCode::DnsTimeout
+        | ErrorCode::DnsError(_)
+        | ErrorCode::ConnectionTimeout
         | ErrorCode::DestinationNotFound
         | ErrorCode::DestinationUnavailable
         | ErrorCode::DestinationIpUnroutable

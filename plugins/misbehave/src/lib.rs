@@ -74,6 +74,11 @@ impl Backend for Misbehave {
             while began.elapsed() < time {}
             return Ok(Answer::Say(milliseconds.to_owned()));
         }
+        if let Some(requests) = prompt.strip_prefix("hoard ") {
+            return Ok(Answer::Say(
+                hoard(requests.parse().unwrap_or(0)).to_string(),
+            ));
+        }
         match prompt.as_str() {
             "loop" => loop {
                 black_box(());
@@ -94,6 +99,7 @@ impl Backend for Misbehave {
             "empty" => return Ok(Answer::Nothing),
             "give up" => return Ok(Answer::SayAndGiveUp),
             "log flood" => (0..100_000).for_each(|line| log::info(format!("line {line}"))),
+            "log huge" => log::info("a".repeat(8 << 20)),
             "print flood" => (0..100_000).for_each(|line| println!("line {line}")),
             "shout" => return Err(Error::new(ErrorKind::Upstream, "a".repeat(1 << 20))),
             "flood upstream" => {
@@ -208,6 +214,48 @@ fn dive(depth: u64) -> u64 {
         0 => 0,
         depth => 1 + dive(depth - 1),
     }
+}
+
+/// Makes requests that it keeps and never sends, each with all that the host takes. How many
+/// bytes that was.
+#[cfg(target_family = "wasm")]
+fn hoard(requests: usize) -> usize {
+    use plugin_sdk::component::wit::wasi::http::types::{
+        Fields, Method, OutgoingBody, OutgoingRequest,
+    };
+    let long = "a".repeat(1 << 20);
+    let mut taken = 0;
+    let fill = |taken: &mut usize| {
+        // somewhat less than would make it trap
+        let (fields, value) = (Fields::new(), &long.as_bytes()[..240 << 10]);
+        fields.append("x-kept", value).expect("it fits");
+        *taken += value.len();
+        fields
+    };
+    for _ in 0..requests {
+        let request = OutgoingRequest::new(fill(&mut taken));
+        for is_taken in [
+            request.set_method(&Method::Other(long.clone())),
+            request.set_authority(Some(&long)),
+        ] {
+            taken += is_taken.map_or(0, |()| long.len());
+        }
+        let body = request.body().expect("its first body");
+        let stream = body.write().expect("its first stream");
+        while let Ok(room @ 1..) = stream.check_write() {
+            stream.write_zeroes(room).expect("there is room");
+            taken += usize::try_from(room).expect("32 bits");
+        }
+        drop(stream);
+        OutgoingBody::finish(body, Some(fill(&mut taken))).expect("it has no length");
+        std::mem::forget(request);
+    }
+    taken
+}
+
+#[cfg(not(target_family = "wasm"))]
+fn hoard(_: usize) -> usize {
+    0
 }
 
 /// How often this instance was asked, this time included.

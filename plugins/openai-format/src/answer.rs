@@ -1,18 +1,15 @@
 //! What comes back, whole or in chunks. Texts and chats differ only in where the
 //! text lies, so one decoder reads both.
 
-use std::collections::BTreeMap;
 use std::fmt::Display;
-use std::mem::take;
 
 use plugin_sdk::http::sse::Record;
 use plugin_sdk::http::{Decode, Failure, upstream};
-use plugin_sdk::{
-    CountSource, Error, Event, Finish, FinishReason, Request, ToolCall, Usage, guess_tokens,
-};
+use plugin_sdk::{CountSource, Error, Event, Finish, FinishReason, Request, Usage, guess_tokens};
 use serde_json::json;
 
-use crate::wire::{Content, Fragment, Function, Message, Part, Wire, counted};
+use crate::calls::Calls;
+use crate::wire::{Choice, Content, Message, Part, Wire, counted};
 
 /// Reads the answer to one request.
 #[derive(Debug)]
@@ -22,8 +19,7 @@ pub struct Decoder {
     /// Length of what was reported.
     bytes: usize,
     reasoning_bytes: usize,
-    /// By their index: the pieces of several may be mixed.
-    calls: BTreeMap<u32, ToolCall>,
+    calls: Calls,
     reason: Option<FinishReason>,
     usage: Option<Usage>,
 }
@@ -35,7 +31,7 @@ impl Decoder {
             prompt_tokens: request.guess_tokens(),
             bytes: 0,
             reasoning_bytes: 0,
-            calls: BTreeMap::new(),
+            calls: Calls::default(),
             reason: None,
             usage: None,
         }
@@ -47,7 +43,7 @@ impl Decoder {
         text: Option<String>,
         message: Option<Message>,
         reason: Option<String>,
-    ) -> Vec<Event> {
+    ) -> Result<Vec<Event>, Error> {
         let mut events = Vec::new();
         events.extend(text.and_then(|text| self.text(text)));
         if let Some(message) = message {
@@ -59,19 +55,27 @@ impl Decoder {
             // a refusal is what the model says, too
             events.extend(message.refusal.and_then(|text| self.text(text)));
             for fragment in message.tool_calls.unwrap_or_default() {
-                self.fragment(fragment);
+                self.bytes += self.calls.add(fragment);
             }
         }
-        if let Some(reason) = reason {
+        // some servers have an empty one until there is a reason
+        if let Some(reason) = reason.filter(|reason| !reason.is_empty()) {
             self.reason = Some(match reason.as_str() {
                 "stop" => FinishReason::Stop,
-                "length" => FinishReason::Length,
-                "content_filter" => FinishReason::ContentFilter,
+                // the second is Mistral's
+                "length" | "model_length" => FinishReason::Length,
+                // the second is Z.ai's
+                "content_filter" | "sensitive" => FinishReason::ContentFilter,
                 "tool_calls" => FinishReason::ToolCalls,
+                // of Mistral and OpenRouter, Z.ai, DeepSeek: the answer is not whole
+                "error" | "network_error" | "insufficient_system_resource" => {
+                    let said = format!("it ended by {reason}");
+                    return Err(upstream::reported(&json!({ "error": said })));
+                }
                 _ => FinishReason::Other,
             });
         }
-        events
+        Ok(events)
     }
 
     fn text(&mut self, text: String) -> Option<Event> {
@@ -109,35 +113,10 @@ impl Decoder {
         }
     }
 
-    fn fragment(&mut self, fragment: Fragment) {
-        let Function { name, arguments } = fragment.function.unwrap_or_default();
-        let id = fragment.id.filter(|id| !id.is_empty());
-        let name = name.filter(|name| !name.is_empty());
-        // whole calls have no index, and some servers never give one
-        let last = self.calls.last_key_value().map(|(index, _)| *index);
-        let index = fragment.index.unwrap_or(match last {
-            None => 0,
-            Some(last) if id.is_some() || name.is_some() => last.saturating_add(1),
-            Some(last) => last,
-        });
-        let call = self.calls.entry(index).or_insert_with(|| ToolCall {
-            id: format!("call_{index}"),
-            name: String::new(),
-            arguments: String::new(),
-        });
-        call.id = id.unwrap_or_else(|| take(&mut call.id));
-        call.name = name.unwrap_or_else(|| take(&mut call.name));
-        let arguments = arguments.unwrap_or_default();
-        self.bytes += arguments.len();
-        call.arguments += &arguments;
-    }
-
     /// What ends an answer: its calls, which are whole only now, and its totals.
     fn finish(&mut self) -> Result<Vec<Event>, Error> {
-        let calls = take(&mut self.calls);
-        if calls.values().any(|call| call.name.is_empty()) {
-            return Err(unusable("a call of a tool without a name"));
-        }
+        let calls = self.calls.whole();
+        let calls = calls.ok_or_else(|| unusable("a call of a tool without a name"))?;
         let usage = self.usage.unwrap_or_else(|| Usage {
             prompt_tokens: self.prompt_tokens,
             completion_tokens: guess_tokens(self.bytes),
@@ -150,7 +129,7 @@ impl Decoder {
             usage,
             ext: vec![],
         });
-        let calls = calls.into_values().map(Event::ToolCall);
+        let calls = calls.into_iter().map(Event::ToolCall);
         Ok(calls.chain([finish]).collect())
     }
 }
@@ -160,12 +139,12 @@ impl Decode for Decoder {
         let wire = parsed(body)?;
         self.usage = wire.usage.as_ref().and_then(counted);
         let choice = wire.choices.unwrap_or_default().into_iter().next();
-        let choice = choice.ok_or_else(|| unusable("no choices"))?;
+        let choice = good(choice.ok_or_else(|| unusable("no choices"))?)?;
         let message = choice.message.or(choice.delta);
         if choice.text.is_none() && message.is_none() {
             return Err(unusable("no message"));
         }
-        let mut events = self.choice(choice.text, message, choice.finish_reason);
+        let mut events = self.choice(choice.text, message, choice.finish_reason)?;
         events.extend(self.finish()?);
         Ok(events)
     }
@@ -179,8 +158,9 @@ impl Decode for Decoder {
         let choice = wire.choices.unwrap_or_default().into_iter().next();
         let is_on_the_way = choice.is_some();
         if let Some(choice) = choice {
+            let choice = good(choice)?;
             let message = choice.delta.or(choice.message);
-            events.extend(self.choice(choice.text, message, choice.finish_reason));
+            events.extend(self.choice(choice.text, message, choice.finish_reason)?);
         }
         if let Some(usage) = wire.usage.as_ref().and_then(counted) {
             self.usage = Some(usage);
@@ -206,6 +186,14 @@ fn parsed(json: &[u8]) -> Result<Wire, Error> {
     match wire.error {
         Some(error) => Err(upstream::reported(&json!({ "error": error }))),
         None => Ok(wire),
+    }
+}
+
+/// OpenRouter reports here what befell one of its providers.
+fn good(choice: Choice) -> Result<Choice, Error> {
+    match &choice.error {
+        Some(error) => Err(upstream::reported(&json!({ "error": error }))),
+        None => Ok(choice),
     }
 }
 
@@ -367,7 +355,17 @@ mod tests {
             delta(r#"{"function":{"arguments":"{}"}}"#),
             delta(r#"{"id":"b","function":{"name":"g","arguments":"{\"y\":1}"}}"#),
         ];
-        for chunks in [indexed, by_order] {
+        let whole_at_one_index = [
+            delta(r#"{"index":0,"id":"a","function":{"name":"f","arguments":"{}"}}"#),
+            delta(r#"{"index":0,"id":"b","function":{"name":"g","arguments":"{\"y\""}}"#),
+            delta(r#"{"index":0,"function":{"arguments":":1}"}}"#),
+        ];
+        let each_piece_with_an_id = [
+            delta(r#"{"index":0,"id":"a","function":{"name":"f","arguments":"{}"}}"#),
+            delta(r#"{"index":1,"id":"x","function":{"name":"g","arguments":"{\"y\""}}"#),
+            delta(r#"{"index":1,"id":"b","function":{"arguments":":1}"}}"#),
+        ];
+        for chunks in [indexed, by_order, whole_at_one_index, each_piece_with_an_id] {
             let chunks: Vec<&str> = chunks
                 .iter()
                 .map(String::as_str)
@@ -403,6 +401,22 @@ mod tests {
     }
 
     #[test]
+    fn reasons_by_other_names_are_known() {
+        for (name, reason) in [
+            ("model_length", FinishReason::Length),
+            ("sensitive", FinishReason::ContentFilter),
+            ("", FinishReason::Other),
+        ] {
+            let json = format!(r#"{{"choices":[{{"text":"a","finish_reason":"{name}"}}]}}"#);
+            let events = decoder().whole(json.as_bytes()).unwrap();
+            assert!(
+                matches!(&events[..], [_, Event::Finish(finish)] if finish.reason == reason),
+                "{events:?}"
+            );
+        }
+    }
+
+    #[test]
     fn counts_on_the_way_are_passed_on() {
         let chunk = format!(r#"{{"choices":[{{"text":"a"}}],{USAGE}}}"#);
         let events = streamed(&[&chunk]).unwrap();
@@ -422,6 +436,8 @@ mod tests {
         };
         let error = record(r#"{"choices":[{"text":"a"}]}"#).unwrap_err();
         assert_eq!(error.kind, ErrorKind::Upstream);
+        let error = record(r#"{"choices":[{"text":"a","finish_reason":""}]}"#).unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Upstream);
         // but the end itself may go unmarked
         let events = record(r#"{"choices":[{"text":"b","finish_reason":"stop"}]}"#).unwrap();
         assert!(matches!(events[..], [Event::Finish(_)]));
@@ -438,6 +454,10 @@ mod tests {
             r#"{"choices":[{}]}"#,
             r#"{"choices":[{"text":1}]}"#,
             r#"{"error":{"message":"it broke"}}"#,
+            r#"{"choices":[{"text":"a","finish_reason":"error"}]}"#,
+            r#"{"choices":[{"text":"a","finish_reason":"network_error"}]}"#,
+            r#"{"choices":[{"text":"a","finish_reason":"insufficient_system_resource"}]}"#,
+            r#"{"choices":[{"text":"a","error":{"code":502,"message":"it broke"}}]}"#,
         ] {
             let error = decoder().whole(json.as_bytes()).unwrap_err();
             assert_eq!(error.kind, ErrorKind::Upstream, "{json}");
@@ -446,7 +466,11 @@ mod tests {
             streamed(&["rubbish"]).unwrap_err().kind,
             ErrorKind::Upstream
         );
-        let error = r#"{"error":{"code":429,"message":"slow down"}}"#;
-        assert_eq!(streamed(&[error]).unwrap_err().kind, ErrorKind::RateLimited);
+        for error in [
+            r#"{"error":{"code":429,"message":"slow down"}}"#,
+            r#"{"choices":[{"text":"","error":{"code":429,"message":"slow down"}}]}"#,
+        ] {
+            assert_eq!(streamed(&[error]).unwrap_err().kind, ErrorKind::RateLimited);
+        }
     }
 }

@@ -15,6 +15,7 @@ pub(crate) struct Wire {
 
 #[derive(Deserialize)]
 pub(crate) struct Choice {
+    pub(crate) error: Option<Value>,
     pub(crate) text: Option<String>,
     /// All of it.
     pub(crate) message: Option<Message>,
@@ -77,12 +78,17 @@ pub(crate) fn counted(usage: &Value) -> Option<Usage> {
     };
     let cached = count("/prompt_tokens_details/cached_tokens");
     let (prompt, completion) = (count("/prompt_tokens")?, count("/completion_tokens")?);
-    let reasoning = count("/completion_tokens_details/reasoning_tokens");
+    let within = count("/completion_tokens_details/reasoning_tokens");
+    // Perplexity's deep research has it here, outside of the total as well; with others this
+    // is a part of the completion
+    let apart =
+        count("/reasoning_tokens").filter(|reasoning| within.is_none() && *reasoning > completion);
+    let reasoning = within.or(apart);
     // xAI and Google count reasoning beside the completion, where only the total has it;
     // more than there was of it, where that is told, is something else
     let counted = prompt.saturating_add(completion);
     let beside = count("/total_tokens").unwrap_or(0).saturating_sub(counted);
-    let beside = beside.min(reasoning.unwrap_or(u32::MAX));
+    let beside = apart.unwrap_or(beside.min(reasoning.unwrap_or(u32::MAX)));
     Some(Usage {
         prompt_tokens: prompt,
         completion_tokens: completion.saturating_add(beside),
@@ -122,6 +128,19 @@ mod tests {
             let usage = usage.unwrap();
             assert_eq!(usage.completion_tokens, expected, "{total:?} {reasoning:?}");
             assert_eq!(usage.reasoning_tokens, reasoning.unwrap_or(0));
+        }
+    }
+
+    #[test]
+    fn more_reasoning_than_completion_is_no_part_of_it() {
+        for (reasoning, completion, expected) in [(900, 100, (1000, 900)), (90, 100, (100, 0))] {
+            let usage = counted(&json!({
+                "prompt_tokens": 12, "completion_tokens": completion,
+                "total_tokens": 12 + completion, "reasoning_tokens": reasoning,
+            }));
+            let usage = usage.unwrap();
+            let found = (usage.completion_tokens, usage.reasoning_tokens);
+            assert_eq!(found, expected);
         }
     }
 }

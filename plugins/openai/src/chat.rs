@@ -1,5 +1,7 @@
 //! The body of a chat.
 
+use std::collections::BTreeMap;
+
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use openai_format::Options;
@@ -34,6 +36,9 @@ struct Message<'a> {
     content: Option<Content<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     name: Option<&'a RawValue>,
+    /// By the name that the server has for it.
+    #[serde(flatten)]
+    reasoning: BTreeMap<&'a str, &'a RawValue>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     tool_calls: Vec<Call<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -96,6 +101,8 @@ struct Called<'a> {
 }
 
 impl<'a> Chat<'a> {
+    /// `reasoning_field` takes the reasoning of earlier answers, for a server that wants it back.
+    ///
     /// # Errors
     /// [`ErrorKind::Unsupported`] for a part that is neither text nor image,
     /// [`ErrorKind::InvalidRequest`] for what is no JSON but should be.
@@ -104,6 +111,7 @@ impl<'a> Chat<'a> {
         request: &'a Request,
         messages: &'a [plugin_sdk::Message],
         options: Options<'a>,
+        reasoning_field: Option<&'a str>,
     ) -> Result<Self, Error> {
         let extension = |name| {
             let value = request.extension(name);
@@ -115,7 +123,10 @@ impl<'a> Chat<'a> {
         let tools = tools.map(|tool| self::tool(tool, strict.contains(&tool.name)));
         Ok(Self {
             model,
-            messages: messages.iter().map(message).collect::<Result<_, _>>()?,
+            messages: messages
+                .iter()
+                .map(|message| self::message(message, reasoning_field))
+                .collect::<Result<_, _>>()?,
             options,
             tools: tools.collect::<Result<_, _>>()?,
             tool_choice: extension("tool_choice")?,
@@ -127,7 +138,10 @@ impl<'a> Chat<'a> {
     }
 }
 
-fn message(message: &plugin_sdk::Message) -> Result<Message<'_>, Error> {
+fn message<'a>(
+    message: &'a plugin_sdk::Message,
+    reasoning_field: Option<&'a str>,
+) -> Result<Message<'a>, Error> {
     let extension = |name| {
         let mut found = message.ext.iter().filter(|ext| ext.name == name);
         found.next().map(|ext| ext.value.as_str())
@@ -154,6 +168,10 @@ fn message(message: &plugin_sdk::Message) -> Result<Message<'_>, Error> {
         },
     });
     let name = extension("name").map(|name| raw_json(name, "messages"));
+    // DeepSeek wants it beside each call, even where there was none
+    let reasoning = extension("reasoning").or((!message.tool_calls.is_empty()).then_some("\"\""));
+    let reasoning = reasoning_field.zip(reasoning);
+    let reasoning = reasoning.map(|(field, said)| Ok((field, raw_json(said, "messages")?)));
     Ok(Message {
         role: match message.role {
             Role::System => "system",
@@ -163,6 +181,7 @@ fn message(message: &plugin_sdk::Message) -> Result<Message<'_>, Error> {
         },
         content,
         name: name.transpose()?,
+        reasoning: reasoning.into_iter().collect::<Result<_, Error>>()?,
         tool_calls: calls.collect(),
         tool_call_id: message.tool_call_id.as_deref(),
     })
@@ -265,7 +284,7 @@ mod tests {
         let Prompt::Chat(messages) = &request.prompt else {
             panic!("a chat");
         };
-        let chat = Chat::new("m", request, messages, Options::new(request))?;
+        let chat = Chat::new("m", request, messages, Options::new(request), None)?;
         Ok(serde_json::to_value(&chat).unwrap())
     }
 
@@ -354,7 +373,7 @@ mod tests {
         let Prompt::Chat(messages) = &request.prompt else {
             panic!("a chat");
         };
-        let chat = Chat::new("m", &request, messages, Options::new(&request)).unwrap();
+        let chat = Chat::new("m", &request, messages, Options::new(&request), None).unwrap();
         let json = serde_json::to_string(&chat).unwrap();
         // the order of a schema's properties matters to a model
         let parameters = r#""parameters":{"z":1.50,"a":{}},"strict":true"#;
@@ -366,6 +385,41 @@ mod tests {
             );
         }
         assert!(!json.contains("x-unknown") && !json.contains("strict_tools"));
+    }
+
+    #[test]
+    fn reasoning_goes_back_to_a_server_that_wants_it() {
+        let call = ToolCall {
+            id: "c1".to_owned(),
+            name: "f".to_owned(),
+            arguments: "{}".to_owned(),
+        };
+        let reasoned = Message {
+            tool_calls: vec![call.clone()],
+            ext: vec![extension("reasoning", "\"hm\"")],
+            ..message(Role::Assistant, vec![])
+        };
+        let called = Message {
+            tool_calls: vec![call],
+            ..message(Role::Assistant, vec![])
+        };
+        let asked = message(Role::User, vec![text("hi")]);
+        let request = request(vec![asked, reasoned, called]);
+        let Prompt::Chat(messages) = &request.prompt else {
+            panic!("a chat");
+        };
+        for (field, expected) in [
+            (Some("reasoning_content"), [None, Some("hm"), Some("")]),
+            (None, [None; 3]),
+        ] {
+            let chat = Chat::new("m", &request, messages, Options::new(&request), field).unwrap();
+            let chat = serde_json::to_value(&chat).unwrap();
+            for (at, expected) in expected.into_iter().enumerate() {
+                let said = chat["messages"][at]["reasoning_content"].as_str();
+                assert_eq!(said, expected, "{at}");
+            }
+            assert!(!chat.to_string().contains("\"reasoning\""), "{chat}");
+        }
     }
 
     #[test]

@@ -26,6 +26,8 @@ struct OpenAi {
     model_name: String,
     has_stream_options: bool,
     has_max_completion_tokens: bool,
+    /// Where the reasoning of earlier answers goes, if anywhere.
+    reasoning_field: Option<&'static str>,
     /// The API has only chats.
     is_text_a_chat: bool,
 }
@@ -45,11 +47,21 @@ impl Backend for OpenAi {
                 return Err(Error::new(ErrorKind::InvalidRequest, message));
             }
         };
+        let reasoning_field = match settings.get("reasoning_field").unwrap_or_default() {
+            "" => None,
+            "reasoning_content" => Some("reasoning_content"),
+            "reasoning" => Some("reasoning"),
+            _ => {
+                let message = "setting reasoning_field is neither reasoning_content nor reasoning";
+                return Err(Error::new(ErrorKind::InvalidRequest, message));
+            }
+        };
         Ok(Self {
             api: Api::open(settings)?,
             model_name: settings.required("model_name")?.to_owned(),
             has_stream_options: settings.parsed("stream_options")?.unwrap_or(true),
             has_max_completion_tokens,
+            reasoning_field,
             is_text_a_chat: settings.parsed("text_as_chat")?.unwrap_or(false),
         })
     }
@@ -97,7 +109,8 @@ impl Backend for OpenAi {
                 if self.has_max_completion_tokens {
                     options = options.with_max_completion_tokens();
                 }
-                let body = Chat::new(&self.model_name, &request, messages, options)?;
+                let (model, field) = (&self.model_name, self.reasoning_field);
+                let body = Chat::new(model, &request, messages, options, field)?;
                 self.api.ask(&request, "/chat/completions", &body, decoder)
             }
         }
@@ -142,6 +155,7 @@ mod tests {
         for (key, value) in [
             ("max_tokens_field", "tokens"),
             ("stream_options", "no"),
+            ("reasoning_field", "thoughts"),
             ("text_as_chat", "no"),
             ("retries", "many"),
             ("model_name", ""),

@@ -19,6 +19,9 @@ use super::state::State;
 use super::v0_1::{Instance, Plugin};
 use super::{Limits, PROOF_TIMEOUT};
 
+/// Bytes that a guest may hand over in one call, beyond the longest body or answer.
+const CALL_OVERHEAD: usize = 4 << 20;
+
 /// What makes the instances of a component.
 pub(super) struct Mould {
     pub(super) runtime: Arc<Runtime>,
@@ -71,6 +74,7 @@ impl Mould {
         let state = State::new(Arc::clone(&self.settings), journal, network, &self.limits);
         let mut store = Store::new(&self.runtime.engine, state);
         store.limiter(|state| &mut state.memory);
+        store.set_hostcall_fuel(self.call_bytes());
         let Runtime { clock, turns, .. } = &*self.runtime;
         let meter = Meter::new(deadline, Arc::clone(clock), Arc::clone(turns));
         let budget = Duration::from_millis(self.limits.cpu_ms.into());
@@ -82,6 +86,13 @@ impl Mould {
             instance,
             requests_left: self.limits.requests_per_instance,
         })
+    }
+
+    /// Bytes that a guest may hand over in one call, as they lie in the host: a list of
+    /// events or headers takes more of it than their texts.
+    fn call_bytes(&self) -> usize {
+        let longest = self.limits.request_bytes.max(self.limits.response_bytes);
+        longest.saturating_mul(2).saturating_add(CALL_OVERHEAD)
     }
 }
 

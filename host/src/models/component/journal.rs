@@ -1,12 +1,14 @@
 //! What a guest writes: a bounded number of bounded lines, marked with the model.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::borrow::Cow;
+use std::fmt::Write as _;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use tracing::Level;
 use wasmtime_wasi::async_trait;
 use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
-use wasmtime_wasi::p2::{OutputStream, Pollable, StreamResult};
+use wasmtime_wasi::p2::{OutputStream, Pollable, StreamError, StreamResult};
 
 use super::network::Upstream;
 
@@ -38,18 +40,43 @@ impl Journal {
 
     /// Allows so many lines from now on.
     pub(super) fn renew(&self, lines: u32) {
+        *self.lines_left() = lines;
+    }
+
+    fn lines_left(&self) -> MutexGuard<'_, u32> {
         let left = self.0.lines_left.lock();
-        *left.unwrap_or_else(PoisonError::into_inner) = lines;
+        left.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes a line with named values.
+    pub(super) fn write_fields(&self, level: Level, message: &str, fields: &[(String, String)]) {
+        // what nobody reads is not made either
+        if *self.lines_left() > 0 {
+            self.write(level, &self.line(message, fields));
+        }
+    }
+
+    /// A line of no more than the log takes, and somewhat over.
+    fn line(&self, message: &str, fields: &[(String, String)]) -> String {
+        let upstream = self.0.upstream.as_deref();
+        let mut line = redacted(upstream, message, LINE_LIMIT).into_owned();
+        for (name, value) in fields {
+            // bytes are no fewer than characters
+            if line.len() > 4 * LINE_LIMIT {
+                break;
+            }
+            let name = redacted(upstream, name, LINE_LIMIT);
+            let value = redacted(upstream, value, LINE_LIMIT);
+            // to a text nothing fails
+            let _ = write!(line, " {name}={value:?}");
+        }
+        line
     }
 
     pub(super) fn write(&self, level: Level, line: &str) {
         let model = &*self.0.model;
         let left = {
-            let mut lines = self
-                .0
-                .lines_left
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
+            let mut lines = self.lines_left();
             let left = *lines;
             *lines = left.saturating_sub(1);
             left
@@ -74,12 +101,34 @@ impl Journal {
 /// Text of a guest, fit for a log or an answer: bounded, in one line, and without
 /// the secret, even if the upstream has told it to the guest.
 pub(super) fn one_line(upstream: Option<&Upstream>, text: &str, limit: usize) -> String {
-    let text = match upstream {
-        Some(upstream) => upstream.redact(text),
-        None => text.into(),
-    };
+    let text = redacted(upstream, text, limit);
     let line = text.chars().map(|c| if c.is_control() { ' ' } else { c });
     line.take(limit).collect()
+}
+
+/// The beginning of a text without the secret: so many characters, and some more. However
+/// long the text is, no more of it is looked at.
+fn redacted<'a>(upstream: Option<&Upstream>, text: &'a str, limit: usize) -> Cow<'a, str> {
+    let secret = upstream.map_or(0, Upstream::secret_length);
+    let end = text.char_indices().nth(limit + secret);
+    let start = end.map_or(text, |(end, _)| &text[..end]);
+    let mut redacted = match upstream {
+        Some(upstream) => upstream.redact(start),
+        None => start.into(),
+    };
+    if end.is_some() {
+        // it may end within a secret, and each one before has brought that end nearer
+        let whole = redacted.len().saturating_sub(secret);
+        let whole = redacted.floor_char_boundary(whole);
+        redacted = match redacted {
+            Cow::Borrowed(text) => text[..whole].into(),
+            Cow::Owned(mut text) => {
+                text.truncate(whole);
+                text.into()
+            }
+        };
+    }
+    redacted
 }
 
 /// Standard output or standard error of a guest, which ends in its journal.
@@ -108,6 +157,9 @@ impl StdoutStream for Print {
 
 impl OutputStream for Print {
     fn write(&mut self, bytes: Bytes) -> StreamResult<()> {
+        if bytes.len() > PRINT_LIMIT {
+            return Err(StreamError::trap("it printed more in one go than it may"));
+        }
         for line in String::from_utf8_lossy(&bytes)
             .lines()
             .filter(|line| !line.is_empty())
@@ -129,4 +181,60 @@ impl OutputStream for Print {
 #[async_trait]
 impl Pollable for Print {
     async fn ready(&mut self) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECRET: &str = "sk-very-secret";
+
+    fn telling() -> Upstream {
+        Upstream {
+            secret: Some(SECRET.into()),
+            ..Upstream::new("https://api.example".parse().unwrap())
+        }
+    }
+
+    fn journal() -> Journal {
+        Journal::new("model".into(), Some(Arc::new(telling())), 10)
+    }
+
+    #[test]
+    fn a_line_is_made_of_no_more_than_the_log_takes() {
+        let long = "\u{1}".repeat(1 << 20);
+        let fields = vec![("a".to_owned(), long.clone()); 100];
+        for line in [
+            journal().line(&long, &fields),
+            journal().line("", &fields),
+            journal().line("", &[(long, String::new())]),
+        ] {
+            let length = line.len();
+            assert!((LINE_LIMIT..=20 * LINE_LIMIT).contains(&length), "{length}");
+        }
+        let fields = [("b".to_owned(), format!("\n{SECRET}"))];
+        assert_eq!(journal().line("a", &fields), r#"a b="\n[secret]""#);
+    }
+
+    #[test]
+    fn a_secret_is_found_where_its_line_is_cut() {
+        for length in LINE_LIMIT - 200..LINE_LIMIT + 50 {
+            let text = format!("{SECRET}{SECRET}{}{}", "a".repeat(length), SECRET.repeat(9));
+            let line = one_line(Some(&telling()), &text, LINE_LIMIT);
+            assert!(!line.contains("sk"), "{length}: {line}");
+            assert!(line.len() > 700, "{length}: {}", line.len());
+        }
+    }
+
+    #[test]
+    fn what_is_printed_in_one_go_is_bounded() {
+        let mut print = Print {
+            journal: journal(),
+            level: Level::INFO,
+        };
+        let bytes = |length| Bytes::from(vec![b'a'; length]);
+        assert!(print.write(bytes(PRINT_LIMIT)).is_ok());
+        let more = print.write(bytes(PRINT_LIMIT + 1));
+        assert!(matches!(more, Err(StreamError::Trap(_))), "{more:?}");
+    }
 }

@@ -5,13 +5,15 @@ use std::sync::Arc;
 
 use plugin_sdk::Settings;
 use tracing::Level;
-use wasmtime::component::{Linker, ResourceTable};
-use wasmtime::{Engine, ResourceLimiter, StoreLimits, StoreLimitsBuilder};
+use wasmtime::component::{Linker, Resource, ResourceTable};
+use wasmtime::{Engine, ResourceLimiter, StoreContextMut, StoreLimits, StoreLimitsBuilder};
 use wasmtime_wasi::cli::{WasiCli, WasiCliView};
 use wasmtime_wasi::filesystem::{WasiFilesystem, WasiFilesystemView};
 use wasmtime_wasi::p2::bindings::{cli, filesystem, random};
 use wasmtime_wasi::random::WasiRandom;
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
+use wasmtime_wasi_http::p2::bindings::http::types::{HostOutgoingRequest as _, Method};
+use wasmtime_wasi_http::p2::types::HostOutgoingRequest;
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
 use super::Limits;
@@ -19,8 +21,10 @@ use super::journal::{Journal, Print};
 use super::network::Network;
 
 /// Things of the host that an instance may hold at once, such as requests and their
-/// headers: they take the host's memory, not the instance's.
-const RESOURCES: usize = 1_000;
+/// headers: they take the host's memory, not the instance's. An exchange by `wasi:http` is
+/// some ten of them; the most that one comes to is a request with headers, trailers and the
+/// beginning of its body, some 600 KiB.
+const RESOURCES: usize = 200;
 
 /// Of these, what one may keep from a request to the next: its output's streams, say.
 const RESOURCES_KEPT: usize = 32;
@@ -28,6 +32,9 @@ const RESOURCES_KEPT: usize = 32;
 /// Memory that headers take, to their bytes as they are sent: their limit there is
 /// held by the network, this one is of what an instance may pile up.
 const FIELD_OVERHEAD: usize = 4;
+
+/// Bytes of a request's method, and of the host and port that it goes to.
+const LONGEST_NAME: usize = 512;
 
 /// What an instance may take of memory, and takes.
 pub(super) struct Memory {
@@ -226,6 +233,42 @@ pub(super) fn linker(engine: &Engine, has_upstream: bool) -> wasmtime::Result<Li
     random::insecure_seed::add_to_linker::<State, WasiRandom>(l, |state| state.wasi.random())?;
     if has_upstream {
         wasmtime_wasi_http::p2::add_only_http_to_linker_async(l)?;
+        bound_names(l)?;
     }
     Ok(linker)
+}
+
+type Naming = wasmtime::Result<(Result<(), ()>,)>;
+
+/// Puts a bound to the two texts of a request that its library keeps however long they are.
+fn bound_names(linker: &mut Linker<State>) -> wasmtime::Result<()> {
+    linker.allow_shadowing(true);
+    let mut types = linker.instance("wasi:http/types@0.2.12")?;
+    types.func_wrap(
+        "[method]outgoing-request.set-method",
+        |mut store: StoreContextMut<'_, State>,
+         (request, method): (Resource<HostOutgoingRequest>, Method)|
+         -> Naming {
+            if matches!(&method, Method::Other(name) if name.len() > LONGEST_NAME) {
+                return Ok((Err(()),));
+            }
+            Ok((store.data_mut().http().set_method(request, method)?,))
+        },
+    )?;
+    types.func_wrap(
+        "[method]outgoing-request.set-authority",
+        |mut store: StoreContextMut<'_, State>,
+         (request, authority): (Resource<HostOutgoingRequest>, Option<String>)|
+         -> Naming {
+            if authority
+                .as_ref()
+                .is_some_and(|name| name.len() > LONGEST_NAME)
+            {
+                return Ok((Err(()),));
+            }
+            Ok((store.data_mut().http().set_authority(request, authority)?,))
+        },
+    )?;
+    linker.allow_shadowing(false);
+    Ok(())
 }

@@ -17,6 +17,9 @@ pub(super) struct Message {
     name: Option<String>,
     tool_calls: Option<Vec<Call>>,
     tool_call_id: Option<String>,
+    // of an answer, by our name for it and by another; some servers send something else there
+    reasoning_content: Option<Value>,
+    reasoning: Option<Value>,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize)]
@@ -93,6 +96,11 @@ fn one(at: &str, message: Message) -> Result<plugin_sdk::Message, ApiError> {
         value: value.to_string(),
     };
     let name = message.name.map(|name| extension("name", name.into()));
+    let reasoning = [message.reasoning_content, message.reasoning].into_iter();
+    let is_text = |value: &Value| value.as_str().is_some_and(|text| !text.is_empty());
+    let reasoning = reasoning.flatten().find(is_text);
+    let reasoning = reasoning.filter(|_| role == Role::Assistant);
+    let reasoning = reasoning.map(|reasoning| extension("reasoning", reasoning));
     let is_detailed = details.iter().any(|detail| !detail.is_null());
     let details = is_detailed.then(|| extension("image_detail", details.into()));
     Ok(plugin_sdk::Message {
@@ -100,7 +108,7 @@ fn one(at: &str, message: Message) -> Result<plugin_sdk::Message, ApiError> {
         content,
         tool_calls: calls.into_iter().map(Into::into).collect(),
         tool_call_id: message.tool_call_id,
-        ext: name.into_iter().chain(details).collect(),
+        ext: name.into_iter().chain(details).chain(reasoning).collect(),
     })
 }
 

@@ -33,7 +33,7 @@ pub use self::body::Arriving;
 pub use self::upstream::Upstream;
 
 use self::addresses::{Prohibited, PublicAddresses};
-use self::client::{Client, client};
+use self::client::{CONNECT_TIMEOUT, Client, client};
 use self::upstream::is_same_origin;
 use super::Limits;
 use super::journal::one_line;
@@ -42,6 +42,9 @@ use crate::cohort::behind_others;
 const USER_AGENT: HeaderValue =
     HeaderValue::from_static(concat!("model-host/", env!("CARGO_PKG_VERSION")));
 const ANYTHING: HeaderValue = HeaderValue::from_static("*/*");
+
+/// Bytes of a request's body that wait here at most twice, until the host reads them.
+const CHUNK: usize = 16 << 10;
 
 /// Most characters of a host's name, as of any in DNS.
 const LONGEST_NAME: usize = 253;
@@ -86,7 +89,8 @@ impl Gate {
         let resolver = PublicAddresses {
             allow_private: upstream.allow_private_addresses,
         };
-        let client = client(resolver).map_err(|error| format!("no HTTP client: {error}"))?;
+        let client = client(resolver, CONNECT_TIMEOUT)
+            .map_err(|error| format!("no HTTP client: {error}"))?;
         let secret_header = upstream.secret_header.clone();
         Ok(Self {
             model,
@@ -261,10 +265,14 @@ impl Gate {
         tracing::warn!(model = &*self.model, reason, "upstream request failed");
         if is_prohibited {
             Error::DestinationIpProhibited
-        } else if is_timeout {
-            Error::ConnectionTimeout
         } else if error.is_connect() {
-            Error::ConnectionRefused
+            // so nothing was sent
+            match is_timeout {
+                true => Error::ConnectionTimeout,
+                false => Error::ConnectionRefused,
+            }
+        } else if is_timeout {
+            Error::ConnectionReadTimeout
         } else {
             Error::HttpProtocolError
         }
@@ -363,5 +371,9 @@ impl WasiHttpHooks for Network {
 
     fn set_host_header(&mut self) -> bool {
         false
+    }
+
+    fn p2_outgoing_body_chunk_size(&mut self) -> usize {
+        CHUNK
     }
 }

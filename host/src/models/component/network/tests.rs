@@ -1,10 +1,20 @@
-//! What is granted, by the spelling of the address, and what may be read.
+//! What is granted, by the spelling of the address, what may be read, and how connections
+//! are made.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+use http::Method;
 use http::header::{HeaderMap, HeaderName, HeaderValue};
+use hyper_util::client::legacy::connect::dns::Name;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tower::{BoxError, service_fn};
+use wasmtime_wasi_http::Error;
 
-use super::{Gate, Upstream};
+use super::client::client;
+use super::{Exchange, Gate, Upstream};
 
 fn upstream(url: &str) -> Upstream {
     let grants = ["https://files.example", "http://[::1]:8080"];
@@ -122,4 +132,65 @@ fn an_answer_is_read_without_what_the_host_keeps_to_itself() {
     let gate = Gate::new("model".into(), Arc::new(short), Arc::default()).unwrap();
     let told = answered(&[("x-told", "it is hush")]);
     assert_eq!(gate.readable(told.clone()), told);
+}
+
+/// An address that says nothing to whoever connects: those that it has room for are there.
+async fn silent() -> (TcpListener, Vec<TcpStream>) {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = socket.listen(1).unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut held = Vec::new();
+    for _ in 0..2 {
+        held.push(TcpStream::connect(address).await.unwrap());
+    }
+    (listener, held)
+}
+
+/// What a request comes to whose upstream has these addresses, when a connection may take
+/// a second.
+async fn asked(addresses: &'static [[u8; 4]], port: u16) -> Result<u16, Error> {
+    let url = format!("http://upstream.example:{port}/");
+    let found = service_fn(move |_: Name| async move {
+        let found = addresses.iter().map(|&ip| (ip, 0).into());
+        Ok::<_, BoxError>(found.collect::<Vec<_>>().into_iter())
+    });
+    let gate = Gate::new("model".into(), Arc::new(upstream(&url)), Arc::default()).unwrap();
+    let gate = Gate {
+        client: client(found, Duration::from_secs(1)).unwrap(),
+        ..gate
+    };
+    let exchange = Exchange {
+        method: Method::GET,
+        url,
+        headers: HeaderMap::new(),
+        body: Bytes::new(),
+    };
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let answer = gate.send(exchange, None, deadline).await;
+    answer.map(|(answer, _)| answer.status().as_u16())
+}
+
+#[tokio::test]
+async fn an_address_that_says_nothing_hides_no_other() {
+    let (silent, _held) = silent().await;
+    let port = silent.local_addr().unwrap().port();
+    let other = TcpListener::bind(("127.0.0.2", port)).await.unwrap();
+    tokio::spawn(async move {
+        let (mut stream, _) = other.accept().await.unwrap();
+        let mut head = [0; 1024];
+        assert!(stream.read(&mut head).await.unwrap() > 0);
+        let answer = b"HTTP/1.1 204 No Content\r\n\r\n";
+        stream.write_all(answer).await.unwrap();
+    });
+    let status = asked(&[[127, 0, 0, 1], [127, 0, 0, 2]], port).await;
+    assert_eq!(status.unwrap(), 204);
+}
+
+#[tokio::test]
+async fn an_upstream_without_a_connection_in_time_was_sent_nothing() {
+    let (silent, _held) = silent().await;
+    let port = silent.local_addr().unwrap().port();
+    let error = asked(&[[127, 0, 0, 1]], port).await.unwrap_err();
+    assert!(matches!(error, Error::ConnectionTimeout), "{error:?}");
 }

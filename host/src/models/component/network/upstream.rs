@@ -46,6 +46,11 @@ impl Upstream {
         }
     }
 
+    /// Bytes of the secret that [`Self::redact`] looks for.
+    pub(in super::super) fn secret_length(&self) -> usize {
+        self.telling_secret().map_or(0, str::len)
+    }
+
     /// The secret, as it could come back in an answer.
     pub(super) fn secret_bytes(&self) -> Option<&[u8]> {
         self.telling_secret().map(str::as_bytes)

@@ -120,10 +120,6 @@ impl log::Host for State {
             log::Level::Warn => Level::WARN,
             log::Level::Error => Level::ERROR,
         };
-        let fields = fields
-            .iter()
-            .map(|(name, value)| format!(" {name}={value:?}"));
-        let line: String = std::iter::once(message).chain(fields).collect();
-        self.journal.write(level, &line);
+        self.journal.write_fields(level, &message, &fields);
     }
 }

@@ -68,7 +68,8 @@ impl State {
     /// Names the header that cannot be sent.
     fn headers(&mut self, named: &[(String, String)]) -> Result<HeaderMap, Failure> {
         let is_forbidden = self.network.forbidden_header_filter();
-        let mut headers = HeaderMap::with_capacity(named.len());
+        let too_many = |_| Failure::Invalid("there are too many headers to send".to_owned());
+        let mut headers = HeaderMap::try_with_capacity(named.len()).map_err(too_many)?;
         for (name, value) in named {
             let unsendable = || Failure::Invalid(format!("header {name} cannot be sent"));
             let key = HeaderName::from_bytes(name.as_bytes()).map_err(|_| unsendable())?;
@@ -76,7 +77,8 @@ impl State {
                 let why = format!("header {name} is set by the host alone");
                 return Err(Failure::Invalid(why));
             }
-            headers.append(key, HeaderValue::from_str(value).map_err(|_| unsendable())?);
+            let value = HeaderValue::from_str(value).map_err(|_| unsendable())?;
+            headers.try_append(key, value).map_err(too_many)?;
         }
         Ok(headers)
     }
@@ -88,13 +90,54 @@ impl From<Error> for Failure {
             Error::HttpRequestDenied
             | Error::DestinationIpProhibited
             | Error::ConnectionLimitReached => Self::Denied,
-            Error::ConnectionTimeout
-            | Error::ConnectionReadTimeout
-            | Error::HttpResponseTimeout => Self::Timeout,
+            Error::ConnectionReadTimeout | Error::HttpResponseTimeout => Self::Timeout,
             Error::HttpResponseBodySize(_) => Self::TooLarge,
             Error::HttpRequestUriInvalid => Self::Invalid("api_url cannot be sent".to_owned()),
-            Error::ConnectionRefused => Self::Unreachable(error.to_string()),
+            Error::ConnectionRefused | Error::ConnectionTimeout => {
+                Self::Unreachable(error.to_string())
+            }
             error => Self::Broken(error.to_string()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Instant;
+
+    use wasmtime_wasi_http::Error;
+
+    use super::{Failure, State};
+    use crate::models::component::Limits;
+    use crate::models::component::journal::Journal;
+    use crate::models::component::network::Network;
+
+    #[test]
+    fn a_request_without_a_connection_may_be_sent_again() {
+        for error in [Error::ConnectionTimeout, Error::ConnectionRefused] {
+            let failure = Failure::from(error);
+            assert!(matches!(failure, Failure::Unreachable(_)), "{failure:?}");
+        }
+        let late = Failure::from(Error::ConnectionReadTimeout);
+        assert!(matches!(late, Failure::Timeout), "{late:?}");
+    }
+
+    #[test]
+    fn more_headers_than_can_be_sent_are_refused() {
+        let network = Network {
+            gate: None,
+            requests_left: 1,
+            deadline: Instant::now(),
+        };
+        let journal = Journal::new("model".into(), None, 1);
+        let mut state = State::new(Arc::default(), journal, network, &Limits::default());
+        for count in [30_000, 100_000] {
+            let names = (0..count).map(|number| (format!("x-{number}"), String::new()));
+            let named: Vec<_> = names.collect();
+            let headers = state.headers(&named);
+            assert!(matches!(headers, Err(Failure::Invalid(_))), "{headers:?}");
+        }
+        assert_eq!(state.headers(&[("a".into(), "b".into())]).unwrap().len(), 1);
     }
 }

@@ -74,7 +74,7 @@ impl Backend for Adapter {
         let response = Post {
             url: &self.url,
             headers: &[("x-request-id", &request.request_id)],
-            json: body(&self.model, &messages, &request)
+            json: body(&self.model, &messages, &request)?
                 .to_string()
                 .as_bytes(),
             timeout: Duration::from_millis(request.deadline_ms.into()),
@@ -96,6 +96,9 @@ impl Completion for Answer {
 
 /// A message as the API wants it.
 fn message(message: &Message) -> Result<Value, Error> {
+    if !message.tool_calls.is_empty() {
+        return Err(unsupported("this model cannot call tools", "messages"));
+    }
     let role = match message.role {
         Role::System => "system",
         Role::User => "user",
@@ -114,14 +117,16 @@ fn message(message: &Message) -> Result<Value, Error> {
     Ok(json!({ "role": role, "content": text }))
 }
 
-/// The request's body. What the caller left out is left out here.
-fn body(model: &str, messages: &[Value], request: &Request) -> Value {
+/// The request's body. What the caller left out is left out here, and what the API cannot
+/// do it refuses itself.
+fn body(model: &str, messages: &[Value], request: &Request) -> Result<Value, Error> {
     let params = &request.params;
     let mut body = json!({ "model": model, "messages": messages });
     let fields = [
         ("max_tokens", params.max_tokens.map(Value::from)),
         ("temperature", params.temperature.map(Value::from)),
         ("top_p", params.top_p.map(Value::from)),
+        ("top_k", params.top_k.map(Value::from)),
         ("seed", params.seed.map(Value::from)),
         (
             "frequency_penalty",
@@ -140,7 +145,15 @@ fn body(model: &str, messages: &[Value], request: &Request) -> Value {
             body[name] = value;
         }
     }
-    body
+    for name in ["response_format", "reasoning_effort", "verbosity"] {
+        if let Some(json) = request.extension(name) {
+            let invalid = |error: serde_json::Error| {
+                Error::new(ErrorKind::InvalidRequest, error.to_string()).param(name)
+            };
+            body[name] = serde_json::from_str(json).map_err(invalid)?;
+        }
+    }
+    Ok(body)
 }
 
 fn answer(body: &[u8], messages: &Value) -> Result<Answer, Error> {
@@ -178,11 +191,17 @@ fn counted(usage: &Value) -> Option<Usage> {
             .as_u64()
             .map(|count| tokens(count as usize))
     };
+    let (prompt, completion) = (count("/prompt_tokens")?, count("/completion_tokens")?);
+    let reasoning = count("/completion_tokens_details/reasoning_tokens");
+    // some count reasoning beside the completion, where only the total has it
+    let total = count("/total_tokens").unwrap_or(0);
+    let beside = total.saturating_sub(prompt.saturating_add(completion));
+    let beside = beside.min(reasoning.unwrap_or(u32::MAX));
     Some(Usage {
-        prompt_tokens: count("/prompt_tokens")?,
-        completion_tokens: count("/completion_tokens")?,
+        prompt_tokens: prompt,
+        completion_tokens: completion.saturating_add(beside),
         cached_prompt_tokens: count("/prompt_tokens_details/cached_tokens").unwrap_or(0),
-        reasoning_tokens: count("/completion_tokens_details/reasoning_tokens").unwrap_or(0),
+        reasoning_tokens: reasoning.unwrap_or(0),
         source: CountSource::Exact,
     })
 }
