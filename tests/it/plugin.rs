@@ -105,7 +105,7 @@ async fn first_answer(lang: &str) {
     let file = "my-echo/my-echo.wasm";
     let said = good(&workshop.plugin(&["check", file, "--cache-dir", cache]));
     assert!(
-        said.contains("my-echo: 10 ok, 0 failed, 19 skipped"),
+        said.contains("my-echo: 10 ok, 0 failed, 20 skipped"),
         "{said}"
     );
     let said = workshop.plugin(&[
@@ -170,7 +170,7 @@ fn an_adapters_project_passes_and_each_flaw_is_found() {
     good(&workshop.plugin(&["build", "adapter"]));
     let said = good(&workshop.plugin(&["check", "adapter/adapter.wasm"]));
     assert!(
-        said.contains("adapter: 22 ok, 0 failed, 7 skipped"),
+        said.contains("adapter: 22 ok, 0 failed, 8 skipped"),
         "{said}"
     );
 
@@ -199,6 +199,7 @@ fn an_adapters_project_passes_and_each_flaw_is_found() {
         ("claims-exact", "missing-usage"),
         ("forgets-max-tokens", "max-tokens"),
         ("forgets-stop", "stop-strings"),
+        ("forgets-tools", "tools"),
         ("reads-first-record", "coalesced-records"),
         ("reads-pieces-as-records", "split-records"),
         ("reads-pieces-as-text", "split-characters"),
@@ -249,6 +250,10 @@ fn a_misbehaving_plugin_is_found_out() {
 fn this_repositorys_plugins_pass() {
     let workshop = Workshop::new("own");
     good(&workshop.plugin(&["check", &component("lawgent-thinking")]));
+    for chats in ["openai", "anthropic"] {
+        let said = good(&workshop.plugin(&["check", &component(chats), "--only", "tools"]));
+        assert!(said.contains("1 ok, 0 failed, 0 skipped"), "{said}");
+    }
     let said = good(&workshop.plugin(&["check", "gpt2", "--json"]));
     let lines: Vec<Value> = said
         .lines()

@@ -127,6 +127,85 @@ impl Dialect {
         }
     }
 
+    /// A whole answer that is a call of a tool, where the format has them.
+    pub fn call(self, name: &str, arguments: &str) -> String {
+        let answer = match self {
+            Self::Completions => return self.whole("", None),
+            Self::Chat => {
+                let function = json!({ "name": name, "arguments": arguments });
+                let call = json!({ "id": "call_1", "type": "function", "function": function });
+                let message = json!({ "role": "assistant", "content": null, "tool_calls": [call] });
+                json!({
+                    "id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": "conformance",
+                    "choices": [{ "index": 0, "message": message, "finish_reason": "tool_calls" }],
+                })
+            }
+            Self::Messages => {
+                let input: Value = serde_json::from_str(arguments).unwrap_or_default();
+                let call =
+                    json!({ "type": "tool_use", "id": "call_1", "name": name, "input": input });
+                json!({
+                    "id": "msg_1", "type": "message", "role": "assistant", "model": "conformance",
+                    "content": [call], "stop_reason": "tool_use", "stop_sequence": null,
+                })
+            }
+        };
+        answer.to_string()
+    }
+
+    /// The same streamed, with the arguments in two pieces.
+    pub fn call_records(self, name: &str, arguments: &str) -> Vec<String> {
+        let half = arguments.floor_char_boundary(arguments.len() / 2);
+        let (first, second) = arguments.split_at(half);
+        match self {
+            Self::Completions => self.chunks(&[], None).all,
+            Self::Chat => {
+                let piece = |arguments| {
+                    let function = json!({ "arguments": arguments });
+                    json!({ "tool_calls": [{ "index": 0, "function": function }] })
+                };
+                let function = json!({ "name": name, "arguments": "" });
+                let call =
+                    json!({ "index": 0, "id": "call_1", "type": "function", "function": function });
+                let begun = json!({ "role": "assistant", "content": null, "tool_calls": [call] });
+                let deltas = [(begun, None), (piece(first), None), (piece(second), None)];
+                let deltas = deltas.into_iter().chain([(json!({}), Some("tool_calls"))]);
+                let record = |(delta, reason): (Value, Option<&str>)| {
+                    let choice = json!({ "index": 0, "delta": delta, "finish_reason": reason });
+                    let chunk = json!({
+                        "id": "1", "object": "chat.completion.chunk", "created": 1,
+                        "model": "conformance", "choices": [choice],
+                    });
+                    format!("data: {chunk}\n\n")
+                };
+                let end = "data: [DONE]\n\n".to_owned();
+                deltas.map(record).chain([end]).collect()
+            }
+            Self::Messages => {
+                let piece = |json| {
+                    let delta = json!({ "type": "input_json_delta", "partial_json": json });
+                    json!({ "type": "content_block_delta", "index": 0, "delta": delta })
+                };
+                let message = json!({
+                    "id": "msg_1", "type": "message", "role": "assistant", "model": "conformance",
+                    "content": [], "stop_reason": null, "stop_sequence": null,
+                });
+                let call = json!({ "type": "tool_use", "id": "call_1", "name": name, "input": {} });
+                let end = json!({ "stop_reason": "tool_use", "stop_sequence": null });
+                let events = [
+                    json!({ "type": "message_start", "message": message }),
+                    json!({ "type": "content_block_start", "index": 0, "content_block": call }),
+                    piece(first),
+                    piece(second),
+                    json!({ "type": "content_block_stop", "index": 0 }),
+                    json!({ "type": "message_delta", "delta": end }),
+                    json!({ "type": "message_stop" }),
+                ];
+                events.iter().map(event_record).collect()
+            }
+        }
+    }
+
     fn chunks(self, words: &[String], counts: Option<Counts>) -> Records {
         let chunk = |choices: Value| {
             let object = match self {
@@ -200,12 +279,8 @@ impl Dialect {
         all.push(json!({ "type": "content_block_stop", "index": 0 }));
         all.push(end);
         all.push(json!({ "type": "message_stop" }));
-        let record = |event: &Value| {
-            let name = event["type"].as_str().unwrap_or_default();
-            format!("event: {name}\ndata: {event}\n\n")
-        };
         Records {
-            all: all.iter().map(record).collect(),
+            all: all.iter().map(event_record).collect(),
             first_word,
         }
     }
@@ -240,4 +315,10 @@ impl Dialect {
             }),
         }
     }
+}
+
+/// An event of Anthropic's, as a record.
+fn event_record(event: &Value) -> String {
+    let name = event["type"].as_str().unwrap_or_default();
+    format!("event: {name}\ndata: {event}\n\n")
 }

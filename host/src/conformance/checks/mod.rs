@@ -6,6 +6,7 @@ mod endurance;
 mod failures;
 mod local;
 mod streams;
+mod tools;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -71,6 +72,7 @@ pub const CHECKS: &[Check] = checks! {
     "missing-usage" Adapters answers::missing_usage: "estimates what the upstream doesn't count, and says so";
     "max-tokens" Adapters answers::max_tokens: "passes on how long an answer may be";
     "stop-strings" Adapters answers::stop_strings: "passes on where an answer stops";
+    "tools" Adapters tools::calls: "passes on tools, calls of them and what they answer";
     "coalesced-records" Adapters streams::coalesced: "reads records that come all at once";
     "split-records" Adapters streams::split_records: "reads records that are split at every byte";
     "split-characters" Adapters streams::split_characters: "reads characters that are split";

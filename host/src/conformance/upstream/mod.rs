@@ -39,6 +39,8 @@ pub enum Reply {
     Words(Vec<String>, Option<Counts>),
     /// The prompt, a word a record.
     Echo,
+    /// A call of the tool of this name with these arguments.
+    Call(&'static str, &'static str),
     /// The key that the request came with.
     Secret,
     /// An error with the key in its message.

@@ -20,6 +20,18 @@ pub(super) fn steps(script: &Script, seen: &Seen) -> Vec<Step> {
         Reply::Words(words, counts) => (words.clone(), *counts),
         Reply::Echo => (echo(), None),
         Reply::Secret => (vec![seen.secret()], None),
+        Reply::Call(name, arguments) if seen.body["stream"] == true => {
+            let records = dialect.call_records(name, arguments).concat();
+            return whole(200, None, "text/event-stream", &records);
+        }
+        Reply::Call(name, arguments) => {
+            return whole(
+                200,
+                None,
+                "application/json",
+                &dialect.call(name, arguments),
+            );
+        }
         Reply::SecretRefusal => {
             let body = dialect.refusal(&format!("no access for {}", seen.secret()));
             return whole(400, None, "application/json", &body);
