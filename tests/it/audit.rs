@@ -146,6 +146,50 @@ async fn budgets_are_on_record_as_they_were_and_as_they_are() {
 }
 
 #[tokio::test]
+async fn money_is_on_record_with_its_amounts() {
+    let host = Host::start().await;
+    host.customer().await;
+    host.customer().await;
+    let admin = host.admin();
+    let paid = json!({ "amount": 5.25, "reference": "invoice-1" });
+    let back = json!({ "amount": -1.5, "reference": "refund-1" });
+    // the second time it is booked already
+    for credit in [&paid, &paid, &back] {
+        let booked = admin.post("/customers/2/credit", credit.clone()).await;
+        booked.expect(201);
+    }
+    let limited = json!({ "credit_limit": 2.5, "name": "Other" });
+    for change in [limited, json!({ "credit_limit": null })] {
+        admin.patch("/customers/2", change).await.expect(200);
+    }
+    let acts = acts(&host, "?object=customer/2").await;
+    let of_two = |action| (action, "customer/2");
+    assert_eq!(
+        named(&acts),
+        [
+            of_two("customer.created"),
+            of_two("credit.booked"),
+            of_two("credit.booked"),
+            of_two("customer.changed"),
+            of_two("customer.changed"),
+        ]
+    );
+    for (act, credit) in acts[1..3].iter().zip([paid, back]) {
+        assert_eq!((&act["before"], &act["after"]), (&Value::Null, &credit));
+    }
+    let [created, .., limited, lifted] = &acts[..] else {
+        panic!("{acts:?}");
+    };
+    assert_eq!(limited["before"], created["after"]);
+    let mut after = created["after"].clone();
+    after["credit_limit"] = json!(2.5);
+    after["name"] = json!("Other");
+    assert_eq!([&limited["after"], &lifted["before"]], [&after, &after]);
+    after["credit_limit"] = Value::Null;
+    assert_eq!(lifted["after"], after);
+}
+
+#[tokio::test]
 async fn a_deleted_customer_takes_its_keys_along_on_record_too() {
     let host = Host::start().await;
     host.customer().await;

@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 use sqlx::migrate::Migrator;
+use sqlx::postgres::PgConnection;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{Connection as _, Executor as _};
 
-use crate::harness::{Host, Reply, Scratch, nanos, text};
+use crate::harness::{Database, Host, Reply, Scratch, nanos, text};
 
 /// What the operator sees of everything.
 async fn everything(host: &Host) -> Vec<Value> {
@@ -98,6 +99,46 @@ async fn a_copy_is_the_same_and_goes_on_from_there() {
     let new = host.admin().post("/customers", new).await.expect(201);
     assert_eq!(new["id"], 3);
     host.run(&["db", "audit"]);
+}
+
+#[tokio::test]
+async fn a_copy_that_is_not_the_same_says_where_and_leaves_nothing() {
+    let mut file = Host::builder().in_file().start().await.ready().await;
+    let customer = file.customer().await;
+    let credit = json!({ "amount": 1, "reference": "one" });
+    let paid = file.admin().post("/customers/1/credit", credit).await;
+    paid.expect(201);
+    let ask = json!({ "text": "Once", "model_id": 1, "max_new_tokens": 1 });
+    customer.post("/generate", ask).await.expect(200);
+    file.signal("TERM");
+    assert!(file.wait_exit().await.success());
+
+    let target = Scratch::new();
+    let url = target.url();
+    let migrations = concat!(env!("CARGO_MANIFEST_DIR"), "/../migrations/postgres");
+    let migrator = Migrator::new(Path::new(migrations)).await;
+    let mut empty = PgConnection::connect(&url).await.expect("a connection");
+    let migrated = migrator.expect("migrations").run(&mut empty).await;
+    migrated.expect("migrated");
+    let other = "CREATE FUNCTION other() RETURNS trigger LANGUAGE plpgsql AS \
+        $$ BEGIN NEW.amount := NEW.amount + 1; RETURN NEW; END $$; \
+        CREATE TRIGGER other BEFORE INSERT ON transfers FOR EACH ROW EXECUTE FUNCTION other()";
+    empty.execute(other).await.expect("a trigger");
+
+    let copy = ["db", "copy", "--to", url.as_str()];
+    let (status, said) = file.try_run(&copy);
+    assert!(!status.success(), "{said}");
+    assert!(said.contains("transfers: row 1 is not as it was"), "{said}");
+    let database = Database::Server(url.clone());
+    for table in ["customers", "api_keys", "usage", "transfers", "audit"] {
+        let rows = format!("SELECT count(*) FROM {table}");
+        assert_eq!(database.number(&rows).await, 0, "{table}");
+    }
+    let same = empty.execute("DROP TRIGGER other ON transfers").await;
+    same.expect("no trigger");
+    file.run(&copy);
+    let kept = database.number("SELECT max(amount) FROM transfers").await;
+    assert_eq!(kept, 1_000_000_000);
 }
 
 /// A file of this version of the schema, with what the first one kept in it.

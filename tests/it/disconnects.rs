@@ -2,11 +2,10 @@
 //! is charged and nothing after it, by a native model and by a component.
 
 use serde_json::{Value, json};
-use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
+use tokio::io::AsyncReadExt;
 use tokio::task::JoinHandle;
 
-use crate::harness::{Act, Client, GPT2, Host, Upstream, component, eventually, nanos};
+use crate::harness::{Act, Client, GPT2, Host, Upstream, component, eventually, leave, nanos};
 
 const PRICE: &str = "price_per_million = { prompt = 1.00, completion = 3.00 }\n";
 
@@ -242,10 +241,34 @@ async fn of_a_native_model_in_the_stream_and_after_its_last_token() {
 }
 
 #[tokio::test]
+async fn of_a_native_model_that_makes_no_more_than_was_on_its_way() {
+    let settings = "settings = { prompt_lookup = false }\n";
+    let config = format!("{GPT2}{PRICE}{settings}");
+    let host = Host::builder().config(config).start().await.ready().await;
+    let customer = host.customer().await;
+    let mut socket = customer.by_hand("/generate", &generate(900, true)).await;
+    let mut came = Vec::new();
+    while !String::from_utf8_lossy(&came).contains("\"text\"") {
+        assert_ne!(socket.read_buf(&mut came).await.expect("read"), 0);
+    }
+    came.extend(leave(socket).await.into_bytes());
+    let came = String::from_utf8(came).expect("text");
+    let sent = came.matches("\"text\"").count();
+    let row = &latest(&customer, 1).await;
+    assert_eq!(row["status"], "cancelled");
+    let produced = usize::try_from(tokens(row).1).expect("a count");
+    // sixteen may wait for the client, and one more is in hand
+    assert!(
+        (sent..=sent + 17).contains(&produced),
+        "{sent} were sent: {row}"
+    );
+    assert_charged(row);
+}
+
+#[tokio::test]
 async fn of_both_without_reading_a_finished_answer() {
     let (host, _upstream) = both(Act::Json(WHOLE)).await;
     let customer = host.customer().await;
-    let address = host.url().trim_start_matches("http://");
     for (number, (path, body, completion_tokens)) in [
         ("/generate", generate(12, false), 12),
         ("/generate", generate(12, true), 12),
@@ -254,14 +277,7 @@ async fn of_both_without_reading_a_finished_answer() {
     .into_iter()
     .enumerate()
     {
-        let mut socket = TcpStream::connect(address).await.expect("a connection");
-        let (body, key) = (body.to_string(), customer.key());
-        let request = format!(
-            "POST {path} HTTP/1.1\r\nhost: {address}\r\nx-api-key: {key}\r\n\
-             content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
-            body.len()
-        );
-        socket.write_all(request.as_bytes()).await.expect("sent");
+        let socket = customer.by_hand(path, &body).await;
         let row = &latest(&customer, number + 1).await;
         drop(socket);
         assert_eq!(

@@ -169,6 +169,22 @@ async fn on_a_slow_disk_requests_share_its_flushes_and_none_is_lost() {
 }
 
 #[tokio::test]
+async fn each_request_waits_for_a_flush_of_its_own_if_none_is_beside_it() {
+    let (requests, flush) = (10, Duration::from_millis(100));
+    let setup = Host::builder().in_file().flushing_slowly(flush);
+    let host = setup.start().await.ready().await;
+    let customer = host.customer().await;
+    let mut ask = ask();
+    ask["model_id"] = json!(1);
+    let started = Instant::now();
+    for _ in 0..requests {
+        customer.post("/generate", ask.clone()).await.expect(200);
+    }
+    let took = started.elapsed();
+    assert!(took >= flush * requests, "{took:?}: not all were flushed");
+}
+
+#[tokio::test]
 async fn a_stream_does_not_end_as_if_it_were_on_record_when_it_is_not() {
     let upstream = Upstream::start(Act::Answer("yes")).await;
     let host = Host::builder().config(lawgent(upstream.url())).in_file();

@@ -1,9 +1,14 @@
 //! What is held for requests at work, and that it is freed however they end.
 
+use std::sync::Arc;
+
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::harness::{Act, GPT2, Host, Purse, Setup, Upstream, eventually, lawgent, nanos};
+use crate::harness::{
+    Act, GPT2, Host, Purse, Scratch, Setup, Upstream, eventually, lawgent, leave, nanos,
+};
+use crate::servers::WAITS;
 
 const PROMPT: &str = "Once upon a time";
 /// A piece of an upstream's answer.
@@ -53,6 +58,40 @@ async fn what_is_held_is_freed_when_a_client_leaves() {
     let cost = nanos(&row["cost"]);
     assert!((TOKEN..held).contains(&cost), "{row}");
     assert_eq!(balance, DOLLAR - cost);
+    audit(&host);
+}
+
+#[tokio::test]
+async fn what_was_being_held_for_a_client_that_left_is_freed() {
+    // of a file nobody waits for others to hold something
+    let setup = Host::builder().on(Arc::new(Scratch::new()));
+    let (host, upstream) = both_with(setup, Act::Stall).await;
+    let purse = Purse::prepaid(&host, DOLLAR).await;
+    let database = host.database();
+    let money = database
+        .begin("SELECT FROM accounts WHERE customer_id = 1 FOR UPDATE")
+        .await;
+    let socket = purse.customer.by_hand("/generate", &ask(5)).await;
+    eventually("it waits for the money", async || {
+        database.number(WAITS).await == 1
+    })
+    .await;
+    assert_eq!(leave(socket).await, "");
+    drop(money);
+    let rows = async || purse.customer.get("/usage/requests").await.expect(200);
+    eventually("it is on record", async || {
+        !rows().await["requests"][0].is_null()
+    })
+    .await;
+    let row = &rows().await["requests"][0];
+    assert_eq!(
+        (&row["status"], &row["cost"]),
+        (&json!("cancelled"), &json!(0.0))
+    );
+    // in the transaction of its row
+    assert_eq!(database.number("SELECT count(*) FROM holds").await, 0);
+    assert_eq!(purse.balance().await, (DOLLAR, 0));
+    assert!(upstream.seen().is_empty());
     audit(&host);
 }
 

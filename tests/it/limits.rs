@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 
-use crate::harness::{Act, Client, GPT2, Host, Redis, Upstream, eventually, lawgent};
+use crate::harness::{Act, Client, GPT2, Host, Redis, Setup, Upstream, eventually, lawgent};
 
 const ASK: &str = "Once";
 
@@ -142,17 +142,34 @@ async fn a_model_may_have_a_lower_limit_than_its_keys() {
 }
 
 /// A server with an upstream that does this, as model 2, and these limits.
-async fn upstream(act: Act, requests: &str, of_model: &str) -> (Host, Upstream) {
+pub async fn upstream(act: Act, requests: &str, of_model: &str) -> (Host, Upstream) {
+    upstream_by(Host::builder(), act, requests, of_model).await
+}
+
+pub async fn upstream_by(
+    setup: Setup,
+    act: Act,
+    requests: &str,
+    of_model: &str,
+) -> (Host, Upstream) {
     let upstream = Upstream::start(act).await;
     let config = format!(
         "[requests]\n{requests}\n{GPT2}{}\n[models.limits]\n{of_model}\n",
         lawgent(upstream.url())
     );
-    let host = Host::builder().config(config).start().await.ready().await;
+    let host = setup.config(config).start().await.ready().await;
     (host, upstream)
 }
 
-fn ask(max_new_tokens: u32) -> Value {
+/// Another key of the first customer's.
+pub async fn second_key(host: &Host, first: &Client) -> Client {
+    let second = json!({ "customer_id": 1, "name": "Second" });
+    let second = host.admin().post("/api/keys", second).await.expect(201);
+    let text = second["key"].as_str().expect("a key").to_owned();
+    first.with_header("x-api-key", text)
+}
+
+pub fn ask(max_new_tokens: u32) -> Value {
     json!({ "text": ASK, "model_id": 2, "max_new_tokens": max_new_tokens })
 }
 
@@ -161,7 +178,7 @@ fn left(header: &str) -> u32 {
 }
 
 /// Asks without waiting for the answer.
-fn begin(customer: &Client, body: Value) -> tokio::task::JoinHandle<u16> {
+pub fn begin(customer: &Client, body: Value) -> tokio::task::JoinHandle<u16> {
     let customer = customer.clone();
     tokio::spawn(async move { customer.post("/generate", body).await.status.as_u16() })
 }
@@ -286,12 +303,7 @@ async fn all_keys_of_a_customer_have_limits_together() {
     let (host, _upstream) = upstream(Act::Answer(" yes"), limits, "").await;
     let one = host.customer_with(json!({})).await;
     let stranger = host.customer_with(json!({})).await;
-    let second = json!({ "customer_id": 1, "name": "Second" });
-    let second = host.admin().post("/api/keys", second).await.expect(201);
-    let two = one.with_header(
-        "x-api-key",
-        second["key"].as_str().expect("a key").to_owned(),
-    );
+    let two = second_key(&host, &one).await;
 
     let gpt2 = json!({ "text": ASK, "model_id": 1, "max_new_tokens": 1 });
     let first = one.post("/generate", ask(5)).await;

@@ -34,6 +34,7 @@ mod outages;
 mod plugin;
 mod process;
 mod queue;
+mod quotas;
 mod reload;
 mod replicas;
 mod retention;

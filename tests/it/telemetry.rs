@@ -10,7 +10,7 @@ use reqwest::Method;
 use serde_json::json;
 use tokio::net::TcpListener;
 
-use crate::harness::{Host, Reply, eventually};
+use crate::harness::{Act, Host, Reply, Upstream, eventually, lawgent};
 
 /// What came, each with its path and type.
 #[derive(Clone, Debug, Default)]
@@ -47,6 +47,79 @@ impl Collector {
             .iter()
             .any(|(_, _, body)| contains(body, &text))
     }
+}
+
+impl Collector {
+    /// The integers that came last of a counter, each with its attributes.
+    fn counted(&self, counter: &str) -> Vec<(String, u64)> {
+        let came = self.0.lock().expect("no panic");
+        let mut found = Vec::new();
+        for (_, _, body) in came.iter().filter(|(path, _, _)| path == "/v1/metrics") {
+            // resource → scope → metric: its name, and the points of its sum
+            let of_resources = inside(&[body], 1);
+            let metrics = inside(&inside(&of_resources, 2), 2);
+            let named = |metric: &&&[u8]| inside(&[metric], 1)[0] == counter.as_bytes();
+            let Some(metric) = metrics.iter().find(named) else {
+                continue;
+            };
+            let points = inside(&inside(&[metric], 7), 1);
+            found = points.iter().map(|point| of_point(point)).collect();
+        }
+        found
+    }
+}
+
+/// The attributes of a point, and its integer.
+fn of_point(point: &[u8]) -> (String, u64) {
+    let attributes = inside(&[point], 7).into_iter().map(|attribute| {
+        let (key, value) = (inside(&[attribute], 1), inside(&inside(&[attribute], 2), 1));
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        format!("{}={}", text(key[0]), text(value[0]))
+    });
+    let mut attributes: Vec<_> = attributes.collect();
+    attributes.sort();
+    let value = inside(&[point], 6)[0].try_into().expect("eight bytes");
+    (attributes.join(" "), u64::from_le_bytes(value))
+}
+
+/// What messages of protobuf have in the field with this number.
+fn inside<'a>(messages: &[&'a [u8]], number: u64) -> Vec<&'a [u8]> {
+    let mut found = Vec::new();
+    for message in messages {
+        let mut rest = *message;
+        while !rest.is_empty() {
+            let tag = varint(&mut rest);
+            let length = match tag & 7 {
+                0 => {
+                    varint(&mut rest);
+                    continue;
+                }
+                1 => 8,
+                2 => usize::try_from(varint(&mut rest)).expect("a length"),
+                5 => 4,
+                kind => panic!("protobuf has no {kind}"),
+            };
+            let (field, after) = rest.split_at(length);
+            rest = after;
+            if tag >> 3 == number {
+                found.push(field);
+            }
+        }
+    }
+    found
+}
+
+fn varint(rest: &mut &[u8]) -> u64 {
+    let mut value = 0;
+    for shift in (0..64).step_by(7) {
+        let (first, after) = rest.split_first().expect("a byte");
+        *rest = after;
+        value |= u64::from(first & 0x7f) << shift;
+        if first & 0x80 == 0 {
+            break;
+        }
+    }
+    value
 }
 
 fn contains(body: &[u8], text: impl AsRef<[u8]>) -> bool {
@@ -111,6 +184,41 @@ async fn each_request_is_traced_and_measured() {
     // of a duration, in seconds: protobuf has the bounds of its histogram in a row
     let bounds = [0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12];
     assert!(collector.tells(bounds.map(f64::to_le_bytes).concat()));
+}
+
+#[tokio::test]
+async fn tokens_and_cost_are_counted_as_they_are_charged() {
+    let (collector, url) = Collector::start().await;
+    let upstream = Upstream::start(Act::Answer("yes")).await;
+    let price = "price_per_million = { prompt = 1, completion = 3 }\n";
+    let host = Host::builder()
+        .config(format!("{}{price}", lawgent(upstream.url())))
+        .env("OTEL_EXPORTER_OTLP_ENDPOINT", url);
+    let mut host = host.start().await.ready().await;
+    let customer = host.customer().await;
+    let body = json!({ "text": "Once", "model_id": 2, "max_new_tokens": 5 });
+    for _ in 0..2 {
+        customer.post("/generate", body.clone()).await.expect(200);
+    }
+    host.signal("TERM");
+    assert!(host.wait_exit().await.success());
+    // it counts 7 and 3 tokens
+    let model = "model=lawgent-thinking";
+    for (counter, wanted) in [
+        ("requests", vec![(format!("{model} status=ok"), 2)]),
+        (
+            "tokens",
+            vec![
+                (format!("kind=completion {model}"), 6),
+                (format!("kind=prompt {model}"), 14),
+            ],
+        ),
+        ("cost", vec![(model.to_owned(), 2 * (7 * 1000 + 3 * 3000))]),
+    ] {
+        let mut counted = collector.counted(&format!("model_host.{counter}"));
+        counted.sort();
+        assert_eq!(counted, wanted, "{counter}");
+    }
 }
 
 #[tokio::test]

@@ -1,8 +1,13 @@
 //! `/usage` and `/usage/requests`: what is on record, and whose it is.
 
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
 use serde_json::{Value, json};
 
-use crate::harness::{Act, Client, GPT2, Host, Upstream, component, eventually, lawgent};
+use crate::harness::{
+    Act, Client, GPT2, Host, Purse, Scratch, Upstream, component, eventually, lawgent, nanos,
+};
 
 const PRICE: &str = "price_per_million = { prompt = 2.5, completion = 10 }\n";
 
@@ -300,4 +305,87 @@ async fn a_long_schema_of_the_answer_is_counted_as_what_it_is() {
     // nor is it a way around the limit of what may be sent
     let refused = ask(40_000).await;
     assert_eq!(refused.expect_error(400), "prompt_too_long");
+}
+
+/// The prices on the row of a request, in nano-dollars of a million tokens.
+async fn prices_on_row(host: &Host, answer: &Value) -> (i64, i64) {
+    let id = answer["request_id"].as_str().expect("an id");
+    let database = host.database();
+    let of = async |column: &str| {
+        let sql = format!("SELECT {column} FROM usage WHERE request_id = '{id}'");
+        database.number(&sql).await
+    };
+    (of("prompt_price").await, of("completion_price").await)
+}
+
+#[tokio::test]
+async fn a_request_costs_by_the_price_that_it_began_with_which_is_on_its_row() {
+    const DOLLAR: i64 = 1_000_000_000;
+    for setup in [
+        Host::builder().in_file(),
+        Host::builder().on(Arc::new(Scratch::new())),
+    ] {
+        let upstream = Upstream::start(Act::Hold("yes")).await;
+        let config = |prompt: i64, completion: i64| {
+            let price = json!({ "prompt": prompt, "completion": completion });
+            let price = price.to_string().replace(':', " = ");
+            let model = lawgent(upstream.url());
+            format!("{model}price_per_million = {price}\n")
+        };
+        let host = setup.config(config(1, 3)).start().await.ready().await;
+        let purse = Purse::prepaid(&host, DOLLAR).await;
+        let customer = purse.customer.clone();
+        let asking = tokio::spawn(async move { ask(&customer, 2).await });
+        eventually("the upstream has it", async || upstream.open() == 1).await;
+        host.write_config(&config(5, 7));
+        eventually("the price is another", async || {
+            let models = host.admin().get("/models").await.expect(200);
+            let price = &models["models"][0]["price_per_million"];
+            nanos(&price["prompt"]) == 5 * DOLLAR
+        })
+        .await;
+        upstream.release(1);
+        let first = asking.await.expect("no panic");
+        upstream.act(Act::Answer("yes"));
+        let second = ask(&purse.customer, 2).await;
+
+        // it counts 7 and 3 tokens
+        let rows = purse.customer.get("/usage/requests").await.expect(200);
+        for (row, answer, cost, prices) in [
+            (0, &first, 16_000, (DOLLAR, 3 * DOLLAR)),
+            (1, &second, 56_000, (5 * DOLLAR, 7 * DOLLAR)),
+        ] {
+            assert_eq!(nanos(&answer["cost"]), cost);
+            assert_eq!(nanos(&rows["requests"][row]["cost"]), cost);
+            assert_eq!(prices_on_row(&host, answer).await, prices);
+        }
+        assert_eq!(purse.balance().await, (DOLLAR - 72_000, 0));
+    }
+}
+
+#[tokio::test]
+async fn the_latency_on_a_row_is_what_the_request_took() {
+    let (host, upstream) = both().await;
+    upstream.act(Act::Hold("yes"));
+    let customer = host.customer().await;
+    let started = Instant::now();
+    let asking = tokio::spawn({
+        let customer = customer.clone();
+        async move { ask(&customer, 2).await }
+    });
+    eventually("the upstream has it", async || upstream.open() == 1).await;
+    let held = Instant::now();
+    let passes = async || held.elapsed() > Duration::from_millis(50);
+    eventually("time passes", passes).await;
+    let least = held.elapsed().as_millis();
+    upstream.release(1);
+    asking.await.expect("no panic");
+    let most = started.elapsed().as_millis();
+    let rows = customer.get("/usage/requests").await.expect(200);
+    let latency = rows["requests"][0]["latency_ms"].as_u64();
+    let latency = u128::from(latency.expect("a number"));
+    assert!(
+        (least..=most).contains(&latency),
+        "{latency}: {least} to {most}"
+    );
 }

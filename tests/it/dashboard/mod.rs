@@ -4,6 +4,7 @@
 mod browser;
 mod forms;
 mod keys;
+mod money;
 mod session;
 
 use reqwest::Method;

@@ -3,6 +3,10 @@
 use reqwest::header::HeaderMap;
 use reqwest::{Method, StatusCode};
 use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use super::PATIENCE;
 
 /// Somebody who calls the server, with or without a key.
 #[derive(Clone, Debug)]
@@ -95,6 +99,20 @@ impl Client {
         Events::of(response)
     }
 
+    /// Posts a request on a connection of its own, whose answer is read by hand.
+    pub async fn by_hand(&self, path: &str, body: &Value) -> TcpStream {
+        let address = self.url.trim_start_matches("http://");
+        let mut socket = TcpStream::connect(address).await.expect("a connection");
+        let (body, (name, key)) = (body.to_string(), self.key.as_ref().expect("a key"));
+        let request = format!(
+            "POST {path} HTTP/1.1\r\nhost: {address}\r\n{name}: {key}\r\n\
+             content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        socket.write_all(request.as_bytes()).await.expect("sent");
+        socket
+    }
+
     /// A request to go on with by hand.
     pub fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
         let request = self.http.request(method, format!("{}{path}", self.url));
@@ -111,6 +129,15 @@ impl Client {
         }
         Reply::of(request.send().await.expect("an answer")).await
     }
+}
+
+/// Leaves a connection, and returns what still came until the server had seen that.
+pub async fn leave(mut socket: TcpStream) -> String {
+    socket.shutdown().await.expect("left");
+    let mut came = Vec::new();
+    let read = tokio::time::timeout(PATIENCE, socket.read_to_end(&mut came));
+    read.await.expect("the server sees it").expect("all of it");
+    String::from_utf8(came).expect("text")
 }
 
 impl Events {

@@ -23,7 +23,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 pub use cable::Cable;
-pub use client::{Client, Events, Reply};
+pub use client::{Client, Events, Reply, leave};
 pub use database::{Database, Scratch};
 pub use purse::{Purse, nanos, text};
 pub use redis::Redis;

@@ -2,8 +2,8 @@
 
 use std::process::{Child, Command, Stdio};
 
+use redis::FromRedisValue;
 use tempfile::TempDir;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::{eventually, free_port};
@@ -56,6 +56,19 @@ impl Redis {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
+    /// What it answers to a command.
+    pub async fn answer<T: FromRedisValue>(&self, command: &[&str]) -> T {
+        let client = redis::Client::open(self.url()).expect("a URL");
+        let connection = client.get_multiplexed_async_connection().await;
+        let mut connection = connection.expect("a connection");
+        let mut asked = redis::Cmd::new();
+        for part in command {
+            asked.arg(part);
+        }
+        let answer = asked.query_async(&mut connection).await;
+        answer.expect("an answer")
+    }
+
     /// Ends it, and all that it knew.
     pub fn stop(&mut self) {
         self.child.kill().ok();
@@ -72,34 +85,18 @@ impl Redis {
 
     /// Lets nobody in from now on but with this password.
     pub async fn set_password(&self, password: &str) {
-        let answer = self
-            .ask(&format!("CONFIG SET requirepass {password}"))
-            .await;
-        assert!(answer.starts_with("+OK"), "{answer}");
+        let set = ["CONFIG", "SET", "requirepass", password];
+        self.answer::<()>(&set).await;
     }
 
     /// Ends connections that are idle, from now on, and waits until none is left.
     pub async fn end_idle(&self) {
-        let answer = self.ask("CONFIG SET timeout 1").await;
-        assert!(answer.starts_with("+OK"), "{answer}");
+        self.answer::<()>(&["CONFIG", "SET", "timeout", "1"]).await;
         eventually("only this one is left", async || {
-            let clients = self.ask("INFO clients").await;
+            let clients: String = self.answer(&["INFO", "clients"]).await;
             clients.contains("connected_clients:1\r")
         })
         .await;
-    }
-
-    /// What it answers to a command.
-    async fn ask(&self, command: &str) -> String {
-        let connected = TcpStream::connect(("127.0.0.1", self.port)).await;
-        let mut connection = connected.expect("a connection");
-        let commands = format!("{command}\r\nQUIT\r\n");
-        let sent = connection.write_all(commands.as_bytes()).await;
-        sent.expect("sent");
-        let mut answer = String::new();
-        let read = connection.read_to_string(&mut answer).await;
-        read.expect("an answer");
-        answer
     }
 
     /// Starts it again, empty, where it was.

@@ -5,7 +5,7 @@ mod rights;
 
 use serde_json::{Value, json};
 
-use crate::harness::{ADMIN_KEY, GPT2, Host};
+use crate::harness::{ADMIN_KEY, Database, GPT2, Host};
 
 const TWO_MODELS: &str = r#"
 [[models]]
@@ -44,6 +44,28 @@ async fn a_key_is_created_as_the_contract_says() {
         text.starts_with("mhk_") && text.len() == 4 + 8 + 1 + 32 + 6,
         "{text}"
     );
+}
+
+/// Whether any table on a server has this text, as a text or as bytes.
+async fn is_in_tables(database: &Database, text: &str) -> bool {
+    let sql = format!(
+        "DO $$ DECLARE name TEXT; is_there BOOLEAN; BEGIN \
+         FOR name IN SELECT table_name FROM information_schema.tables \
+         WHERE table_schema = current_schema LOOP \
+         EXECUTE format('SELECT EXISTS (SELECT FROM %I AS of_table \
+         WHERE strpos(of_table::TEXT, ''{text}'') > 0 \
+         OR strpos(of_table::TEXT, encode(''{text}''::BYTEA, ''hex'')) > 0)', name) \
+         INTO is_there; IF is_there THEN RAISE 'found in %', name; END IF; \
+         END LOOP; END $$"
+    );
+    match database.execute(&sql).await {
+        Ok(()) => false,
+        Err(error) => {
+            let said = error.to_string();
+            assert!(said.contains("found in"), "{said}");
+            true
+        }
+    }
 }
 
 #[tokio::test]
@@ -86,6 +108,38 @@ async fn a_key_is_shown_once_and_kept_as_a_hash() {
             }
         }
     }
+    let database = host.database();
+    if database.is_on_server() {
+        for text in [secret, ADMIN_KEY] {
+            assert!(!is_in_tables(&database, text).await, "a table holds a key");
+        }
+        // its public part is there
+        let public = &text["mhk_".len().."mhk_12345678".len()];
+        assert!(is_in_tables(&database, public).await);
+    }
+}
+
+#[tokio::test]
+async fn what_is_kept_of_a_key_opens_nothing_under_another_secret() {
+    let host = Host::start().await;
+    let customer = host.customer().await;
+    customer.get("/usage").await.expect(200);
+    let host = host.restart().await;
+    customer.at(host.url()).get("/usage").await.expect(200);
+
+    // another is made where there is none
+    std::fs::remove_file(host.dir().join("data/secret")).expect("a file");
+    let database = host.database();
+    if database.is_on_server() {
+        // it would not start beside others with the first
+        let forgotten = database.execute("DELETE FROM secret").await;
+        forgotten.expect("no secret");
+    }
+    let host = host.restart().await;
+    let refused = customer.at(host.url()).get("/usage").await;
+    assert_eq!(refused.expect_error(401), "invalid_api_key");
+    // and those that it issues work
+    host.customer().await.get("/usage").await.expect(200);
 }
 
 #[tokio::test]
