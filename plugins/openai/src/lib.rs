@@ -14,9 +14,10 @@ use plugin_sdk::{
 use self::chat::Chat;
 
 /// The settings besides those of every adapter.
-const SETTINGS: [&str; 4] = [
+const SETTINGS: [&str; 5] = [
     "max_tokens_field",
     "model_name",
+    "reasoning_field",
     "stream_options",
     "text_as_chat",
 ];
