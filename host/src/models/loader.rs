@@ -144,11 +144,19 @@ impl Found {
     }
 }
 
+/// How the names of a local model's files end; its folder may have others, such as a log.
+const MODEL_FILES: [&str; 4] = ["gguf", "jinja", "json", "safetensors"];
+
 /// The size and the time of a local model's file, or of each in its folder: to read them all
 /// would take too long. None of what is not on this machine.
 fn stamps(source: &Path) -> BTreeMap<PathBuf, (u64, Option<SystemTime>)> {
+    let is_one = |path: &PathBuf| {
+        let end = path.extension().and_then(|end| end.to_str());
+        end.is_some_and(|end| MODEL_FILES.contains(&end))
+    };
     let of_folder = std::fs::read_dir(source).into_iter().flatten();
     let of_folder = of_folder.filter_map(|entry| Some(entry.ok()?.path()));
+    let of_folder = of_folder.filter(is_one);
     let stamp = |path: PathBuf| {
         let found = path.metadata().ok().filter(std::fs::Metadata::is_file)?;
         Some((path, (found.len(), found.modified().ok())))
