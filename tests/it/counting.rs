@@ -246,3 +246,48 @@ async fn a_stream_ends_where_what_is_held_for_it_ends() {
         host.run(&["db", "audit"]);
     }
 }
+
+#[tokio::test]
+async fn reasoning_that_is_counted_beside_an_answer_cuts_nothing_of_it() {
+    let usage = json!({ "prompt_tokens": 2, "completion_tokens": 50, "total_tokens": 452,
+                        "completion_tokens_details": { "reasoning_tokens": 400 } });
+    let chunk = |delta: Value, reason: Value| {
+        let choice = json!({ "index": 0, "delta": delta, "finish_reason": reason });
+        let event = json!({ "choices": [choice], "usage": usage });
+        &*format!("data: {event}\n\n").leak()
+    };
+    let call = json!({ "index": 0, "id": "call_1", "type": "function",
+                       "function": { "name": "look", "arguments": "{}" } });
+    let pieces = [
+        chunk(json!({ "content": "Let me see." }), Value::Null),
+        chunk(json!({ "tool_calls": [call] }), json!("tool_calls")),
+        "data: [DONE]\n\n",
+    ];
+    let (host, _, upstream) = chatty(Act::Stream(pieces.to_vec().leak())).await;
+    upstream.release(2);
+    let purse = Purse::prepaid(&host, 1_000_000_000).await;
+    let mut ask = streamed_chat();
+    ask["max_tokens"] = json!(256);
+    let events = purse.customer.stream("/v1/chat/completions", ask).await;
+    let events = events.rest().await;
+    let called =
+        |event: &Value| event["choices"][0]["delta"]["tool_calls"][0]["function"]["name"] == "look";
+    assert!(events.iter().any(called), "{events:?}");
+    let ended = |event: &Value| event["choices"][0]["finish_reason"] == "tool_calls";
+    assert!(events.iter().any(ended), "{events:?}");
+}
+
+#[tokio::test]
+async fn reasoning_that_comes_back_takes_no_room_of_a_prompt() {
+    let (_host, customer, upstream) = chatty(Act::Answer("yes")).await;
+    let ask = json!({ "model": "it", "messages": [
+        { "role": "user", "content": "Is it?" },
+        { "role": "assistant", "content": "It is.", "reasoning_content": "a".repeat(300_000) },
+        { "role": "user", "content": "Why?" },
+    ] });
+    customer.post("/v1/chat/completions", ask).await.expect(200);
+    assert_eq!(
+        upstream.seen()[0].body["messages"][1].get("reasoning_content"),
+        None
+    );
+}

@@ -32,12 +32,20 @@ pub(super) fn bytes(ask: &Ask) -> usize {
         }
 }
 
+/// Without the reasoning of earlier answers, which most models do not get.
 fn of_message(message: &Message) -> usize {
     let parts: usize = message.content.iter().map(of_part).sum();
     let calls = message.tool_calls.iter();
     let of_call = |call: &ToolCall| call.id.len() + call.name.len() + call.arguments.len();
     let answers = message.tool_call_id.as_deref().map_or(0, str::len);
-    parts + calls.map(of_call).sum::<usize>() + answers + of_extensions(&message.ext)
+    let reasoning = reasoning(message).map_or(0, str::len);
+    parts + calls.map(of_call).sum::<usize>() + answers + of_extensions(&message.ext) - reasoning
+}
+
+/// That of the model before it said this.
+fn reasoning(message: &Message) -> Option<&str> {
+    let mut found = message.ext.iter().filter(|ext| ext.name == "reasoning");
+    found.next().map(|ext| ext.value.as_str())
 }
 
 /// What a template frames.
@@ -64,8 +72,15 @@ fn of_part(part: &Part) -> usize {
 
 /// The most tokens that a plugin can honestly count for the prompt.
 pub(super) fn most_in_prompt(ask: &Ask) -> u32 {
-    let most =
-        bytes(ask) + TEMPLATE_TOKENS + frames(ask) * FRAME_TOKENS + others(ask).len() * PART_TOKENS;
+    let reasoning: usize = match &ask.prompt {
+        Prompt::Text(_) => 0,
+        Prompt::Chat(messages) => messages.iter().filter_map(reasoning).map(str::len).sum(),
+    };
+    let most = bytes(ask)
+        + reasoning
+        + TEMPLATE_TOKENS
+        + frames(ask) * FRAME_TOKENS
+        + others(ask).len() * PART_TOKENS;
     u32::try_from(most).unwrap_or(u32::MAX)
 }
 

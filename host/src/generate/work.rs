@@ -58,6 +58,9 @@ struct Produced {
     is_counted: bool,
     /// What it counted beyond what the request allows.
     beyond: Bounds,
+    /// Whether it counted more of an answer than the request allows, without the reasoning: some
+    /// APIs count that beside what their bound is for.
+    is_over: bool,
     /// How long it waited for a client that had not read what there was.
     unread: Duration,
     /// Since when it waits so now.
@@ -82,6 +85,10 @@ impl Produced {
             prompt_tokens: usage.prompt_tokens - prompt_tokens,
             new_tokens: usage.completion_tokens - completion_tokens,
         };
+        let answered = usage
+            .completion_tokens
+            .saturating_sub(usage.reasoning_tokens);
+        self.is_over = answered > self.bounds.new_tokens;
         self.usage = PluginUsage {
             prompt_tokens,
             completion_tokens,
@@ -97,8 +104,7 @@ impl Produced {
     /// else by its length: the API behind it does not keep to what it is told.
     fn is_beyond_what_is_held(&self) -> bool {
         let most = (self.bounds.new_tokens as usize).saturating_mul(LONGEST_TOKEN);
-        self.room.held.is_some()
-            && (self.beyond.new_tokens > 0 || (!self.is_counted && self.bytes > most))
+        self.room.held.is_some() && (self.is_over || (!self.is_counted && self.bytes > most))
     }
 
     /// Whether, of this time, the client took a good part to read.

@@ -165,7 +165,7 @@ impl Decode for Decoder {
         if let Some(usage) = wire.usage.as_ref().and_then(counted) {
             self.usage = Some(usage);
             // the totals come once more at the end; some servers count all along
-            if is_on_the_way {
+            if is_on_the_way && self.reason.is_none() {
                 events.push(Event::Usage(usage));
             }
         }
