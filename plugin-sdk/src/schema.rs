@@ -107,6 +107,7 @@ pub struct Params {
     /// Number of likeliest tokens to sample from.
     pub top_k: Option<u32>,
     /// Same seed, same request: same answer, where the backend can promise it.
+    /// Of a number with a sign, as OpenAI's API has it, these are the bits.
     pub seed: Option<u64>,
     /// As in OpenAI's API, -2 to 2.
     pub frequency_penalty: Option<f32>,

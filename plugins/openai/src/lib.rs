@@ -153,6 +153,8 @@ mod tests {
         let newer = open("max_tokens_field", "max_completion_tokens").unwrap();
         assert!(newer.has_max_completion_tokens);
         assert!(!open("stream_options", "false").unwrap().has_stream_options);
+        let with_reasoning = open("reasoning_field", "reasoning").unwrap();
+        assert_eq!(with_reasoning.reasoning_field, Some("reasoning"));
         for (key, value) in [
             ("max_tokens_field", "tokens"),
             ("stream_options", "no"),

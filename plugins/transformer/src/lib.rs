@@ -48,10 +48,11 @@ const KV_CACHE_MIB: usize = 96;
 /// More threads than any machine has use for.
 const MOST_THREADS: usize = 256;
 /// What can be set; see [`Transformer::open`].
-const SETTINGS: [&str; 7] = [
+const SETTINGS: [&str; 8] = [
     "cache_dir",
     "dtype",
     "kv_cache_mib",
+    "model_name",
     "model_path",
     "prefix_cache",
     "prompt_lookup",

@@ -40,8 +40,9 @@ pub use rows::insert_from;
 pub use script::{Place as PlaceInScript, Ran, Script};
 pub use writer::Turn;
 
-/// Connections to PostgreSQL that write: for Stripe, for the webhook, for old rows, four for
-/// the names of requests, and one at least for what the operator does, however much it is.
+/// Connections to PostgreSQL that write: one to have the right alone and one to write for
+/// Stripe, the webhook and old rows, at most four for the names of requests, and for what the
+/// operator does. They wait for each other.
 const WRITERS: u32 = 8;
 /// Connections for what must not wait for that: settling, the server's lease, and one to
 /// take the place of one that says nothing any more.

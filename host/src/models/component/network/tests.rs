@@ -148,8 +148,8 @@ async fn silent() -> (TcpListener, Vec<TcpStream>) {
 }
 
 /// What a request comes to whose upstream has these addresses, when a connection may take
-/// a second.
-async fn asked(addresses: &'static [[u8; 4]], port: u16) -> Result<u16, Error> {
+/// so many seconds.
+async fn asked(addresses: &'static [[u8; 4]], port: u16, seconds: u64) -> Result<u16, Error> {
     let url = format!("http://upstream.example:{port}/");
     let found = service_fn(move |_: Name| async move {
         let found = addresses.iter().map(|&ip| (ip, 0).into());
@@ -157,7 +157,7 @@ async fn asked(addresses: &'static [[u8; 4]], port: u16) -> Result<u16, Error> {
     });
     let gate = Gate::new("model".into(), Arc::new(upstream(&url)), Arc::default()).unwrap();
     let gate = Gate {
-        client: client(found, Duration::from_secs(1)).unwrap(),
+        client: client(found, Duration::from_secs(seconds)).unwrap(),
         ..gate
     };
     let exchange = Exchange {
@@ -183,7 +183,7 @@ async fn an_address_that_says_nothing_hides_no_other() {
         let answer = b"HTTP/1.1 204 No Content\r\n\r\n";
         stream.write_all(answer).await.unwrap();
     });
-    let status = asked(&[[127, 0, 0, 1], [127, 0, 0, 2]], port).await;
+    let status = asked(&[[127, 0, 0, 1], [127, 0, 0, 2]], port, 5).await;
     assert_eq!(status.unwrap(), 204);
 }
 
@@ -191,6 +191,6 @@ async fn an_address_that_says_nothing_hides_no_other() {
 async fn an_upstream_without_a_connection_in_time_was_sent_nothing() {
     let (silent, _held) = silent().await;
     let port = silent.local_addr().unwrap().port();
-    let error = asked(&[[127, 0, 0, 1]], port).await.unwrap_err();
+    let error = asked(&[[127, 0, 0, 1]], port, 1).await.unwrap_err();
     assert!(matches!(error, Error::ConnectionTimeout), "{error:?}");
 }

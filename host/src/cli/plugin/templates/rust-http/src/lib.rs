@@ -127,7 +127,7 @@ fn body(model: &str, messages: &[Value], request: &Request) -> Result<Value, Err
         ("temperature", params.temperature.map(Value::from)),
         ("top_p", params.top_p.map(Value::from)),
         ("top_k", params.top_k.map(Value::from)),
-        ("seed", params.seed.map(Value::from)),
+        ("seed", params.seed.map(u64::cast_signed).map(Value::from)),
         (
             "frequency_penalty",
             params.frequency_penalty.map(Value::from),
