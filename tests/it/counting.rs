@@ -138,6 +138,18 @@ async fn last_row(customer: &Client) -> Value {
     customer.get("/usage/requests").await.expect(200)["requests"][0].clone()
 }
 
+/// A stream whose end is that something took too long, and which costs nothing.
+async fn times_out_for_nothing(customer: &Client, events: Events) {
+    let events = events.rest().await;
+    let last = events.last().expect("an event");
+    assert_eq!(last["error"]["code"], "timeout", "{events:?}");
+    let row = last_row(customer).await;
+    assert_eq!(
+        (&row["status"], &row["cost"]),
+        (&json!("failed"), &json!(0.0))
+    );
+}
+
 fn streamed_chat() -> Value {
     let messages = json!([{ "role": "user", "content": "What is it?" }]);
     json!({ "model": "it", "stream": true, "messages": messages })
@@ -152,28 +164,14 @@ async fn a_stream_that_may_be_asked_for_again_is_not_charged_when_its_time_is_ov
         .header("idempotency-key", "once")
         .json(&streamed_chat());
     let events = Events::of(request.send().await.expect("an answer"));
-    let events = events.rest().await;
-    let last = events.last().expect("an event");
-    assert_eq!(last["error"]["code"], "timeout", "{events:?}");
-    let row = last_row(&customer).await;
-    assert_eq!(
-        (&row["status"], &row["cost"]),
-        (&json!("failed"), &json!(0.0))
-    );
+    times_out_for_nothing(&customer, events).await;
 }
 
 #[tokio::test]
 async fn a_stream_that_the_upstream_gave_up_is_not_charged() {
     let (_host, customer, _upstream) = chatty(Act::Stream(GIVEN_UP)).await;
     let events = customer.stream("/v1/chat/completions", streamed_chat());
-    let events = events.await.rest().await;
-    let last = events.last().expect("an event");
-    assert_eq!(last["error"]["code"], "timeout", "{events:?}");
-    let row = last_row(&customer).await;
-    assert_eq!(
-        (&row["status"], &row["cost"]),
-        (&json!("failed"), &json!(0.0))
-    );
+    times_out_for_nothing(&customer, events.await).await;
 }
 
 #[tokio::test]

@@ -18,6 +18,8 @@ const LIKELY_PART_TOKENS: usize = 1000;
 /// Tokens that a template may put around each message, part of one, call and tool: ChatML has
 /// five and a role for a message, and JSON's own signs some twenty for a tool.
 const FRAME_TOKENS: usize = 32;
+/// The extension of a message that is the model's reasoning before it.
+const REASONING: &str = "reasoning";
 
 /// Bytes that the caller wrote for the model to read.
 pub(super) fn bytes(ask: &Ask) -> usize {
@@ -38,14 +40,18 @@ fn of_message(message: &Message) -> usize {
     let calls = message.tool_calls.iter();
     let of_call = |call: &ToolCall| call.id.len() + call.name.len() + call.arguments.len();
     let answers = message.tool_call_id.as_deref().map_or(0, str::len);
-    let reasoning = reasoning(message).map_or(0, str::len);
-    parts + calls.map(of_call).sum::<usize>() + answers + of_extensions(&message.ext) - reasoning
+    let extensions = message.ext.iter().filter(|ext| ext.name != REASONING);
+    parts + calls.map(of_call).sum::<usize>() + answers + of_extensions(extensions)
 }
 
-/// That of the model before it said this.
-fn reasoning(message: &Message) -> Option<&str> {
-    let mut found = message.ext.iter().filter(|ext| ext.name == "reasoning");
-    found.next().map(|ext| ext.value.as_str())
+/// The reasoning of earlier answers.
+fn reasoning(ask: &Ask) -> usize {
+    let messages = match &ask.prompt {
+        Prompt::Text(_) => &[][..],
+        Prompt::Chat(messages) => messages,
+    };
+    let extensions = messages.iter().flat_map(|message| &message.ext);
+    of_extensions(extensions.filter(|ext| ext.name == REASONING))
 }
 
 /// What a template frames.
@@ -58,8 +64,8 @@ fn frames(ask: &Ask) -> usize {
         }
 }
 
-fn of_extensions(extensions: &[Extension]) -> usize {
-    extensions.iter().map(|ext| ext.value.len()).sum()
+fn of_extensions<'a>(extensions: impl IntoIterator<Item = &'a Extension>) -> usize {
+    extensions.into_iter().map(|ext| ext.value.len()).sum()
 }
 
 fn of_part(part: &Part) -> usize {
@@ -72,12 +78,8 @@ fn of_part(part: &Part) -> usize {
 
 /// The most tokens that a plugin can honestly count for the prompt.
 pub(super) fn most_in_prompt(ask: &Ask) -> u32 {
-    let reasoning: usize = match &ask.prompt {
-        Prompt::Text(_) => 0,
-        Prompt::Chat(messages) => messages.iter().filter_map(reasoning).map(str::len).sum(),
-    };
     let most = bytes(ask)
-        + reasoning
+        + reasoning(ask)
         + TEMPLATE_TOKENS
         + frames(ask) * FRAME_TOKENS
         + others(ask).len() * PART_TOKENS;

@@ -187,12 +187,13 @@ impl Generator {
                 Err(_) => Err(failure(ErrorKind::Internal, "the request failed")),
             },
         };
-        // and not only that of an upstream, which says the same
-        let is_time_over = matches!(&end, Err(Error::Plugin(error)) if error.kind == ErrorKind::Timeout)
+        // of a stream, and not only that of an upstream, which says the same
+        let is_time_over = is_streamed
+            && matches!(&end, Err(Error::Plugin(error)) if error.kind == ErrorKind::Timeout)
             && admitted.since.elapsed() + SLACK >= timeout;
         let end = match end {
             // what it was sent and did not read is not the model's fault
-            Err(_) if is_time_over && is_streamed && produced.is_held_up(timeout) => {
+            Err(_) if is_time_over && produced.is_held_up(timeout) => {
                 Err(Error::Left("did not read in time"))
             }
             end => end,
@@ -205,11 +206,8 @@ impl Generator {
             return Err(error);
         }
         // a client that may ask for it again is not to pay twice
-        let is_delivered = is_time_over
-            && is_streamed
-            && !is_repeatable
-            && produced.bytes > 0
-            && !left.is_cancelled();
+        let is_delivered =
+            is_time_over && !is_repeatable && produced.bytes > 0 && !left.is_cancelled();
         self.settle(admitted, produced.counted(), end, is_delivered)
             .await
     }

@@ -314,11 +314,10 @@ impl Keys {
 
     /// Makes an admin key, unless another server has made one meanwhile.
     async fn first_admin(&self) -> Result<Option<SecretString>, Error> {
-        let made = format::generate(format::ADMIN).map_err(Error::Randomness)?;
-        let (text, by, now) = (made.text, Actor::Server, self.clock.now());
-        let hash = self.hash(text.expose_secret());
-        let is_first = self.store.set_first_admin_hash(&hash, &by, now).await?;
-        Ok(is_first.then_some(text))
+        let text = new_admin()?;
+        let (hash, now) = (self.hash(text.expose_secret()), self.clock.now());
+        let is_first = self.store.set_first_admin_hash(&hash, &Actor::Server, now);
+        Ok(is_first.await?.then_some(text))
     }
 
     /// Makes a new admin key; the one before it is no longer valid.
@@ -326,9 +325,7 @@ impl Keys {
     /// # Errors
     /// When the database fails.
     pub async fn reset_admin(&self, by: &Actor) -> Result<SecretString, Error> {
-        let text = format::generate(format::ADMIN)
-            .map_err(Error::Randomness)?
-            .text;
+        let text = new_admin()?;
         self.set_admin(text.expose_secret(), by).await?;
         Ok(text)
     }
@@ -377,6 +374,12 @@ impl Keys {
 
 fn same(a: &[u8], b: &[u8]) -> bool {
     a.ct_eq(b).into()
+}
+
+/// The text of a new admin key.
+fn new_admin() -> Result<SecretString, Error> {
+    let made = format::generate(format::ADMIN);
+    Ok(made.map_err(Error::Randomness)?.text)
 }
 
 #[cfg(test)]

@@ -100,14 +100,12 @@ pub async fn list(
             key.as_ref()
                 .is_none_or(|key| key.allowed_models.contains(&model.spec.id))
         })
-        .map(|model| Shown::from(&**model))
-        .map(|shown| match &key {
-            None => shown,
-            Some(_) => Shown {
-                reason: None,
-                problem: None,
-                ..shown
-            },
+        .map(|model| {
+            let mut shown = Shown::from(&**model);
+            if key.is_some() {
+                (shown.reason, shown.problem) = (None, None);
+            }
+            shown
         })
         .collect();
     Json(List {
