@@ -80,6 +80,14 @@ pub enum Error {
 }
 
 impl Error {
+    /// The client has closed its connection.
+    pub(super) const LEFT: Self = Self::Left("left");
+
+    /// What went wrong at a plugin, or on the way to it.
+    pub(super) fn plugin(kind: ErrorKind, message: &str) -> Self {
+        Self::Plugin(PluginError::new(kind, message))
+    }
+
     /// A stable word for the kind of error.
     pub fn code(&self) -> &str {
         match self {

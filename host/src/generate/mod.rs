@@ -12,6 +12,7 @@ mod error;
 mod generation;
 mod idempotency;
 mod metrics;
+mod produced;
 mod reserve;
 mod tokens;
 mod work;

@@ -6,37 +6,26 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use plugin_sdk::{
-    CountSource, Error as PluginError, ErrorKind, Event, Extension, FinishReason,
-    Usage as PluginUsage, guess_tokens,
-};
+use plugin_sdk::{CountSource, ErrorKind, Event, Extension, FinishReason, Usage as PluginUsage};
 use time::OffsetDateTime;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::idempotency::Kept;
+use super::produced::Produced;
 use super::reserve::{Bounds, Room};
-use super::{Answer, Ask, Content, Error, Generator, Piece, tokens};
+use super::{Answer, Ask, Content, Error, Generator, Piece, Repeatable, tokens};
 use crate::cohort::behind_others;
 use crate::limits::Permit;
 use crate::models::{Completion, Model};
-use crate::money::NanoDollars;
+use crate::money::{NanoDollars, Price};
 use crate::store::answers::KeptAnswer;
 use crate::store::usage::{Status, Usage};
 use crate::store::{self, Settlement};
 
-/// Longest answer, in bytes, whatever a plugin sends.
-const MAX_ANSWER_BYTES: usize = 4 << 20;
-
-/// The most bytes of a token: the vocabularies in use have runs of 128 spaces or signs.
-const LONGEST_TOKEN: usize = 128;
-
 /// How long before the end of its time a request may be told that it is over.
 const SLACK: Duration = Duration::from_millis(100);
-
-/// The client has closed its connection.
-const LEFT: Error = Error::Left("left");
 
 /// A request that the limits admitted.
 pub(super) struct Admitted {
@@ -45,107 +34,6 @@ pub(super) struct Admitted {
     pub(super) permit: Permit,
     pub(super) at: OffsetDateTime,
     pub(super) since: Instant,
-}
-
-/// What was produced so far.
-#[derive(Debug, Default)]
-struct Produced {
-    /// Length of all pieces.
-    bytes: usize,
-    /// Of the prompt from the start; the rest as the plugin counts it.
-    usage: PluginUsage,
-    /// Whether the plugin has counted.
-    is_counted: bool,
-    /// What it counted beyond what the request allows.
-    beyond: Bounds,
-    /// Whether it counted more of an answer than the request allows, without the reasoning: some
-    /// APIs count that beside what their bound is for.
-    is_over: bool,
-    /// How long it waited for a client that had not read what there was.
-    unread: Duration,
-    /// Since when it waits so now.
-    unread_since: Option<Instant>,
-    digest: Option<String>,
-    /// What it may be charged for.
-    bounds: Bounds,
-    /// What is held for it.
-    room: Room,
-    /// All of it, where a repeat may ask for it.
-    content: Option<Content>,
-    /// What came to its end, with the instance of a component.
-    ended: Option<Completion>,
-}
-
-impl Produced {
-    /// Takes the plugin's count, within what the request allows.
-    fn count(&mut self, usage: PluginUsage) {
-        let prompt_tokens = usage.prompt_tokens.min(self.bounds.prompt_tokens);
-        let completion_tokens = usage.completion_tokens.min(self.bounds.new_tokens);
-        self.beyond = Bounds {
-            prompt_tokens: usage.prompt_tokens - prompt_tokens,
-            new_tokens: usage.completion_tokens - completion_tokens,
-        };
-        let answered = usage
-            .completion_tokens
-            .saturating_sub(usage.reasoning_tokens);
-        self.is_over = answered > self.bounds.new_tokens;
-        self.usage = PluginUsage {
-            prompt_tokens,
-            completion_tokens,
-            cached_prompt_tokens: usage.cached_prompt_tokens.min(prompt_tokens),
-            reasoning_tokens: usage.reasoning_tokens.min(completion_tokens),
-            source: usage.source,
-        };
-        // some APIs count none until the last piece
-        self.is_counted |= completion_tokens > 0;
-    }
-
-    /// Whether more was produced than is held for the request, by the plugin's count or
-    /// else by its length: the API behind it does not keep to what it is told.
-    fn is_beyond_what_is_held(&self) -> bool {
-        let most = (self.bounds.new_tokens as usize).saturating_mul(LONGEST_TOKEN);
-        self.room.held.is_some() && (self.is_over || (!self.is_counted && self.bytes > most))
-    }
-
-    /// Whether, of this time, the client took a good part to read.
-    fn is_held_up(&self, time: Duration) -> bool {
-        let now = self.unread_since.map_or(Duration::ZERO, |at| at.elapsed());
-        self.unread + now > time / 10
-    }
-
-    /// Puts a guess where the plugin has not counted.
-    fn counted(mut self) -> Self {
-        if !self.is_counted {
-            let guess = guess_tokens(self.bytes);
-            self.usage.completion_tokens = guess.min(self.bounds.new_tokens);
-            self.usage.source = CountSource::Estimated;
-        }
-        self
-    }
-
-    /// Hands a piece to the client, and waits while it has not read the last ones.
-    /// A client that is gone ends the work, unless it may come back for it.
-    async fn pass_on(&mut self, pieces: &mpsc::Sender<Piece>, piece: Piece) -> Result<(), Error> {
-        self.bytes += match &piece {
-            Piece::Text(text) | Piece::Reasoning(text) => text.len(),
-            Piece::ToolCall(call) => call.name.len() + call.arguments.len(),
-        };
-        if self.bytes > MAX_ANSWER_BYTES {
-            return Err(failure(ErrorKind::Upstream, "the answer is too long"));
-        }
-        if let Some(content) = &mut self.content {
-            content.push(piece.clone());
-        }
-        let since = Instant::now();
-        self.unread_since = Some(since);
-        let sent = pieces.send(piece).await;
-        self.unread_since = None;
-        self.unread += since.elapsed();
-        if self.content.is_some() {
-            return Ok(());
-        }
-        sent.map_err(|_| LEFT)
-    }
 }
 
 impl Generator {
@@ -159,10 +47,7 @@ impl Generator {
     ) -> Result<Answer, Error> {
         let is_streamed = admitted.ask.is_streamed;
         let is_repeatable = admitted.ask.repeatable.is_some();
-        let mut produced = Produced {
-            content: is_repeatable.then(Content::default),
-            ..Produced::default()
-        };
+        let mut produced = Produced::new(is_repeatable);
         let timeout = Duration::from_millis(admitted.model.spec.limits.timeout_ms.into());
         let work = self.produce(&admitted, &mut produced, pieces);
         // a bug in the pipeline ends one request, and that is settled too
@@ -179,12 +64,12 @@ impl Generator {
             // a stop of the server's is not the client's doing
             () = gone => Err(match self.stopping.is_cancelled() {
                 true => Error::Stopping,
-                false => LEFT,
+                false => Error::LEFT,
             }),
             end = work => match end {
                 Ok(Ok(end)) => end,
-                Ok(Err(_)) => Err(failure(ErrorKind::Timeout, "the model took too long")),
-                Err(_) => Err(failure(ErrorKind::Internal, "the request failed")),
+                Ok(Err(_)) => Err(Error::plugin(ErrorKind::Timeout, "the model took too long")),
+                Err(_) => Err(Error::plugin(ErrorKind::Internal, "the request failed")),
             },
         };
         // of a stream, and not only that of an upstream, which says the same
@@ -253,8 +138,7 @@ impl Generator {
                     }
                     Event::Usage(usage) => produced.count(usage),
                     Event::Finish(finish) => {
-                        produced.count(finish.usage);
-                        produced.is_counted = true;
+                        produced.finish(finish.usage);
                         produced.ended = Some(completion);
                         return Ok(finish.reason);
                     }
@@ -284,27 +168,17 @@ impl Generator {
             since,
         } = admitted;
         let (spec, used) = (&model.spec, produced.usage);
+        produced.warn_of_beyond(&spec.name);
         let status = match &end {
             Ok(_) => Status::Ok,
             Err(Error::Left(_)) => Status::Cancelled,
             Err(_) if is_delivered => Status::Cancelled,
             Err(_) => Status::Failed,
         };
-        let is_charged = match status {
-            Status::Ok => true,
-            // a prompt that no token answered yet is not charged
-            Status::Cancelled => used.completion_tokens > 0,
-            Status::Failed => false,
-        };
-        let mut cost = NanoDollars::default();
-        if is_charged {
-            cost = spec
-                .price_per_million
-                .of(used.prompt_tokens, used.completion_tokens);
-        }
-        // the bounds see to it already; what is held is all that there is
         let Room { held, capped_by } = produced.room;
-        cost = cost.min(held.unwrap_or(cost));
+        // the bounds see to it already; what is held is all that there is
+        let cost = charge(spec.price_per_million, used, status);
+        let cost = cost.min(held.unwrap_or(cost));
         let usage = Arc::new(Usage {
             request_id: ask.request_id,
             customer_id: ask.key.customer_id,
@@ -331,14 +205,9 @@ impl Generator {
             limited_by: capped_by.filter(|_| finish_reason == FinishReason::Length),
         });
         let kept = match (&answer, produced.content, ask.repeatable) {
-            (Ok(answer), Some(content), Some(repeatable)) => Some(KeptAnswer {
-                api_key_id: usage.api_key_id,
-                idempotency_key: repeatable.key,
-                fingerprint: repeatable.fingerprint,
-                request_id: usage.request_id.clone(),
-                answer: serde_json::json!(Kept::new(content, answer)).to_string(),
-                created_at: self.clock.now(),
-            }),
+            (Ok(answer), Some(content), Some(repeatable)) => {
+                Some(self.kept_as(repeatable, &usage, answer, content))
+            }
             // what failed or was stopped may be tried again
             _ => None,
         };
@@ -347,18 +216,6 @@ impl Generator {
             answer: kept,
             is_held: held.is_some(),
         };
-        let Bounds {
-            prompt_tokens,
-            new_tokens,
-        } = produced.beyond;
-        if prompt_tokens > 0 || new_tokens > 0 {
-            tracing::warn!(
-                model = usage.model_name,
-                prompt_tokens,
-                new_tokens,
-                "the plugin counts more than the request allows, which is not charged"
-            );
-        }
         let mut ended = produced.ended;
         // free for another request meanwhile; to make the next instance would be in the way
         if let Some(ended) = ended.take_if(|completion| completion.is_kept()) {
@@ -390,6 +247,39 @@ impl Generator {
         log(&usage, answer.as_ref().err());
         answer
     }
+
+    /// The answer as its repeat will find it.
+    fn kept_as(
+        &self,
+        asked: Repeatable,
+        usage: &Usage,
+        answer: &Answer,
+        content: Content,
+    ) -> KeptAnswer {
+        KeptAnswer {
+            api_key_id: usage.api_key_id,
+            idempotency_key: asked.key,
+            fingerprint: asked.fingerprint,
+            request_id: usage.request_id.clone(),
+            answer: serde_json::json!(Kept::new(content, answer)).to_string(),
+            created_at: self.clock.now(),
+        }
+    }
+}
+
+/// What a request costs that ended so.
+fn charge(price: Price, used: PluginUsage, status: Status) -> NanoDollars {
+    let is_charged = match status {
+        Status::Ok => true,
+        // a prompt that no token answered yet is not charged
+        Status::Cancelled => used.completion_tokens > 0,
+        Status::Failed => false,
+    };
+    if is_charged {
+        price.of(used.prompt_tokens, used.completion_tokens)
+    } else {
+        NanoDollars::default()
+    }
 }
 
 /// What the plugin is asked, but for the number of new tokens.
@@ -418,13 +308,12 @@ fn request(admitted: &Admitted) -> plugin_sdk::Request {
 async fn next(completion: &mut Completion) -> Result<Vec<Event>, Error> {
     let events = completion.next().await.map_err(Error::Plugin)?;
     if events.is_empty() {
-        return Err(failure(ErrorKind::Upstream, "the plugin reported nothing"));
+        return Err(Error::plugin(
+            ErrorKind::Upstream,
+            "the plugin reported nothing",
+        ));
     }
     Ok(events)
-}
-
-fn failure(kind: ErrorKind, message: &str) -> Error {
-    Error::Plugin(PluginError::new(kind, message))
 }
 
 /// One line for each request; the detail of an error is for the operator alone.
