@@ -9,9 +9,10 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use plugin_sdk::{CountSource, FinishReason, ToolCall, Usage};
 use serde::{Deserialize, Serialize};
 
@@ -63,7 +64,7 @@ impl AtWork {
     /// [`Error::KeyReused`] when it is for another.
     pub(super) fn claim(&self, api_key_id: i64, asked: &Repeatable) -> Result<Claim, Error> {
         let name = (api_key_id, asked.key.clone());
-        let mut names = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut names = self.0.lock();
         match names.entry(name.clone()) {
             Entry::Occupied(first) if *first.get() == asked.fingerprint => Err(Error::AtWork),
             Entry::Occupied(_) => Err(Error::KeyReused),
@@ -133,10 +134,7 @@ impl Drop for Claim {
         if let Some(shared) = self.shared.take() {
             tokio::spawn(shared.free());
         }
-        let names = self.at_work.0.lock();
-        names
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&self.name);
+        self.at_work.0.lock().remove(&self.name);
     }
 }
 

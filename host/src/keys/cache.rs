@@ -5,8 +5,10 @@
 //! being written.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use crate::store::keys::Found;
 
@@ -45,7 +47,7 @@ impl Cache {
     /// changes: a key, or none.
     pub fn get(&self, public_id: &str, changes: u64) -> Option<Option<Arc<Found>>> {
         let now = Instant::now();
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = self.known.lock();
         if let Some(read) = known
             .get(public_id)
             .filter(|read| read.serves(changes, now))
@@ -53,14 +55,14 @@ impl Cache {
             return Some(Some(Arc::clone(&read.what)));
         }
         drop(known);
-        let unknown = self.unknown.lock().unwrap_or_else(PoisonError::into_inner);
+        let unknown = self.unknown.lock();
         let read = unknown.get(public_id)?;
         read.serves(changes, now).then_some(None)
     }
 
     /// Whether the text was a key's when it was read last.
     pub fn knows(&self, public_id: &str) -> bool {
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = self.known.lock();
         known.contains_key(public_id)
     }
 
@@ -81,7 +83,7 @@ fn insert<T>(
     what: T,
     changes: u64,
 ) {
-    let mut texts = texts.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut texts = texts.lock();
     if texts.len() >= most && !texts.contains_key(public_id) {
         // any one: to find out which is used least would cost more than to read it again
         if let Some(one) = texts.keys().next().cloned() {
@@ -178,7 +180,7 @@ mod tests {
         for text in 0..10 * UNKNOWN {
             cache.put(&text.to_string(), None, 0);
         }
-        let unknown = cache.unknown.lock().expect("no panic").len();
+        let unknown = cache.unknown.lock().len();
         assert!(unknown <= UNKNOWN, "{unknown}");
         assert_eq!(id(cache.get("mine", 0)), Some(Some(1)));
     }

@@ -1,8 +1,9 @@
 //! Limits that this process holds by itself.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+use parking_lot::Mutex;
 
 use super::bucket::Bucket;
 use super::{Demand, Limit, Refusal, Standing, Subject, Unit};
@@ -43,7 +44,7 @@ impl Local {
     /// # Errors
     /// When a limit does not leave it.
     pub fn admit(&self, demand: &Demand, now: Duration) -> Result<Vec<Standing>, Refusal> {
-        let mut state = self.lock();
+        let mut state = self.0.lock();
         let before: Vec<_> = demand
             .limits
             .iter()
@@ -66,7 +67,7 @@ impl Local {
 
     /// Ends a request that was admitted: it is not at work any more.
     pub fn release(&self, demand: &Demand) {
-        let mut state = self.lock();
+        let mut state = self.0.lock();
         for limit in demand.limits_of(Unit::Concurrent) {
             if let Some(running) = state.running.get_mut(&limit.subject) {
                 *running = running.saturating_sub(1);
@@ -79,16 +80,12 @@ impl Local {
 
     /// Puts the tokens that a request used in the place of those it reserved.
     pub fn correct(&self, demand: &Demand, used: u32, now: Duration) {
-        let mut state = self.lock();
+        let mut state = self.0.lock();
         for limit in demand.limits_of(Unit::Tokens) {
             state.change(limit, now, |bucket| {
                 bucket.take(used).give_back(demand.tokens)
             });
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -216,7 +213,7 @@ mod tests {
         for _ in 0..2 {
             local.release(&ask);
         }
-        assert!(local.lock().running.is_empty());
+        assert!(local.0.lock().running.is_empty());
     }
 
     #[test]
@@ -267,11 +264,11 @@ mod tests {
         local
             .admit(&ask(0), NOW + Duration::from_millis(500))
             .unwrap();
-        assert_eq!(local.lock().buckets.len(), SWEEP_AT);
+        assert_eq!(local.0.lock().buckets.len(), SWEEP_AT);
         let later = NOW + Duration::from_millis(1200);
-        local.lock().sweep_at = 0;
+        local.0.lock().sweep_at = 0;
         local.admit(&ask(-1), later).unwrap();
         // the one that was asked twice, and the new one
-        assert_eq!(local.lock().buckets.len(), 2);
+        assert_eq!(local.0.lock().buckets.len(), 2);
     }
 }

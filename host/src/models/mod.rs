@@ -9,12 +9,13 @@ pub mod native;
 
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use futures_util::FutureExt;
+use parking_lot::Mutex;
 use plugin_sdk::{Error, ErrorKind, Event, PluginInfo, Request, TokenEstimate};
 use tokio::sync::watch;
 
@@ -295,14 +296,7 @@ impl Model {
         }
         let (spec, loader) = (self.spec.clone(), loader.clone());
         let (slot, mut state) = (Arc::downgrade(&self.slot), self.slot.state.subscribe());
-        let found = {
-            let mut found = self
-                .slot
-                .found
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            std::mem::take(&mut *found)
-        };
+        let found = std::mem::take(&mut *self.slot.found.lock());
         tokio::spawn(async move {
             // whatever happens, the model must not be loading for ever
             let opened = AssertUnwindSafe(loader.open(&spec, found)).catch_unwind();

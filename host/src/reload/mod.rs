@@ -8,9 +8,10 @@ mod watch;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
@@ -104,10 +105,7 @@ impl Handle {
 
     /// Why the configuration file as it is now is not what runs.
     pub fn error(&self) -> Option<String> {
-        self.error
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.error.lock().clone()
     }
 }
 
@@ -214,8 +212,7 @@ impl Reloader {
                     tracing::error!(%error, "configuration refused; what ran before runs on");
                 }
             }
-            *last_error.lock().unwrap_or_else(PoisonError::into_inner) =
-                done.as_ref().err().map(ToString::to_string);
+            *last_error.lock() = done.as_ref().err().map(ToString::to_string);
             for (actor, asker) in askers {
                 self.put_on_record(&actor, &done).await;
                 if let Some(asker) = asker {

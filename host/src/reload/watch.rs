@@ -3,13 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use notify::event::{AccessKind, AccessMode, CreateKind, EventKind};
 use notify::{
     Config, Event, EventKindMask, RecommendedWatcher, RecursiveMode, Result, Watcher as _,
 };
+use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
@@ -81,7 +82,7 @@ impl Watcher {
             let followed = Arc::clone(&followed);
             move |event: Result<Event>| {
                 let Ok(event) = event else { return };
-                if lock(&followed).note(&event) {
+                if followed.lock().note(&event) {
                     // one that waits is one for all
                     touched.try_send(()).ok();
                 }
@@ -93,7 +94,7 @@ impl Watcher {
         tokio::spawn(async move {
             while touches.recv().await.is_some() {
                 while let Ok(Some(())) = timeout(QUIET, touches.recv()).await {}
-                if !lock(&seen).changed.is_empty() {
+                if !seen.lock().changed.is_empty() {
                     changed();
                 }
             }
@@ -120,7 +121,7 @@ impl Watcher {
     /// They are followed to where links lead now, into folders that may be new: Kubernetes
     /// replaces the files of a volume so.
     pub(super) fn about_to_read(&mut self) {
-        lock(&self.followed).changed.clear();
+        self.followed.lock().changed.clear();
         self.look_again();
     }
 
@@ -137,7 +138,7 @@ impl Watcher {
                 .collect();
             places.extend(folders.iter().cloned());
             // before anything is taken away, so that no change is missed
-            lock(&self.followed).places = places;
+            self.followed.lock().places = places;
             // what came into a folder before it was watched is found by another look
             if !self.watch(folders) {
                 return;
@@ -173,10 +174,6 @@ impl Watcher {
         self.folders = watched;
         is_one_new
     }
-}
-
-fn lock(followed: &Mutex<Followed>) -> MutexGuard<'_, Followed> {
-    followed.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What the system is to tell. On Linux it tells when a file is closed that was written,

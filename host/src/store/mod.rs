@@ -29,14 +29,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::Instant;
 
+use parking_lot::Mutex;
 use time::OffsetDateTime;
 use tokio::sync::Notify;
 
 use at_work::Turns;
 use db::{Pool, Transaction, query};
-use ledger::{Books, Limited, OpenBooks};
+use ledger::{Books, Limited};
 use pulse::Pulse;
-use servers::Hearing;
 
 pub use claim::Claim;
 pub use db::Place;
@@ -93,8 +93,9 @@ pub struct Inner {
     key_changes: AtomicU64,
     limited: Limited,
     /// Of a file; what is in those of a server is in the database as well.
-    books: OpenBooks,
-    hearing: Hearing,
+    books: Mutex<Books>,
+    /// Whether this server hears what others change; a file has nobody else to change it.
+    hears: AtomicBool,
     /// Whether the lease is unbroken for so long that others may be taken for dead.
     is_steady: AtomicBool,
     turns: Turns,
@@ -124,8 +125,8 @@ impl Store {
         migrations::run(&write).await?;
         Ok(Self(Arc::new(Inner {
             limited: Limited::load(&write).await?,
-            books: OpenBooks::new(Books::own()),
-            hearing: Hearing::new(&write),
+            books: Mutex::new(Books::own()),
+            hears: AtomicBool::new(!write.is_shared()),
             read: db::readers(place).await?,
             urgent: db::urgent(place, &write).await?,
             write,

@@ -3,8 +3,7 @@
 //! each other what they keep in memory of the database: of keys, and whose
 //! requests anything caps. Nothing of this happens on a file, which has one server.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
@@ -76,21 +75,6 @@ impl List {
             Self::Usage => 0x6d68 << 48,
             Self::Audit => 0x6d69 << 48,
         }
-    }
-}
-
-/// Whether this server hears what others change. Clones share it.
-#[derive(Clone, Debug)]
-pub(super) struct Hearing(Arc<AtomicBool>);
-
-impl Hearing {
-    /// A file has nobody else to change it.
-    pub fn new(pool: &Pool) -> Self {
-        Self(Arc::new(AtomicBool::new(!pool.is_shared())))
-    }
-
-    pub fn is_good(&self) -> bool {
-        self.0.load(Ordering::Acquire)
     }
 }
 
@@ -316,7 +300,7 @@ impl Store {
     async fn listen(self, options: PgConnectOptions) {
         loop {
             let heard = self.hear(options.clone()).await;
-            self.hearing.0.store(false, Ordering::Release);
+            self.hears.store(false, Ordering::Release);
             if let Err(error) = heard {
                 tracing::warn!(%error, "other servers cannot be heard");
             }
@@ -338,7 +322,7 @@ impl Store {
         // what was changed before is read again
         self.limited.reload(&self.read).await?;
         self.count_change();
-        self.hearing.0.store(true, Ordering::Release);
+        self.hears.store(true, Ordering::Release);
         loop {
             let Ok(heard) = timeout(SILENCE, listener.try_recv()).await else {
                 let lives = timeout(SILENCE, listener.execute("SELECT 1")).await;

@@ -5,8 +5,9 @@
 mod steps;
 
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -152,17 +153,17 @@ impl Upstream {
 
     /// Plays another script; what was seen until now is forgotten.
     pub fn play(&self, reply: Reply, pieces: Pieces, fault: Option<Fault>) {
-        *lock(&self.shared.script) = Script {
+        *self.shared.script.lock() = Script {
             reply,
             pieces,
             fault,
         };
-        lock(&self.shared.seen).clear();
+        self.shared.seen.lock().clear();
     }
 
     /// The requests since the last script.
     pub fn seen(&self) -> Vec<Seen> {
-        lock(&self.shared.seen).clone()
+        self.shared.seen.lock().clone()
     }
 
     /// Connections accepted so far.
@@ -209,10 +210,6 @@ impl Watch {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 async fn serve(listener: TcpListener, shared: Arc<Shared>) {
     let mut connections = tokio::task::JoinSet::new();
     while let Ok((stream, _)) = listener.accept().await {
@@ -232,8 +229,8 @@ async fn serve(listener: TcpListener, shared: Arc<Shared>) {
 async fn converse(mut stream: TcpStream, shared: &Shared) -> io::Result<()> {
     stream.set_nodelay(true)?;
     while let Some(seen) = read(&mut stream).await? {
-        lock(&shared.seen).push(seen.clone());
-        let script = lock(&shared.script).clone();
+        shared.seen.lock().push(seen.clone());
+        let script = shared.script.lock().clone();
         let released = shared.counters.borrow().released;
         for step in steps(&script, &seen) {
             match step {

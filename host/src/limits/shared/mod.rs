@@ -4,9 +4,10 @@
 use std::collections::VecDeque;
 use std::io;
 use std::mem;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Client, RedisError, RedisResult, Script, ScriptInvocation};
 use tokio::sync::OnceCell;
@@ -131,7 +132,7 @@ impl Shared {
         self: &Arc<Self>,
         call: &ScriptInvocation<'_>,
     ) -> Result<T, Away> {
-        let mut connection = Arc::clone(&lock(&self.connection));
+        let mut connection = Arc::clone(&self.connection.lock());
         let asked = timeout(PATIENCE, async {
             if self.was_closed(&connection).await {
                 connection = self.without(&connection);
@@ -142,7 +143,7 @@ impl Shared {
         let timed_out = |_| Err(io::Error::from(io::ErrorKind::TimedOut).into());
         let answer = asked.await.unwrap_or_else(timed_out);
         match &answer {
-            Ok(_) => *lock(&self.answered) = Some(Instant::now()),
+            Ok(_) => *self.answered.lock() = Some(Instant::now()),
             Err(_) => drop(self.without(&connection)),
         }
         self.heard(answer)
@@ -153,7 +154,7 @@ impl Shared {
     /// changes nothing: of a script the error does not tell whether it was run, and run
     /// twice it would take twice.
     async fn was_closed(&self, connection: &Connection) -> bool {
-        let is_quiet = lock(&self.answered).is_none_or(|at| at.elapsed() >= QUIET);
+        let is_quiet = self.answered.lock().is_none_or(|at| at.elapsed() >= QUIET);
         match connection.get().filter(|_| is_quiet) {
             Some(connection) => {
                 let answer: RedisResult<()> = redis::cmd("PING")
@@ -167,7 +168,7 @@ impl Shared {
 
     /// The connection to use instead of one that is of no more use.
     fn without(&self, connection: &Connection) -> Connection {
-        let mut current = lock(&self.connection);
+        let mut current = self.connection.lock();
         if Arc::ptr_eq(&current, connection) {
             *current = Arc::default();
         }
@@ -185,7 +186,7 @@ impl Shared {
 
     /// Whether it is there, as far as is known, or this one is to find out.
     fn may_ask(&self) -> bool {
-        let mut away_until = lock(&self.away_until);
+        let mut away_until = self.away_until.lock();
         match *away_until {
             Some(until) if Instant::now() < until => false,
             Some(_) => {
@@ -197,7 +198,7 @@ impl Shared {
     }
 
     fn heard<T>(self: &Arc<Self>, answer: RedisResult<T>) -> Result<T, Away> {
-        let mut away_until = lock(&self.away_until);
+        let mut away_until = self.away_until.lock();
         match answer {
             Ok(answer) => {
                 if away_until.take().is_some() {
@@ -220,7 +221,7 @@ impl Shared {
         if demand.limits_of(Unit::Concurrent).next().is_none() {
             return;
         }
-        let mut unheard = lock(&self.unheard);
+        let mut unheard = self.unheard.lock();
         if unheard.len() == UNHEARD {
             // its places end by themselves, if they have not
             unheard.pop_front();
@@ -233,15 +234,11 @@ impl Shared {
     async fn tell_now(self: Arc<Self>) {
         // what it was asked before it was away it may do only now
         tokio::time::sleep(PAUSE).await;
-        let unheard = mem::take(&mut *lock(&self.unheard));
+        let unheard = mem::take(&mut *self.unheard.lock());
         for demand in unheard {
             self.settle(&demand, None).await;
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The key of a limit; all of a customer are at one place of a cluster.

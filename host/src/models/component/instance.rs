@@ -2,9 +2,10 @@
 //! that, which takes longer than all that the host does for the calls.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use plugin_sdk::{Error, Settings};
 use tokio::runtime::Handle;
 use tokio::sync::OwnedSemaphorePermit;
@@ -127,7 +128,7 @@ impl Running {
 impl Spare {
     /// The instance that is ready, for a request that ends at `deadline`.
     pub(super) fn take(&self, deadline: Instant) -> Option<Running> {
-        let Ready { mut running, .. } = self.next().ready.pop()?;
+        let Ready { mut running, .. } = self.0.lock().ready.pop()?;
         running.begin(deadline);
         Some(*running)
     }
@@ -143,7 +144,7 @@ impl Spare {
         if running.end(completion, &mould.limits).await
             && let Some(place) = mould.runtime.spare_place()
         {
-            self.next().ready.push(Ready {
+            self.0.lock().ready.push(Ready {
                 running: Box::new(running),
                 _place: place,
             });
@@ -158,7 +159,7 @@ impl Spare {
         let Ok(runtime) = Handle::try_current() else {
             return;
         };
-        let mut next = self.next();
+        let mut next = self.0.lock();
         if next.is_making || !next.ready.is_empty() {
             return;
         }
@@ -171,7 +172,7 @@ impl Spare {
         runtime.spawn(async move {
             // should it panic, the component goes on without spares
             let made = mould.instance(Instant::now() + PROOF_TIMEOUT).await;
-            let mut next = spare.next();
+            let mut next = spare.0.lock();
             next.is_making = false;
             // the request that makes its own tells why it cannot be
             if let Ok(running) = made {
@@ -182,15 +183,11 @@ impl Spare {
             }
         });
     }
-
-    fn next(&self) -> std::sync::MutexGuard<'_, Next> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl fmt::Debug for Spare {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ready = self.next().ready.len();
+        let ready = self.0.lock().ready.len();
         f.debug_tuple("Spare").field(&ready).finish()
     }
 }

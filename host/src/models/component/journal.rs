@@ -2,9 +2,10 @@
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tracing::Level;
 use wasmtime_wasi::async_trait;
 use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
@@ -40,18 +41,13 @@ impl Journal {
 
     /// Allows so many lines from now on.
     pub(super) fn renew(&self, lines: u32) {
-        *self.lines_left() = lines;
-    }
-
-    fn lines_left(&self) -> MutexGuard<'_, u32> {
-        let left = self.0.lines_left.lock();
-        left.unwrap_or_else(PoisonError::into_inner)
+        *self.0.lines_left.lock() = lines;
     }
 
     /// Writes a line with named values.
     pub(super) fn write_fields(&self, level: Level, message: &str, fields: &[(String, String)]) {
         // what nobody reads is not made either
-        if *self.lines_left() > 0 {
+        if *self.0.lines_left.lock() > 0 {
             self.write(level, &self.line(message, fields));
         }
     }
@@ -76,7 +72,7 @@ impl Journal {
     pub(super) fn write(&self, level: Level, line: &str) {
         let model = &*self.0.model;
         let left = {
-            let mut lines = self.lines_left();
+            let mut lines = self.0.lines_left.lock();
             let left = *lines;
             *lines = left.saturating_sub(1);
             left

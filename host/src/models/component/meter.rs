@@ -2,10 +2,11 @@
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use plugin_sdk::{Error, ErrorKind};
 use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -161,7 +162,7 @@ impl Meter {
     }
 
     fn with<R>(&self, act: impl FnOnce(&mut Clock) -> R) -> R {
-        act(&mut self.clock.lock().unwrap_or_else(PoisonError::into_inner))
+        act(&mut self.clock.lock())
     }
 }
 

@@ -5,10 +5,11 @@ use std::fs::DirBuilder;
 use std::num::NonZero;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use plugin_sdk::{Error, ErrorKind};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use wasmtime::component::Component;
@@ -123,10 +124,7 @@ impl Runtime {
     /// was there, and how long that took. One at a time: it takes all cores, and so the
     /// cache's count tells.
     pub(super) fn compile(&self, bytes: &[u8]) -> wasmtime::Result<(Component, bool, Duration)> {
-        let cache = self
-            .compiling
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let cache = self.compiling.lock();
         let (hits, started) = (cache.cache_hits(), Instant::now());
         let component = Component::new(&self.engine, bytes)?;
         let is_cached = cache.cache_hits() > hits;

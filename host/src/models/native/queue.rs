@@ -3,8 +3,9 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
 
 /// The shortest and the longest time after which a refused request is asked to
 /// try again.
@@ -115,7 +116,7 @@ impl<J: Waiting> Queue<J> {
     /// When the queue is full: the job that has no place, this one or another, and how
     /// long until one is likely to be free.
     pub(super) fn put(&self, job: J) -> Result<(), (J, Duration)> {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         state.waiting.retain(|job| !job.is_abandoned());
         let free = self.workers - state.busy;
         if state.waiting.len() < free + self.places {
@@ -135,24 +136,19 @@ impl<J: Waiting> Queue<J> {
     /// The next job, waited for; `None` once the queue is closed and empty.
     /// [`Queue::done`] is to follow.
     pub(super) fn take(&self) -> Option<J> {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         loop {
             match state.next() {
                 Some(job) => return Some(job),
                 None if state.is_closed => return None,
-                None => {
-                    state = self
-                        .changed
-                        .wait(state)
-                        .unwrap_or_else(PoisonError::into_inner);
-                }
+                None => self.changed.wait(&mut state),
             }
         }
     }
 
     /// Says that a job taken is done, after `work`.
     pub(super) fn done(&self, owner: i64, work: Duration) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         state.busy -= 1;
         if let Some(turns) = state.turns.get_mut(&owner) {
             turns.running = turns.running.saturating_sub(1);
@@ -166,19 +162,14 @@ impl<J: Waiting> Queue<J> {
 
     /// Ends the workers once nothing waits.
     pub(super) fn close(&self) {
-        self.lock().is_closed = true;
+        self.state.lock().is_closed = true;
         self.changed.notify_all();
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State<J>> {
-        // nothing panics while it holds the lock
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl<J: Waiting> fmt::Debug for Queue<J> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let state = self.lock();
+        let state = self.state.lock();
         f.debug_struct("Queue")
             .field("workers", &self.workers)
             .field("busy", &state.busy)

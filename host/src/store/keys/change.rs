@@ -125,7 +125,7 @@ impl Store {
     /// How often keys have changed. What was read of them at another count may
     /// be out of date; where other servers cannot be heard, no count comes twice.
     pub fn key_changes(&self) -> u64 {
-        if !self.hearing.is_good() {
+        if !self.hears.load(Ordering::Acquire) {
             self.count_change();
         }
         self.key_changes.load(Ordering::Acquire)

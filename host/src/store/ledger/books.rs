@@ -11,7 +11,7 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::mem::take;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use time::OffsetDateTime;
 
@@ -97,22 +97,6 @@ pub(in crate::store) struct Books {
 /// first: then a request that ends meanwhile may be in both, and never in neither.
 #[derive(Debug)]
 pub(in crate::store) struct Held(Vec<Hold>);
-
-/// Books that stay open; clones are the same.
-#[derive(Clone, Debug)]
-pub(in crate::store) struct OpenBooks(Arc<Mutex<Books>>);
-
-impl OpenBooks {
-    /// With nothing in them.
-    pub fn new(books: Books) -> Self {
-        Self(Arc::new(Mutex::new(books)))
-    }
-
-    /// For a moment.
-    pub fn lock(&self) -> MutexGuard<'_, Books> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
 
 impl Books {
     /// Of a database that several servers have; `process` names this run of one of them

@@ -2,8 +2,10 @@
 //! before their model is asked.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
+use parking_lot::RwLock;
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use crate::store::db::{Pool, query};
@@ -49,25 +51,25 @@ impl Limited {
         let found: Result<HashSet<i64>, _> =
             rows.iter().map(|row| row.try_get("customer_id")).collect();
         let found = found?.into_iter().map(|id| (id, 0)).collect();
-        *self.ids.write().unwrap_or_else(PoisonError::into_inner) = found;
+        *self.ids.write() = found;
         Ok(())
     }
 
     /// Whether anything caps the customer's requests.
     pub fn contains(&self, customer_id: i64) -> bool {
-        let ids = self.ids.read().unwrap_or_else(PoisonError::into_inner);
+        let ids = self.ids.read();
         ids.contains_key(&customer_id)
     }
 
     /// Takes the customer for limited.
     pub fn insert(&self, customer_id: i64) {
-        let mut ids = self.ids.write().unwrap_or_else(PoisonError::into_inner);
+        let mut ids = self.ids.write();
         *ids.entry(customer_id).or_default() += 1;
     }
 
     /// How often it was taken for that, if it is.
     fn insertions(&self, customer_id: i64) -> Option<u64> {
-        let ids = self.ids.read().unwrap_or_else(PoisonError::into_inner);
+        let ids = self.ids.read();
         ids.get(&customer_id).copied()
     }
 
@@ -93,7 +95,7 @@ impl Changing {
         match query(LIMITED).bind(id).fetch_optional(pool).await {
             Ok(Some(_)) => {}
             Ok(None) => {
-                let mut ids = limited.ids.write().unwrap_or_else(PoisonError::into_inner);
+                let mut ids = limited.ids.write();
                 // or another server said meanwhile that it may have a limit
                 if ids.get(&id).copied() == before {
                     ids.remove(&id);
@@ -111,7 +113,7 @@ impl Store {
     /// or a budget, of its own or of a key. Where other servers cannot be heard, it
     /// may have.
     pub fn is_limited(&self, customer_id: i64) -> bool {
-        !self.hearing.is_good() || self.limited.contains(customer_id)
+        !self.hears.load(Ordering::Acquire) || self.limited.contains(customer_id)
     }
 }
 

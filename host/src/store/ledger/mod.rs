@@ -28,7 +28,7 @@ mod period;
 mod tests;
 
 pub(super) use booked::Booked;
-pub(super) use books::{Books, Held, OpenBooks, Scope};
+pub(super) use books::{Books, Held, Scope};
 pub(super) use credit::renew_near;
 pub use credit::{NEAR_PERCENT, Nearly, Transfer};
 pub use hold::{Cap, Reservation, Reserved};

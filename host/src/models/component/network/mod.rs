@@ -12,7 +12,7 @@ mod upstream;
 use std::error::Error as _;
 use std::future::Future;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -21,6 +21,7 @@ use http::{Method, Request, Response, Uri};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper_util::client::legacy;
+use parking_lot::Mutex;
 use reqwest::Url;
 use tokio::time::timeout;
 use tower::timeout::error::Elapsed;
@@ -205,7 +206,7 @@ impl Gate {
 
     /// Where a URL leads, if that is granted.
     fn destination(&self, url: &str) -> Result<Destination, Error> {
-        let last = || self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = || self.last.lock();
         if let Some((given, destination)) = &*last()
             && given == url
         {
