@@ -1,4 +1,4 @@
-//! The admin key's keyed hash.
+//! The admin key's keyed hash, and whether servers make it with one secret.
 
 use time::OffsetDateTime;
 
@@ -70,5 +70,24 @@ impl Store {
         audit::record(&mut transaction, by, act, now).await?;
         transaction.commit().await?;
         Ok(true)
+    }
+
+    /// Whether the secret with this fingerprint is that of all servers of the
+    /// database: the first one's is.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn shares_secret(&self, fingerprint: &[u8]) -> Result<bool, Error> {
+        if !self.write.is_shared() {
+            return Ok(true);
+        }
+        query("INSERT INTO secret (id, fingerprint) VALUES (1, $1) ON CONFLICT DO NOTHING")
+            .bind(fingerprint)
+            .execute(&self.write)
+            .await?;
+        let row = query("SELECT fingerprint FROM secret")
+            .fetch_one(&self.write)
+            .await?;
+        Ok(row.try_get::<Vec<u8>>("fingerprint")? == fingerprint)
     }
 }

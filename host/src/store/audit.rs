@@ -9,7 +9,7 @@ use sqlx::AssertSqlSafe;
 use time::OffsetDateTime;
 
 use super::db::{Row, Transaction, query};
-use super::servers::{self, List};
+use super::lists::{self, List};
 use super::{Error, Store, from_millis, millis};
 
 /// By whose authority something is done.
@@ -149,7 +149,7 @@ pub(super) async fn record_all(
         client: client.map(IpAddr::to_string),
     });
     let stored: Vec<_> = stored.collect();
-    if let Some(show) = servers::show_rows(transaction, List::Audit) {
+    if let Some(show) = lists::show_rows(transaction, List::Audit) {
         show.execute(&mut *transaction).await?;
     }
     let added = transaction.insert_rows("audit", STORED, &stored, "");
@@ -208,7 +208,7 @@ impl Store {
             (None, Some(_)) => "AND at >= $4",
             (Some(_), Some(_)) => "AND object = $4 AND at >= $5",
         };
-        let before = servers::whole_before(&self.read, List::Audit).await?;
+        let before = lists::whole_before(&self.read, List::Audit).await?;
         let sql =
             format!("SELECT * FROM audit WHERE id > $1 AND id < $2 {filter} ORDER BY id LIMIT $3");
         let mut acts = query(AssertSqlSafe(sql)).bind(after).bind(before);

@@ -14,6 +14,7 @@ pub mod customers;
 mod db;
 pub mod keys;
 pub mod ledger;
+mod lists;
 mod migrations;
 pub mod notices;
 pub mod outbox;
@@ -22,6 +23,7 @@ mod pulse;
 pub mod scratch;
 mod servers;
 mod settle;
+mod sole;
 pub mod usage;
 
 use std::ops::Deref;

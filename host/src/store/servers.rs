@@ -34,15 +34,8 @@ const SILENCE: Duration = Duration::from_millis(400);
 const RETRY: Duration = Duration::from_millis(250);
 /// Holds that are freed in one transaction.
 const BATCH: i64 = 256;
-/// How long whoever does what one server does at a time may do without a word: longer than
-/// a transaction may otherwise be idle, but not for ever, which is how long it would be
-/// where its machine lost the power and somebody between answers for it.
-const SOLE: &str = "SET LOCAL idle_in_transaction_session_timeout = '5min'";
 /// What servers listen to.
 const CHANNEL: &str = "model_host";
-/// The number of the next row, in the sequence of a table's numbers.
-const NEXT_ROW: &str = "last_value + is_called::INT";
-
 /// What has changed, for servers that keep it in memory.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Change {
@@ -50,32 +43,6 @@ pub(super) enum Change {
     Keys,
     /// What caps this customer's requests.
     Limits(i64),
-}
-
-/// Tables of which somebody reads the rows that came after those he has.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum List {
-    Usage,
-    Audit,
-}
-
-impl List {
-    /// Where the numbers of its rows come from.
-    fn sequence(self) -> &'static str {
-        match self {
-            Self::Usage => "usage_id_seq",
-            Self::Audit => "audit_id_seq",
-        }
-    }
-
-    /// To which the number of a row is added to make that of a lock; there are fewer
-    /// than 2^48 rows.
-    fn locks(self) -> i64 {
-        match self {
-            Self::Usage => 0x6d68 << 48,
-            Self::Audit => 0x6d69 << 48,
-        }
-    }
 }
 
 /// Tells the other servers, once the transaction is committed.
@@ -94,83 +61,13 @@ pub(super) async fn tell(transaction: &mut Transaction<'_>, change: Change) -> R
     Ok(())
 }
 
-/// Shows the others from which number on this transaction may write rows of a list,
-/// until it ends: their numbers are given before they can be seen, and transactions
-/// end in any order. To be called before the first of them.
-pub(super) fn show_rows(transaction: &Transaction<'_>, list: List) -> Option<Query<'static>> {
-    if !transaction.is_shared() {
-        return None;
-    }
-    // a lock that nobody waits for is a note that is gone with the transaction
-    let sequence = list.sequence();
-    let sql = format!("SELECT pg_advisory_xact_lock_shared($1 + {NEXT_ROW}) FROM {sequence}");
-    Some(query(AssertSqlSafe(sql)).bind(list.locks()))
-}
-
-/// The number before which no row of a list is still to come.
-pub(super) async fn whole_before(pool: &Pool, list: List) -> Result<i64, Error> {
-    if !pool.is_shared() {
-        return Ok(i64::MAX);
-    }
-    // in this order: a transaction that is too late for the second shows numbers
-    // that are past the first
-    let sql = format!("SELECT {NEXT_ROW} AS next FROM {}", list.sequence());
-    let next = query(AssertSqlSafe(sql)).fetch_one(pool).await?;
-    let shown = query(
-        "SELECT min((classid::BIGINT << 32 | objid::BIGINT) - $1) AS first FROM pg_locks \
-         WHERE locktype = 'advisory' AND objsubid = 1 AND classid::BIGINT >> 16 = $1 >> 48 \
-         AND database = (SELECT oid FROM pg_database WHERE datname = current_database())",
-    )
-    .bind(list.locks())
-    .fetch_one(pool)
-    .await?;
-    let (next, first) = (next.try_get("next")?, shown.try_get("first")?);
-    Ok(Option::<i64>::map_or(first, next, |first| next.min(first)))
-}
-
 /// Renews the lease of whoever holds something in this transaction, so that no
 /// hold is ever seen without a lease.
 pub(super) fn renew<'q>(transaction: &Transaction<'_>, process: &'q str) -> Option<Query<'q>> {
     transaction.is_shared().then(|| query(RENEW).bind(process))
 }
 
-/// The right to do something that one server does at a time, until it is dropped, or
-/// nobody says for [`SOLE`] that it is needed.
-pub struct Sole(Option<Transaction<'static>>);
-
-impl Sole {
-    /// Says that it is needed, to be called between steps that together may take minutes.
-    ///
-    /// # Errors
-    /// When it may be another's by now.
-    pub async fn keep(&mut self) -> Result<(), Error> {
-        if let Some(lock) = &mut self.0 {
-            query("SELECT 1").execute(lock).await?;
-        }
-        Ok(())
-    }
-}
-
 impl Store {
-    /// The right to do what this names, which one server of a database has at a
-    /// time; none while another has it.
-    ///
-    /// # Errors
-    /// When the database fails.
-    pub async fn sole(&self, what: &str) -> Result<Option<Sole>, Error> {
-        if !self.write.is_shared() {
-            return Ok(Some(Sole(None)));
-        }
-        let mut transaction = self.write.begin().await?;
-        query(SOLE).execute(&mut transaction).await?;
-        let row = query("SELECT pg_try_advisory_xact_lock(hashtext($1)) AS is_ours")
-            .bind(what)
-            .fetch_one(&mut transaction)
-            .await?;
-        let is_ours: bool = row.try_get("is_ours")?;
-        Ok(is_ours.then_some(Sole(Some(transaction))))
-    }
-
     /// Joins the servers of the database as `process`: takes the lease, renews
     /// it, frees what the dead hold and listens to the living, until `stop`.
     ///
@@ -192,25 +89,6 @@ impl Store {
         let (store, process) = (self.clone(), process.to_owned());
         tokio::spawn(async move { stop.run_until_cancelled_owned(store.stay(process)).await });
         Ok(())
-    }
-
-    /// Whether the secret with this fingerprint is that of all servers of the
-    /// database: the first one's is.
-    ///
-    /// # Errors
-    /// When the database fails.
-    pub async fn shares_secret(&self, fingerprint: &[u8]) -> Result<bool, Error> {
-        if !self.write.is_shared() {
-            return Ok(true);
-        }
-        query("INSERT INTO secret (id, fingerprint) VALUES (1, $1) ON CONFLICT DO NOTHING")
-            .bind(fingerprint)
-            .execute(&self.write)
-            .await?;
-        let row = query("SELECT fingerprint FROM secret")
-            .fetch_one(&self.write)
-            .await?;
-        Ok(row.try_get::<Vec<u8>>("fingerprint")? == fingerprint)
     }
 
     /// Leaves them, with nothing held any more.
@@ -358,35 +236,4 @@ impl Store {
 
 fn silent(_: Elapsed) -> Error {
     Error::Database("no sign of life".to_owned())
-}
-
-#[cfg(test)]
-mod tests {
-    use crate::store::Outbox;
-    use crate::store::db::query;
-    use crate::store::scratch::Scratch;
-
-    #[tokio::test]
-    async fn who_has_a_right_alone_and_says_nothing_for_minutes_loses_it() {
-        let Some(scratch) = Scratch::server() else {
-            return;
-        };
-        let store = scratch.open(Outbox::Off).await;
-        let mut sole = store.sole("it").await.expect("asked").expect("its");
-        assert!(store.sole("it").await.expect("asked").is_none());
-        let lock = sole.0.as_mut().expect("a transaction");
-        let silence = "SELECT CAST(extract(epoch FROM CAST(current_setting( \
-            'idle_in_transaction_session_timeout') AS INTERVAL)) AS BIGINT) AS seconds";
-        let row = query(silence).fetch_one(lock).await.expect("a row");
-        let seconds: i64 = row.try_get("seconds").expect("a number");
-        assert!((60..=600).contains(&seconds), "{seconds}");
-        sole.keep().await.expect("it is still its");
-
-        // as it is when those are over
-        let end = "SELECT pg_terminate_backend(pid, 9000) FROM pg_locks WHERE locktype = 'advisory' \
-            AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
-        query(end).execute(&store.read).await.expect("ended");
-        sole.keep().await.expect_err("it may be another's");
-        assert!(store.sole("it").await.expect("asked").is_some());
-    }
 }

@@ -10,7 +10,8 @@ use super::writer::{Batch, Reserving, Settling, Written, ended, owner};
 use crate::money::NanoDollars;
 use crate::store::db::{Script, Transaction};
 use crate::store::ledger::{Books, Reserved, Scope, budgets};
-use crate::store::servers::{self, List};
+use crate::store::lists::{self, List};
+use crate::store::servers;
 use crate::store::usage::{self, Status, Usage};
 use crate::store::{Error, Store, answers};
 
@@ -123,7 +124,7 @@ impl Server {
             self.scope(settlements, reservations),
         );
         let inserted = (!rows.is_empty()).then(|| {
-            if let Some(show) = servers::show_rows(&transaction, List::Usage) {
+            if let Some(show) = lists::show_rows(&transaction, List::Usage) {
                 script.add(show);
             }
             script.add(usage::insert_new(&transaction, &usage))

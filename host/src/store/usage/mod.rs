@@ -11,7 +11,7 @@ use serde::Serialize;
 use time::OffsetDateTime;
 
 use super::db::{Query, Row, Transaction, insert_from, query};
-use super::servers::{self, List};
+use super::lists::{self, List};
 use super::{Error, Store, from_millis, millis};
 use crate::money::{NanoDollars, Price};
 
@@ -244,7 +244,7 @@ impl Store {
         limit: u32,
     ) -> Result<Vec<UsageRow>, Error> {
         let read = self.up_to_date().await?;
-        let before = servers::whole_before(read, List::Usage).await?;
+        let before = lists::whole_before(read, List::Usage).await?;
         // two queries, for the sake of their indices
         let of_customer = "SELECT * FROM usage WHERE customer_id = $4 AND id > $1 AND id < $2 \
              ORDER BY id LIMIT $3";
