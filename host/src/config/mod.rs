@@ -202,13 +202,14 @@ pub struct Stripe {
 
 impl PartialEq for Stripe {
     fn eq(&self, other: &Self) -> bool {
-        let key = |stripe: &Self| {
-            let key = stripe.secret_key.as_ref();
-            key.map(|key| key.expose_secret().to_owned())
-        };
-        self.api_base == other.api_base
-            && self.report_seconds == other.report_seconds
-            && key(self) == key(other)
+        let Self {
+            api_base,
+            report_seconds,
+            secret_key,
+        } = self;
+        *api_base == other.api_base
+            && *report_seconds == other.report_seconds
+            && same_secret(secret_key, &other.secret_key)
     }
 }
 
@@ -231,6 +232,15 @@ fn networks<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<IpNet>, D::Error> 
         network::parse(text).ok_or_else(|| D::Error::custom(message))
     };
     texts.iter().map(network).collect()
+}
+
+/// Whether two settings of a secret are the same: secrets cannot be compared by themselves.
+pub fn same_secret(one: &Option<SecretString>, other: &Option<SecretString>) -> bool {
+    let exposed = |secret: &Option<SecretString>| {
+        let secret = secret.as_ref();
+        secret.map(|secret| secret.expose_secret().to_owned())
+    };
+    exposed(one) == exposed(other)
 }
 
 /// A secret, which the error does not quote where it is written without quotes.

@@ -5,6 +5,8 @@ use base64::engine::general_purpose::STANDARD;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
+use super::same_secret;
+
 /// What a secret begins with, by Standard Webhooks.
 const PREFIX: &str = "whsec_";
 
@@ -30,10 +32,7 @@ impl Webhook {
 
 impl PartialEq for Webhook {
     fn eq(&self, other: &Self) -> bool {
-        let secret = |webhook: &Self| {
-            let secret = webhook.secret.as_ref();
-            secret.map(|secret| secret.expose_secret().to_owned())
-        };
-        self.url == other.url && secret(self) == secret(other)
+        let Self { url, secret } = self;
+        *url == other.url && same_secret(secret, &other.secret)
     }
 }

@@ -15,7 +15,7 @@ use std::io;
 use plugin_sdk::PluginInfo;
 
 use crate::config;
-use crate::models::{Loader, Model, State};
+use crate::models::{Loader, Model};
 
 use subject::{Kind, Manner, Subject, Way};
 use upstream::{Pieces, Reply, Upstream};
@@ -65,15 +65,7 @@ impl Kit {
             spec.model_name
                 .get_or_insert_with(|| "conformance".to_owned());
         }
-        let model = Model::new(spec);
-        model.load(loader).await;
-        let backend = match model.state() {
-            State::Ready(backend) => backend,
-            State::Unavailable(reason) => return Err(Error::Open(reason)),
-            State::Loading | State::OnDemand => {
-                return Err(Error::Open("it does not load".to_owned()));
-            }
-        };
+        let backend = Model::new(spec).load(loader).await.map_err(Error::Open)?;
         let kinds: Vec<_> = [(Kind::Chat, "chat"), (Kind::Text, "completion")]
             .into_iter()
             .filter(|(_, feature)| subject::promises(backend.info(), feature))

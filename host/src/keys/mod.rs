@@ -187,13 +187,9 @@ impl Keys {
 
     /// Writes every few seconds when keys were used, until `stop`.
     pub async fn write_uses_until(self, stop: CancellationToken) {
-        let stopped = stop.cancelled();
-        tokio::pin!(stopped);
-        loop {
-            tokio::select! {
-                () = &mut stopped => return,
-                () = tokio::time::sleep(BETWEEN_USES) => self.write_uses().await,
-            }
+        let pause = || tokio::time::sleep(BETWEEN_USES);
+        while stop.run_until_cancelled(pause()).await.is_some() {
+            self.write_uses().await;
         }
     }
 

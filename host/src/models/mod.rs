@@ -192,7 +192,7 @@ pub enum State {
 
 impl State {
     /// Whether the backend is open or cannot be.
-    pub fn is_settled(&self) -> bool {
+    pub fn is_decided(&self) -> bool {
         matches!(self, Self::Ready(_) | Self::Unavailable(_))
     }
 }
@@ -274,11 +274,17 @@ impl Model {
         self.slot.state.borrow().clone()
     }
 
-    /// Opens the backend, unless it is open or being opened, and waits until it
-    /// is open or cannot be.
-    pub async fn load(&self, loader: &Loader) {
+    /// The backend, opened if need be, however long that takes.
+    ///
+    /// # Errors
+    /// Why it cannot be opened.
+    pub async fn load(&self, loader: &Loader) -> Result<Arc<Backend>, String> {
         self.begin_loading(loader);
-        self.settled().await;
+        match self.decided().await {
+            Some(State::Ready(backend)) => Ok(backend),
+            Some(State::Unavailable(reason)) => Err(reason),
+            _ => Err("it does not load".to_owned()),
+        }
     }
 
     /// Has the backend opened, unless it is open or being opened, by a task of its own:
@@ -323,11 +329,11 @@ impl Model {
 
     /// Waits until the backend is open or cannot be: the state then, or none if the model
     /// is gone before. Who waits does not have the model.
-    pub fn settled(&self) -> impl Future<Output = Option<State>> + Send + use<> {
+    pub fn decided(&self) -> impl Future<Output = Option<State>> + Send + use<> {
         let mut state = self.slot.state.subscribe();
         async move {
-            let settled = state.wait_for(State::is_settled).await;
-            settled.ok().map(|state| state.clone())
+            let decided = state.wait_for(State::is_decided).await;
+            decided.ok().map(|state| state.clone())
         }
     }
 
@@ -340,8 +346,8 @@ impl Model {
             return Ok(Arc::clone(backend));
         }
         self.begin_loading(loader);
-        let settled = tokio::time::timeout(PATIENCE, self.settled()).await;
-        match settled.ok().flatten() {
+        let decided = tokio::time::timeout(PATIENCE, self.decided()).await;
+        match decided.ok().flatten() {
             Some(State::Ready(backend)) => Ok(backend),
             // the reason is the operator's: it may name folders, and what is behind the model
             Some(State::Unavailable(reason)) => {
@@ -383,9 +389,9 @@ impl Live {
     }
 
     /// Whether all models that should be loaded at start are, or cannot be.
-    fn is_settled(&self) -> bool {
+    fn is_decided(&self) -> bool {
         let mut preloaded = self.models().filter(|model| model.spec.preload);
-        preloaded.all(|model| model.state().is_settled())
+        preloaded.all(|model| model.state().is_decided())
     }
 
     /// Puts a model in the place of the one with its number.
@@ -409,7 +415,7 @@ impl Current {
 
     /// Puts another set in its place.
     pub fn swap(&self, live: Live) {
-        if live.is_settled() {
+        if live.is_decided() {
             self.has_started.store(true, Ordering::Relaxed);
         }
         self.live.store(Arc::new(live));

@@ -12,13 +12,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 
 use crate::clock::Clock;
-use crate::config::{self, Config, Environment};
+use crate::config::{self, Config, Environment, same_secret};
 use crate::models::{Current, Loader, Model};
 use crate::store::Store;
 use crate::store::audit::{Act, Actor, Object};
@@ -255,35 +254,20 @@ impl Reloader {
 }
 
 fn needs_restart(running: &Config, config: &Config) -> Vec<String> {
-    let mut sections = Vec::new();
-    if running.server != config.server {
-        sections.push("server");
-    }
-    if running.requests != config.requests {
-        sections.push("requests");
-    }
-    if running.components != config.components {
-        sections.push("components");
-    }
-    if running.stripe != config.stripe {
-        sections.push("stripe");
-    }
-    if running.webhook != config.webhook {
-        sections.push("webhook");
-    }
-    if running.database.keep_usage_days != config.database.keep_usage_days {
-        sections.push("database");
-    }
-    let exposed = |url: &Option<SecretString>| {
-        let url = url.as_ref();
-        url.map(|url| url.expose_secret().to_owned())
-    };
-    if exposed(&running.database.url) != exposed(&config.database.url) {
-        sections.push("DATABASE_URL");
-    }
-    if exposed(&running.redis_url) != exposed(&config.redis_url) {
-        sections.push("REDIS_URL");
-    }
+    let is_url_same = same_secret(&running.database.url, &config.database.url);
+    let is_redis_same = same_secret(&running.redis_url, &config.redis_url);
+    let is_usage_kept = running.database.keep_usage_days == config.database.keep_usage_days;
+    let sections = [
+        ("server", running.server == config.server),
+        ("requests", running.requests == config.requests),
+        ("components", running.components == config.components),
+        ("stripe", running.stripe == config.stripe),
+        ("webhook", running.webhook == config.webhook),
+        ("database", is_usage_kept),
+        ("DATABASE_URL", is_url_same),
+        ("REDIS_URL", is_redis_same),
+    ];
+    let sections = sections.iter().filter(|(_, is_same)| !is_same);
     let (before, now) = (&running.read_at_start, &config.read_at_start);
     let names: BTreeSet<_> = before.keys().chain(now.keys()).collect();
     let changed = names
@@ -291,7 +275,7 @@ fn needs_restart(running: &Config, config: &Config) -> Vec<String> {
         .filter(|name| before.get(*name) != now.get(*name))
         .map(String::as_str);
     sections
-        .into_iter()
+        .map(|(name, _)| *name)
         .chain(changed)
         .map(str::to_owned)
         .collect()

@@ -16,7 +16,8 @@ pub(super) struct Openings {
     loader: Loader,
     /// By the models' numbers.
     opening: BTreeMap<i64, Opening>,
-    settling: JoinSet<()>,
+    /// Ends with each that is open or cannot be.
+    waiting: JoinSet<()>,
 }
 
 /// A model on its way into the live set.
@@ -66,7 +67,7 @@ impl Openings {
             current,
             loader,
             opening: BTreeMap::new(),
-            settling: JoinSet::new(),
+            waiting: JoinSet::new(),
         }
     }
 
@@ -122,16 +123,16 @@ impl Openings {
             .filter(|model| live.by_id(model.spec.id).is_none());
         report.removed = gone.map(|model| model.spec.name.clone()).collect();
         self.current.swap(live);
-        self.settle();
+        self.make_live();
         awaited.iter().for_each(|one| report.tell(one));
         awaited.retain(|one| !one.is_done());
         (report, awaited)
     }
 
     fn open(&mut self, model: Model) -> Opening {
-        let settled = model.settled();
-        self.settling.spawn(async move {
-            settled.await;
+        let decided = model.decided();
+        self.waiting.spawn(async move {
+            decided.await;
         });
         let (done, _) = watch::channel(());
         Opening { model, done }
@@ -140,17 +141,17 @@ impl Openings {
     /// Waits for the next model that is open, or cannot be, and has the live set know.
     /// None when no model is waited for.
     pub async fn next(&mut self) -> Option<()> {
-        self.settling.join_next().await?.ok();
-        self.settle();
+        self.waiting.join_next().await?.ok();
+        self.make_live();
         Some(())
     }
 
     /// Has the live set know of the models that are open or cannot be.
-    fn settle(&mut self) {
-        let is_settled = |_: &i64, opening: &mut Opening| opening.model.state().is_settled();
-        let settled: Vec<_> = self.opening.extract_if(.., is_settled).collect();
+    fn make_live(&mut self) {
+        let is_decided = |_: &i64, opening: &mut Opening| opening.model.state().is_decided();
+        let decided: Vec<_> = self.opening.extract_if(.., is_decided).collect();
         let mut live = Live::clone(&self.current.take());
-        for (id, Opening { model, .. }) in &settled {
+        for (id, Opening { model, .. }) in &decided {
             let Some(before) = live.by_id(*id).filter(|before| !before.is(model)) else {
                 continue;
             };

@@ -4,13 +4,13 @@ use std::io::Write;
 use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, anyhow};
 use clap::Args;
 use plugin_sdk::{Event, Extension, Message, Params, Part, Prompt, Request, Role, Usage};
 use tokio::runtime::Builder;
 
 use super::model;
-use crate::models::{Backend, Loader, Model, State};
+use crate::models::{Backend, Loader, Model};
 use crate::{config, telemetry};
 
 #[derive(Debug, Args)]
@@ -69,13 +69,8 @@ impl Options {
 
     async fn ask(&self, spec: config::Model, loader: &Loader) -> anyhow::Result<()> {
         let request = self.request(&spec);
-        let model = Model::new(spec);
-        model.load(loader).await;
-        let backend = match model.state() {
-            State::Ready(backend) => backend,
-            State::Unavailable(reason) => bail!(reason),
-            State::Loading | State::OnDemand => bail!("it does not load"),
-        };
+        let backend = Model::new(spec).load(loader).await;
+        let backend = backend.map_err(anyhow::Error::msg)?;
         let usage = print(&backend, request.clone()).await?;
         println!();
         eprintln!(
