@@ -46,7 +46,7 @@ pub fn start(
     let sender = Sender {
         client,
         url: url.clone(),
-        secret: secret.clone(),
+        key: key(secret).context("the secret of the webhook is not one")?,
         store,
         clock,
     };
@@ -56,7 +56,7 @@ pub fn start(
 struct Sender {
     client: Client,
     url: String,
-    secret: SecretString,
+    key: Hmac<Sha256>,
     store: Store,
     clock: Clock,
 }
@@ -109,7 +109,7 @@ impl Sender {
     async fn send(&self, notice: &Notice, now: OffsetDateTime) -> Result<(), String> {
         let Notice { key, body, .. } = notice;
         let timestamp = now.unix_timestamp();
-        let signature = sign(&self.secret, &format!("{key}.{timestamp}.{body}"));
+        let signature = sign(self.key.clone(), &format!("{key}.{timestamp}.{body}"));
         let request = self
             .client
             .post(&self.url)
@@ -128,16 +128,16 @@ impl Sender {
     }
 }
 
-/// The signature of a text under a secret that `config` has found to be one.
-fn sign(secret: &SecretString, text: &str) -> String {
-    let key = config::Webhook::key(secret).unwrap_or_default();
-    // any length is a key's
-    let mut mac = match <Hmac<Sha256> as KeyInit>::new_from_slice(&key) {
-        Ok(mac) => mac,
-        Err(_) => return String::new(),
-    };
-    mac.update(text.as_bytes());
-    STANDARD.encode(mac.finalize().into_bytes())
+/// What signs under this secret.
+fn key(secret: &SecretString) -> Option<Hmac<Sha256>> {
+    let key = config::Webhook::key(secret)?;
+    <Hmac<Sha256> as KeyInit>::new_from_slice(&key).ok()
+}
+
+/// The signature of a text.
+fn sign(mut key: Hmac<Sha256>, text: &str) -> String {
+    key.update(text.as_bytes());
+    STANDARD.encode(key.finalize().into_bytes())
 }
 
 #[cfg(test)]
@@ -150,7 +150,7 @@ mod tests {
         let secret = SecretString::from("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw");
         let text = "msg_p5jXN8AQM9LWM0D4loKWxJek.1614265330.{\"test\": 2432232314}";
         assert_eq!(
-            sign(&secret, text),
+            sign(key(&secret).expect("a key"), text),
             "g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
         );
     }

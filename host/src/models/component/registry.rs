@@ -73,8 +73,9 @@ impl Pulled {
         let manifest = match self.kept(&reference.digest).await {
             Some(manifest) => manifest,
             None => {
-                let remote = remote.get_or_insert(Remote::log_in(reference, auth).await?);
-                let manifest = remote.manifest().await?;
+                let at = Remote::log_in(reference, auth).await?;
+                let manifest = at.manifest().await?;
+                remote = Some(at);
                 self.keep(&reference.digest, manifest).await?
             }
         };
