@@ -1,7 +1,7 @@
 //! model-host: one binary in front of a company's models.
 //!
-//! `ARCHITECTURE.md` beside this folder has the map. Modules use only those
-//! further down this list, and peers on one line do not meet.
+//! `ARCHITECTURE.md` beside this folder has the map, and the order in which modules use
+//! each other.
 
 mod app;
 mod billing;

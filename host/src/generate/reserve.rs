@@ -10,8 +10,8 @@ use super::{Error, Generator, tokens};
 use crate::money::NanoDollars;
 use crate::store::ledger::{Cap, Reservation, Reserved};
 
-/// How long after its deadline a request is settled at the latest.
-const SETTLING: Duration = Duration::minutes(1);
+/// How long after its deadline a hold is one that somebody has forgotten.
+const FORGOTTEN: Duration = Duration::minutes(1);
 
 /// The most that a request may be charged for.
 #[derive(Clone, Copy, Debug, Default)]
@@ -72,7 +72,7 @@ impl Generator {
             most,
             least,
             created_at: *at,
-            expires_at: *at + timeout + SETTLING,
+            expires_at: *at + timeout + FORGOTTEN,
         };
         room.held = Some(NanoDollars(0));
         let reserved = self.settler.reserve(reservation).await;

@@ -61,7 +61,7 @@ pub enum Error {
     /// too long.
     #[error("another server is at work on the request")]
     TakenOver,
-    /// The task that settles has ended.
+    /// The task that does it has ended.
     #[error("the server is stopping")]
     Stopping,
     /// The database failed.
