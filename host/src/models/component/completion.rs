@@ -7,7 +7,7 @@ use plugin_sdk::{Error, ErrorKind, Event, ToolCall};
 use tokio::sync::OwnedSemaphorePermit;
 use wasmtime::component::ResourceAny;
 
-use super::instance::{Mould, Running, Spare};
+use super::instance::{Running, Spare, Template};
 use super::network::Upstream;
 use super::{Component, failure};
 
@@ -26,7 +26,7 @@ struct Answering {
     resource: ResourceAny,
     _place: OwnedSemaphorePermit,
     spare: Arc<Spare>,
-    mould: Arc<Mould>,
+    template: Arc<Template>,
 }
 
 impl Completion {
@@ -36,16 +36,16 @@ impl Completion {
         resource: ResourceAny,
         place: OwnedSemaphorePermit,
     ) -> Self {
-        let mould = &component.mould;
+        let template = &component.template;
         Self {
-            upstream: mould.upstream.clone(),
-            bytes_left: mould.limits.response_bytes,
+            upstream: template.upstream.clone(),
+            bytes_left: template.limits.response_bytes,
             answering: Some(Answering {
                 running,
                 resource,
                 _place: place,
                 spare: Arc::clone(&component.spare),
-                mould: Arc::clone(mould),
+                template: Arc::clone(template),
             }),
             is_over: false,
         }
@@ -107,10 +107,10 @@ impl Completion {
                 running,
                 resource,
                 spare,
-                mould,
+                template,
                 ..
             } = answering;
-            spare.give_back(&mould, running, resource).await;
+            spare.give_back(&template, running, resource).await;
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use plugin_sdk::{Error, ErrorKind};
 
-use super::journal::one_line;
+use super::guest_log::one_line;
 use super::network::Upstream;
 
 /// The most characters of a message for the caller.

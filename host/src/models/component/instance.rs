@@ -12,25 +12,26 @@ use tokio::sync::OwnedSemaphorePermit;
 use wasmtime::Store;
 use wasmtime::component::ResourceAny;
 
-use super::journal::Journal;
+use super::PROOF_TIMEOUT;
+use super::guest_log::GuestLog;
 use super::meter::Meter;
 use super::network::{Network, Upstream};
 use super::runtime::Runtime;
 use super::state::State;
 use super::v0_1::{Instance, Plugin};
-use super::{Limits, PROOF_TIMEOUT};
+use crate::config::ModelLimits;
 
 /// Bytes that a guest may hand over in one call, beyond the longest body or answer.
 const CALL_OVERHEAD: usize = 4 << 20;
 
 /// What makes the instances of a component.
-pub(super) struct Mould {
+pub(super) struct Template {
     pub(super) runtime: Arc<Runtime>,
     pub(super) plugin: Plugin,
     pub(super) model: Arc<str>,
     pub(super) settings: Arc<Settings>,
     pub(super) upstream: Option<Arc<Upstream>>,
-    pub(super) limits: Arc<Limits>,
+    pub(super) limits: Arc<ModelLimits>,
 }
 
 /// A live instance with all that is its request's. Dropping it stops whatever it does.
@@ -59,7 +60,7 @@ struct Ready {
     _place: OwnedSemaphorePermit,
 }
 
-impl Mould {
+impl Template {
     /// An instance that reaches nothing, for a request that ends at `deadline`.
     ///
     /// # Errors
@@ -71,8 +72,8 @@ impl Mould {
             deadline,
         };
         let lines = self.limits.log_lines;
-        let journal = Journal::new(Arc::clone(&self.model), self.upstream.clone(), lines);
-        let state = State::new(Arc::clone(&self.settings), journal, network, &self.limits);
+        let log = GuestLog::new(Arc::clone(&self.model), self.upstream.clone(), lines);
+        let state = State::new(Arc::clone(&self.settings), log, network, &self.limits);
         let mut store = Store::new(&self.runtime.engine, state);
         store.limiter(|state| &mut state.memory);
         store.set_hostcall_fuel(self.call_bytes());
@@ -111,7 +112,7 @@ impl Running {
 
     /// Ends its request, which the guest has answered. Whether it can take another one,
     /// with the same limits anew.
-    async fn end(&mut self, completion: ResourceAny, limits: &Limits) -> bool {
+    async fn end(&mut self, completion: ResourceAny, limits: &ModelLimits) -> bool {
         self.requests_left = self.requests_left.saturating_sub(1);
         if self.requests_left == 0 {
             return false;
@@ -137,12 +138,12 @@ impl Spare {
     /// and there are not spare ones enough; has one made otherwise.
     pub(super) async fn give_back(
         self: &Arc<Self>,
-        mould: &Arc<Mould>,
+        template: &Arc<Template>,
         mut running: Running,
         completion: ResourceAny,
     ) {
-        if running.end(completion, &mould.limits).await
-            && let Some(place) = mould.runtime.spare_place()
+        if running.end(completion, &template.limits).await
+            && let Some(place) = template.runtime.spare_place()
         {
             self.0.lock().ready.push(Ready {
                 running: Box::new(running),
@@ -150,12 +151,12 @@ impl Spare {
             });
         } else {
             drop(running);
-            self.refill(mould);
+            self.refill(template);
         }
     }
 
     /// Has the next instance made, unless it is, or there are spare ones enough.
-    pub(super) fn refill(self: &Arc<Self>, mould: &Arc<Mould>) {
+    pub(super) fn refill(self: &Arc<Self>, template: &Arc<Template>) {
         let Ok(runtime) = Handle::try_current() else {
             return;
         };
@@ -163,15 +164,15 @@ impl Spare {
         if next.is_making || !next.ready.is_empty() {
             return;
         }
-        let Some(place) = mould.runtime.spare_place() else {
+        let Some(place) = template.runtime.spare_place() else {
             return;
         };
         next.is_making = true;
         drop(next);
-        let (spare, mould) = (Arc::clone(self), Arc::clone(mould));
+        let (spare, template) = (Arc::clone(self), Arc::clone(template));
         runtime.spawn(async move {
             // should it panic, the component goes on without spares
-            let made = mould.instance(Instant::now() + PROOF_TIMEOUT).await;
+            let made = template.instance(Instant::now() + PROOF_TIMEOUT).await;
             let mut next = spare.0.lock();
             next.is_making = false;
             // the request that makes its own tells why it cannot be

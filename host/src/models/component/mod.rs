@@ -12,7 +12,7 @@
 //! - `instance`: how an instance is made, and kept for its request
 //! - `state`: what an instance sees of this machine
 //! - `network`: the way to its model's upstream
-//! - `epoch`, `meter`, `journal`: the clock, how long, and what is written
+//! - `epoch`, `meter`, `guest_log`: the clock, how long, and what is written
 //! - `v0_1`: the plugin contract, one folder for each version
 
 #[cfg(test)]
@@ -21,8 +21,8 @@ mod artifact;
 mod completion;
 mod epoch;
 mod failure;
+mod guest_log;
 mod instance;
-mod journal;
 mod link;
 mod meter;
 mod network;
@@ -44,7 +44,7 @@ use plugin_sdk::{
 };
 use tokio::sync::OwnedSemaphorePermit;
 
-pub use crate::config::ModelLimits as Limits;
+use crate::config::ModelLimits;
 
 pub use self::artifact::Artifact;
 pub use self::completion::Completion;
@@ -52,7 +52,7 @@ pub use self::network::Upstream;
 pub use self::registry::Pulled;
 pub use self::runtime::Runtime;
 
-use self::instance::{Mould, Running, Spare};
+use self::instance::{Running, Spare, Template};
 use self::network::Gate;
 
 /// How long a component may take to say what it is, and for its rehearsal.
@@ -73,12 +73,12 @@ pub struct Spec {
     /// What it may reach; without it, it has no network.
     pub upstream: Option<Upstream>,
     /// What a request may take.
-    pub limits: Limits,
+    pub limits: ModelLimits,
 }
 
 /// A component, compiled, checked and ready to be instantiated.
 pub struct Component {
-    mould: Arc<Mould>,
+    template: Arc<Template>,
     spare: Arc<Spare>,
     gate: Option<Arc<Gate>>,
     info: PluginInfo,
@@ -132,7 +132,7 @@ impl Component {
             "component compiled"
         );
 
-        let mould = Mould {
+        let template = Template {
             runtime: Arc::clone(runtime),
             plugin: linked.plugin,
             model,
@@ -141,7 +141,7 @@ impl Component {
             limits,
         };
         let mut component = Self {
-            mould: Arc::new(mould),
+            template: Arc::new(template),
             spare: Arc::default(),
             gate,
             info: PluginInfo::default(),
@@ -172,9 +172,9 @@ impl Component {
     /// failed: [`ErrorKind::Upstream`] with the code `plugin_failed`.
     pub async fn session(&self, timeout: Duration) -> Result<Session<'_>, Error> {
         let session = self
-            .session_at(self.mould.runtime.place()?, timeout)
+            .session_at(self.template.runtime.place()?, timeout)
             .await?;
-        self.spare.refill(&self.mould);
+        self.spare.refill(&self.template);
         Ok(session)
     }
 
@@ -189,7 +189,7 @@ impl Component {
     }
 
     async fn describe(&self) -> Result<PluginInfo, Error> {
-        let place = self.mould.runtime.next_place().await?;
+        let place = self.template.runtime.next_place().await?;
         let mut running = self.session_at(place, PROOF_TIMEOUT).await?.running;
         let described = running.instance.describe(&mut running.store);
         let described = running.meter.run(described).await?;
@@ -199,9 +199,9 @@ impl Component {
     /// Runs a short request as far as it goes without the network. A plugin may refuse
     /// it; it must not trap. Returns whether it estimates.
     async fn rehearse(&self, has_network: bool) -> Result<bool, Error> {
-        let Mould {
+        let Template {
             model, settings, ..
-        } = &*self.mould;
+        } = &*self.template;
         let request = Request {
             request_id: "rehearsal".to_owned(),
             model: settings.get("model_name").unwrap_or(model).to_owned(),
@@ -216,7 +216,7 @@ impl Component {
         };
         let is_refusal =
             |error: &Error| !failure::is_plugins(error) && error.kind != ErrorKind::Timeout;
-        let place = self.mould.runtime.next_place().await?;
+        let place = self.template.runtime.next_place().await?;
         let mut session = self.session_at(place, PROOF_TIMEOUT).await?;
         let estimates = match session.estimate_within(PROOF_TIMEOUT, &request).await {
             Err(error) if !is_refusal(&error) => return Err(error),
@@ -245,7 +245,7 @@ impl Component {
         let deadline = Instant::now() + timeout;
         let running = match self.spare.take(deadline) {
             Some(spare) => spare,
-            None => self.mould.instance(deadline).await?,
+            None => self.template.instance(deadline).await?,
         };
         Ok(Session {
             component: self,
@@ -255,7 +255,7 @@ impl Component {
     }
 
     fn by_plugin(&self, error: Error) -> Error {
-        failure::by_plugin(self.mould.upstream.as_deref(), error)
+        failure::by_plugin(self.template.upstream.as_deref(), error)
     }
 }
 
@@ -320,7 +320,7 @@ impl fmt::Debug for Session<'_> {
 impl fmt::Debug for Component {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Component")
-            .field("model", &self.mould.model)
+            .field("model", &self.template.model)
             .field("info", &self.info)
             .field("digest", &self.digest)
             .finish_non_exhaustive()

@@ -5,23 +5,24 @@ use std::time::Duration;
 
 use plugin_sdk::{Event, Request};
 
+use super::Component;
 use super::tests::{Api, request, runtime, spec};
-use super::{Component, Limits};
+use crate::config::ModelLimits;
 
-async fn open(limits: Limits) -> Component {
+async fn open(limits: ModelLimits) -> Component {
     open_with("http://127.0.0.1:1/", limits).await
 }
 
-async fn open_with(api_url: &str, limits: Limits) -> Component {
+async fn open_with(api_url: &str, limits: ModelLimits) -> Component {
     let mut spec = spec("misbehave", Some(api_url));
     spec.limits = limits;
     Component::open(&runtime(), spec).await.unwrap()
 }
 
-fn reusing(requests_per_instance: u32) -> Limits {
-    Limits {
+fn reusing(requests_per_instance: u32) -> ModelLimits {
+    ModelLimits {
         requests_per_instance,
-        ..Limits::default()
+        ..ModelLimits::default()
     }
 }
 
@@ -46,7 +47,7 @@ async fn counted(component: &Component, times: usize) -> Vec<String> {
 
 #[tokio::test]
 async fn an_instance_answers_as_many_requests_as_it_may() {
-    let by_default = open(Limits::default()).await;
+    let by_default = open(ModelLimits::default()).await;
     assert_eq!(counted(&by_default, 3).await, ["1", "1", "1"]);
     let twice = open(reusing(2)).await;
     assert_eq!(counted(&twice, 5).await, ["1", "2", "1", "2", "1"]);
@@ -98,7 +99,7 @@ async fn one_that_has_filled_its_memory_answers_no_other() {
 
 #[tokio::test]
 async fn each_request_has_all_that_the_limits_allow() {
-    let limits = Limits {
+    let limits = ModelLimits {
         cpu_ms: 500,
         upstream_requests: 1,
         ..reusing(100)

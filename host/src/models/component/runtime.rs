@@ -20,8 +20,8 @@ use wasmtime::{
 
 use crate::config::Components;
 
-use super::Limits;
 use super::epoch::EpochClock;
+use crate::config::ModelLimits;
 
 /// Stack for the host's own functions, beyond what a plugin's calls may take.
 const HOST_STACK: usize = 1536 << 10;
@@ -192,16 +192,16 @@ fn engine(cache: Cache, shared: &Components) -> Result<Engine, RuntimeError> {
         // a component is several modules: the plugin itself and its adapters; a number
         // only, nothing is set aside for it
         .total_core_instances(CORE_INSTANCES * instances)
-        .total_memories(Limits::MEMORIES * instances)
+        .total_memories(ModelLimits::MEMORIES * instances)
         .total_tables(TABLES * instances)
         // one with more would take the places of others
         .max_core_instances_per_component(CORE_INSTANCES)
-        .max_memories_per_component(Limits::MEMORIES)
+        .max_memories_per_component(ModelLimits::MEMORIES)
         .max_tables_per_component(TABLES)
         .total_stacks(instances)
         .total_gc_heaps(0)
-        .max_memory_size(Limits::MEMORY_CEILING_MIB << 20)
-        .table_elements(Limits::TABLE_CEILING)
+        .max_memory_size(ModelLimits::MEMORY_CEILING_MIB << 20)
+        .table_elements(ModelLimits::TABLE_CEILING)
         // so much of a used place is cleared by hand rather than by the kernel, if the
         // kernel tells which pages were written
         .linear_memory_keep_resident(512 << 10)

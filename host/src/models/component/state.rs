@@ -16,9 +16,9 @@ use wasmtime_wasi_http::p2::bindings::http::types::{HostOutgoingRequest as _, Me
 use wasmtime_wasi_http::p2::types::HostOutgoingRequest;
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
-use super::Limits;
-use super::journal::{Journal, Print};
+use super::guest_log::{GuestLog, Print};
 use super::network::Network;
+use crate::config::ModelLimits;
 
 /// Things of the host that an instance may hold at once, such as requests and their
 /// headers: they take the host's memory, not the instance's. An exchange by `wasi:http` is
@@ -46,7 +46,7 @@ pub(super) struct Memory {
 /// The state of one request.
 pub(super) struct State {
     pub(super) settings: Arc<Settings>,
-    pub(super) journal: Journal,
+    pub(super) log: GuestLog,
     pub(super) memory: Memory,
     pub(super) network: Network,
     wasi: WasiCtx,
@@ -57,12 +57,12 @@ pub(super) struct State {
 impl State {
     pub(super) fn new(
         settings: Arc<Settings>,
-        journal: Journal,
+        log: GuestLog,
         network: Network,
-        limits: &Limits,
+        limits: &ModelLimits,
     ) -> Self {
         let print = |level| Print {
-            journal: journal.clone(),
+            log: log.clone(),
             level,
         };
         let wasi = WasiCtx::builder()
@@ -73,7 +73,7 @@ impl State {
             .build();
         let memory_limits = StoreLimitsBuilder::new()
             .memory_size(limits.memory_mib << 20)
-            .memories(Limits::MEMORIES as usize)
+            .memories(ModelLimits::MEMORIES as usize)
             .table_elements(limits.table_elements)
             // so that the log says what happened, rather than the guest's allocator
             .trap_on_grow_failure(true)
@@ -84,7 +84,7 @@ impl State {
         table.set_max_capacity(RESOURCES);
         Self {
             settings,
-            journal,
+            log,
             memory: Memory {
                 limits: memory_limits,
                 taken: 0,
@@ -99,10 +99,10 @@ impl State {
     /// Makes it the state of another request. Whether it is fit for one: those before have
     /// not piled up things of the host's, nor taken most of the memory, for which the
     /// next one might then want.
-    pub(super) fn renew(&mut self, limits: &Limits) -> bool {
+    pub(super) fn renew(&mut self, limits: &ModelLimits) -> bool {
         self.network.gate = None;
         self.network.requests_left = limits.upstream_requests;
-        self.journal.renew(limits.log_lines);
+        self.log.renew(limits.log_lines);
         self.table.iter_mut().count() <= RESOURCES_KEPT
             && self.memory.taken <= (limits.memory_mib << 20) / 2
     }

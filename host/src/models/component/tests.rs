@@ -14,7 +14,8 @@ use tokio::sync::mpsc;
 
 use crate::config::Components;
 
-use super::{Artifact, Component, Limits, Runtime, Spec, Upstream};
+use super::{Artifact, Component, Runtime, Spec, Upstream};
+use crate::config::ModelLimits;
 
 const SECRET: &str = "sk-very-secret";
 
@@ -100,10 +101,10 @@ pub(super) fn spec(plugin: &str, api_url: Option<&str>) -> Spec {
             secret: Some(SECRET.into()),
             ..Upstream::new(url.parse().unwrap())
         }),
-        limits: Limits {
+        limits: ModelLimits {
             cpu_ms: 1_500,
             response_bytes: 1 << 20,
-            ..Limits::default()
+            ..ModelLimits::default()
         },
     }
 }

@@ -37,7 +37,7 @@ use writer::Writer;
 pub use query::{On, Query, query};
 pub use row::Row;
 pub use rows::insert_from;
-pub use script::{Place as PlaceInScript, Ran, Script};
+pub use script::{Ran, Script, StepId};
 pub use writer::Turn;
 
 /// Connections to PostgreSQL that write: one to have the right alone and one to write for

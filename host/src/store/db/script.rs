@@ -21,7 +21,7 @@ struct Step<'q> {
 
 /// Where a query is in its script.
 #[derive(Clone, Copy, Debug)]
-pub struct Place(usize);
+pub struct StepId(usize);
 
 /// What the queries of a script gave.
 pub struct Ran(Vec<Outcome>);
@@ -34,7 +34,7 @@ struct Outcome {
 
 impl<'q> Script<'q> {
     /// Adds the next query.
-    pub fn add(&mut self, query: Query<'q>) -> Place {
+    pub fn add(&mut self, query: Query<'q>) -> StepId {
         self.push(query, None)
     }
 
@@ -44,9 +44,9 @@ impl<'q> Script<'q> {
         self.push(query, Some(rows as u64));
     }
 
-    fn push(&mut self, query: Query<'q>, changes: Option<u64>) -> Place {
+    fn push(&mut self, query: Query<'q>, changes: Option<u64>) -> StepId {
         self.steps.push(Step { query, changes });
-        Place(self.steps.len() - 1)
+        StepId(self.steps.len() - 1)
     }
 
     /// Runs them all.
@@ -135,7 +135,7 @@ impl<'q> Script<'q> {
 
 impl Ran {
     /// The rows that a query gave; none where there was no such query.
-    pub fn rows(&self, of: Option<Place>) -> &[Row] {
+    pub fn rows(&self, of: Option<StepId>) -> &[Row] {
         of.and_then(|place| self.0.get(place.0))
             .map_or(&[], |outcome| &outcome.rows)
     }

@@ -22,7 +22,7 @@ use super::credit::Nearly;
 use super::hold::{self, Ended, Hold, Holds};
 use super::{Booked, Cap, Near, Reservation, Reserved};
 use crate::money::NanoDollars;
-use crate::store::db::{PlaceInScript as Place, Ran, Script, Transaction};
+use crate::store::db::{Ran, Script, StepId, Transaction};
 use crate::store::outbox::Owed;
 use crate::store::usage::{self, Usage};
 use crate::store::{Error, millis};
@@ -67,9 +67,9 @@ impl<'a> Scope<'a> {
 
 /// What a script will read for books.
 pub(in crate::store) struct Asked<'a> {
-    accounts: Option<Place>,
-    closed: Option<Place>,
-    budgets: Option<Place>,
+    accounts: Option<StepId>,
+    closed: Option<StepId>,
+    budgets: Option<StepId>,
     scope: Scope<'a>,
 }
 

@@ -36,9 +36,9 @@ pub use self::upstream::Upstream;
 use self::addresses::{Prohibited, PublicAddresses};
 use self::client::{CONNECT_TIMEOUT, Client, client};
 use self::upstream::is_same_origin;
-use super::Limits;
-use super::journal::one_line;
+use super::guest_log::one_line;
 use crate::cohort::behind_others;
+use crate::config::ModelLimits;
 
 const USER_AGENT: HeaderValue =
     HeaderValue::from_static(concat!("model-host/", env!("CARGO_PKG_VERSION")));
@@ -62,7 +62,7 @@ pub(super) struct Gate {
     secret_value: Option<HeaderValue>,
     forbidden: ForbiddenHeaderFilter,
     client: Client,
-    limits: Arc<Limits>,
+    limits: Arc<ModelLimits>,
     /// Where a component's request went last, which is where nearly all go, by the URL
     /// as it was given.
     last: Mutex<Option<(String, Destination)>>,
@@ -82,7 +82,7 @@ impl Gate {
     pub(super) fn new(
         model: Arc<str>,
         upstream: Arc<Upstream>,
-        limits: Arc<Limits>,
+        limits: Arc<ModelLimits>,
     ) -> Result<Self, String> {
         let secret_value = upstream
             .secret_value()

@@ -120,6 +120,6 @@ impl log::Host for State {
             log::Level::Warn => Level::WARN,
             log::Level::Error => Level::ERROR,
         };
-        self.journal.write_fields(level, &message, &fields);
+        self.log.write_fields(level, &message, &fields);
     }
 }

@@ -109,8 +109,8 @@ mod tests {
     use wasmtime_wasi_http::Error;
 
     use super::{Failure, State};
-    use crate::models::component::Limits;
-    use crate::models::component::journal::Journal;
+    use crate::config::ModelLimits;
+    use crate::models::component::guest_log::GuestLog;
     use crate::models::component::network::Network;
 
     #[test]
@@ -130,8 +130,8 @@ mod tests {
             requests_left: 1,
             deadline: Instant::now(),
         };
-        let journal = Journal::new("model".into(), None, 1);
-        let mut state = State::new(Arc::default(), journal, network, &Limits::default());
+        let log = GuestLog::new("model".into(), None, 1);
+        let mut state = State::new(Arc::default(), log, network, &ModelLimits::default());
         for count in [30_000, 100_000] {
             let names = (0..count).map(|number| (format!("x-{number}"), String::new()));
             let named: Vec<_> = names.collect();

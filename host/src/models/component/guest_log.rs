@@ -21,7 +21,7 @@ const PRINT_LIMIT: usize = 4 << 10;
 
 /// The lines of one request. Clones share the number of lines left.
 #[derive(Clone)]
-pub(super) struct Journal(Arc<Inner>);
+pub(super) struct GuestLog(Arc<Inner>);
 
 struct Inner {
     model: Arc<str>,
@@ -29,7 +29,7 @@ struct Inner {
     lines_left: Mutex<u32>,
 }
 
-impl Journal {
+impl GuestLog {
     pub(super) fn new(model: Arc<str>, upstream: Option<Arc<Upstream>>, lines: u32) -> Self {
         let lines_left = Mutex::new(lines);
         Self(Arc::new(Inner {
@@ -127,10 +127,10 @@ fn redacted<'a>(upstream: Option<&Upstream>, text: &'a str, limit: usize) -> Cow
     redacted
 }
 
-/// Standard output or standard error of a guest, which ends in its journal.
+/// Standard output or standard error of a guest, which ends in its log.
 #[derive(Clone)]
 pub(super) struct Print {
-    pub(super) journal: Journal,
+    pub(super) log: GuestLog,
     pub(super) level: Level,
 }
 
@@ -160,7 +160,7 @@ impl OutputStream for Print {
             .lines()
             .filter(|line| !line.is_empty())
         {
-            self.journal.write(self.level, line);
+            self.log.write(self.level, line);
         }
         Ok(())
     }
@@ -192,8 +192,8 @@ mod tests {
         }
     }
 
-    fn journal() -> Journal {
-        Journal::new("model".into(), Some(Arc::new(telling())), 10)
+    fn log() -> GuestLog {
+        GuestLog::new("model".into(), Some(Arc::new(telling())), 10)
     }
 
     #[test]
@@ -201,15 +201,15 @@ mod tests {
         let long = "\u{1}".repeat(1 << 20);
         let fields = vec![("a".to_owned(), long.clone()); 100];
         for line in [
-            journal().line(&long, &fields),
-            journal().line("", &fields),
-            journal().line("", &[(long, String::new())]),
+            log().line(&long, &fields),
+            log().line("", &fields),
+            log().line("", &[(long, String::new())]),
         ] {
             let length = line.len();
             assert!((LINE_LIMIT..=20 * LINE_LIMIT).contains(&length), "{length}");
         }
         let fields = [("b".to_owned(), format!("\n{SECRET}"))];
-        assert_eq!(journal().line("a", &fields), r#"a b="\n[secret]""#);
+        assert_eq!(log().line("a", &fields), r#"a b="\n[secret]""#);
     }
 
     #[test]
@@ -225,7 +225,7 @@ mod tests {
     #[test]
     fn what_is_printed_in_one_go_is_bounded() {
         let mut print = Print {
-            journal: journal(),
+            log: log(),
             level: Level::INFO,
         };
         let bytes = |length| Bytes::from(vec![b'a'; length]);
