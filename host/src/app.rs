@@ -26,9 +26,7 @@ use crate::store::{Claim, Outbox, Place, Settler, Store};
 
 /// A server that is ready to serve.
 pub struct App {
-    stripe: config::Stripe,
-    webhook: config::Webhook,
-    keep_usage_days: Option<u32>,
+    config: Config,
     drain: Duration,
     listener: TcpListener,
     room: usize,
@@ -92,32 +90,11 @@ impl App {
         let process = Uuid::now_v7().to_string();
         let joined = CancellationToken::new();
         store.join(&process, joined.clone()).await?;
-        let voided = match place {
-            Place::File(_) => store.void_holds_of_others(&process).await?,
-            Place::Server(_) => 0,
-        };
-        if voided > 0 {
-            tracing::warn!(
-                voided,
-                "the server before this one ended with requests at work"
-            );
+        if let Place::File(_) = place {
+            void_holds(&store, &process).await?;
         }
-        if let Some(key) = keys
-            .ensure_admin(admin_key)
-            .await
-            .context("MODEL_HOST_ADMIN_KEY")?
-        {
-            // to standard output alone, never to the log
-            println!(
-                "admin key (shown this once, keep it): {}",
-                key.expose_secret()
-            );
-        }
-        let Server {
-            listen,
-            trusted_proxies,
-            ..
-        } = server;
+        show_first_admin_key(&keys, admin_key).await?;
+        let listen = server.listen;
         let listener = TcpListener::bind(listen)
             .await
             .with_context(|| format!("cannot listen on {listen}"))?;
@@ -136,14 +113,7 @@ impl App {
             store: store.clone(),
             clock: Clock,
         };
-        let Config {
-            requests,
-            stripe,
-            webhook,
-            database,
-            ..
-        } = config.clone();
-        let requests = Arc::new(requests);
+        let requests = Arc::new(config.requests.clone());
         let limits =
             Limits::new(config.redis_url.as_ref(), requests.without_redis).context("REDIS_URL")?;
         let (settler, settling) = Settler::start(store.clone(), process.clone());
@@ -157,17 +127,15 @@ impl App {
                 Arc::clone(&requests),
                 Clock,
             )),
-            reload: reloader.start(config),
+            reload: reloader.start(config.clone()),
             requests,
-            trusted_proxies: trusted_proxies.into(),
+            trusted_proxies: server.trusted_proxies.into(),
             store,
             keys,
             clock: Clock,
         };
         Ok(Self {
-            stripe,
-            webhook,
-            keep_usage_days: database.keep_usage_days,
+            config,
             drain: Duration::from_secs(server.drain_seconds),
             listener,
             room,
@@ -186,9 +154,7 @@ impl App {
     /// When the server fails.
     pub async fn serve(self, stop: CancellationToken) -> anyhow::Result<()> {
         let Self {
-            stripe,
-            webhook,
-            keep_usage_days,
+            config,
             drain,
             listener,
             room,
@@ -201,32 +167,22 @@ impl App {
         let address = listener.local_addr()?;
         tracing::info!(%address, "serving http://{address}");
         let hangup = tokio::spawn(reload_on_hangup(state.reload.clone())?);
-        let reporting = billing::start(&stripe, state.store.clone(), state.clock, stop.clone())?;
-
-        let notifying =
-            billing::webhook::start(&webhook, state.store.clone(), state.clock, stop.clone())?;
-
+        let background = background(&config, &state, &stop)?;
         let keys = state.keys.clone();
         tokio::spawn(keys.clone().write_uses_until(stop.clone()));
-
-        let deleting = keep_usage_days.map(|days| {
-            let store = state.store.clone();
-            tokio::spawn(store.keep_usage(days, state.clock, stop.clone()))
-        });
-
         let (store, generator) = (state.store.clone(), state.generator.clone());
         let forgetting = tokio::spawn(generator.clone().forget_answers_until(stop.clone()));
         let requests = Arc::clone(&state.requests);
         let stopped = stop.clone().cancelled_owned();
         let server = http::serve(listener, http::router(state), room, &requests, stopped);
-        let drained = async {
-            stop.cancelled().await;
-            tokio::time::sleep(drain).await;
-        };
         let answered = async {
             server.await;
             // some go on for a client that may come back for the answer
             generator.drained().await;
+        };
+        let drained = async {
+            stop.cancelled().await;
+            tokio::time::sleep(drain).await;
         };
         tokio::select! {
             () = answered => {}
@@ -242,7 +198,7 @@ impl App {
         // its handle to the settling task
         forgetting.await.ok();
         drop(generator);
-        for task in [reporting, notifying, deleting].into_iter().flatten() {
+        for task in background {
             task.await.ok();
         }
         // the task ends when the last request's handle to it is gone
@@ -261,6 +217,48 @@ impl App {
         tracing::info!("stopped");
         Ok(())
     }
+}
+
+/// Frees what the server before this one held, which had the file to itself.
+async fn void_holds(store: &Store, process: &str) -> anyhow::Result<()> {
+    let voided = store.void_holds_of_others(process).await?;
+    if voided > 0 {
+        tracing::warn!(
+            voided,
+            "the server before this one ended with requests at work"
+        );
+    }
+    Ok(())
+}
+
+/// Sees to it that there is an admin key, this one if it is given.
+async fn show_first_admin_key(keys: &Keys, given: Option<&SecretString>) -> anyhow::Result<()> {
+    let made = keys.ensure_admin(given).await;
+    if let Some(key) = made.context("MODEL_HOST_ADMIN_KEY")? {
+        // to standard output alone, never to the log
+        println!(
+            "admin key (shown this once, keep it): {}",
+            key.expose_secret()
+        );
+    }
+    Ok(())
+}
+
+/// Starts what reports and tidies until `stop`, as far as it is configured.
+fn background(
+    config: &Config,
+    state: &AppState,
+    stop: &CancellationToken,
+) -> anyhow::Result<Vec<JoinHandle<()>>> {
+    let (store, clock) = (&state.store, state.clock);
+    let reporting = billing::start(&config.stripe, store.clone(), clock, stop.clone())?;
+    let notifying = billing::webhook::start(&config.webhook, store.clone(), clock, stop.clone())?;
+    let deleting = config.database.keep_usage_days.map(|days| {
+        let keeping = store.clone().keep_usage(days, clock, stop.clone());
+        tokio::spawn(keeping)
+    });
+    let all = [reporting, notifying, deleting];
+    Ok(all.into_iter().flatten().collect())
 }
 
 /// Reloads at each SIGHUP.
