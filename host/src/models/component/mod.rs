@@ -15,8 +15,6 @@
 //! - `epoch`, `meter`, `guest_log`: the clock, how long, and what is written
 //! - `v0_1`: the plugin contract, one folder for each version
 
-#[cfg(test)]
-mod adapters;
 mod artifact;
 mod completion;
 mod epoch;
@@ -27,8 +25,6 @@ mod link;
 mod meter;
 mod network;
 mod registry;
-#[cfg(test)]
-mod reuse;
 mod runtime;
 mod state;
 #[cfg(test)]

@@ -11,7 +11,7 @@ use tokio::time::timeout;
 
 use self::api::{Api, Asked, Step, answer, at_once, begun, streamed};
 use self::formats::formats;
-use super::{Completion, Component};
+use crate::models::component::{Completion, Component};
 
 /// How long to wait for what must happen.
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -5,9 +5,9 @@ use plugin_sdk::{
     Role, ToolCall, Usage,
 };
 
-use super::super::tests::{runtime, spec};
-use super::super::{Component, Spec};
+use super::super::{runtime, spec};
 use super::api::Api;
+use crate::models::component::{Component, Spec};
 
 /// An answer in one of the formats, said in two ways.
 pub(super) struct Format {

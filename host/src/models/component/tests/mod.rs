@@ -1,5 +1,8 @@
 //! Real components against a real socket: what a plugin can do, and what it can't.
 
+mod adapters;
+mod reuse;
+
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -12,10 +15,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 
-use crate::config::Components;
+use crate::config::{Components, ModelLimits};
 
 use super::{Artifact, Component, Runtime, Spec, Upstream};
-use crate::config::ModelLimits;
 
 const SECRET: &str = "sk-very-secret";
 

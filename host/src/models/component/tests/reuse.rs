@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use plugin_sdk::{Event, Request};
 
-use super::Component;
-use super::tests::{Api, request, runtime, spec};
+use super::{Api, request, runtime, spec};
 use crate::config::ModelLimits;
+use crate::models::component::Component;
 
 async fn open(limits: ModelLimits) -> Component {
     open_with("http://127.0.0.1:1/", limits).await
