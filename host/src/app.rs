@@ -22,7 +22,7 @@ use crate::limits::Limits;
 use crate::models::component::{Pulled, Runtime};
 use crate::models::{Current, Loader};
 use crate::reload::{self, Origin, Reloader};
-use crate::store::{Claim, Outbox, Place, Settler, Store};
+use crate::store::{Audience, Claim, Place, Settler, Store};
 
 /// A server that is ready to serve.
 pub struct App {
@@ -43,14 +43,12 @@ pub struct App {
 /// When one of their files cannot be opened.
 pub async fn open(config: &Config, server: &Server) -> anyhow::Result<(Store, Keys)> {
     let folder = &server.data_dir;
-    let outbox = if config.stripe.secret_key.is_some() {
-        Outbox::On(Arc::default())
-    } else {
-        Outbox::Off
-    };
     let place = place(config, folder);
-    let notices = config.webhook.url.is_some().then(Arc::default);
-    let store = Store::open(&place, outbox, notices)
+    let audience = Audience {
+        stripe: config.stripe.secret_key.is_some(),
+        webhook: config.webhook.url.is_some(),
+    };
+    let store = Store::open(&place, audience)
         .await
         .with_context(|| format!("cannot open the database {place}"))?;
     let secret = Secret::open(&folder.join("secret"))?;

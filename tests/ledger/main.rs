@@ -30,7 +30,7 @@ use money::{NanoDollars, Price};
 use store::ledger::{Reservation, Reserved};
 use store::scratch::{Scratch, create_customer, create_key};
 use store::usage::{Status, Usage};
-use store::{Outbox, Settlement, Settler};
+use store::{Audience, Settlement, Settler};
 
 const NOW: OffsetDateTime = datetime!(2026-01-31 12:00 UTC);
 /// What is held for a request, and what it costs.
@@ -102,7 +102,14 @@ async fn measure(
 ) -> bool {
     let mut stores = Vec::new();
     for _ in 0..servers {
-        stores.push(scratch.open(Outbox::On(Arc::default())).await);
+        stores.push(
+            scratch
+                .open(Audience {
+                    stripe: true,
+                    ..Audience::default()
+                })
+                .await,
+        );
     }
     for number in 1..=customers {
         // as many keys, which are numbered alike

@@ -381,7 +381,7 @@ fn new_admin() -> Result<SecretString, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::Outbox;
+    use crate::store::Audience;
     use crate::store::customers::{CustomerLimits, NewCustomer};
     use crate::store::keys::{KeyLimits, Scope};
     use crate::store::scratch::Scratch;
@@ -391,7 +391,7 @@ mod tests {
         let folder = tempfile::TempDir::new().unwrap();
         // on a server nothing in memory serves while that cannot be reached
         let scratch = Scratch::file();
-        let store = scratch.open(Outbox::Off).await;
+        let store = scratch.open(Audience::default()).await;
         let secret = Secret::open(&folder.path().join("secret")).unwrap();
         let keys = Keys::new(store.clone(), secret, Clock);
         let customer = NewCustomer {

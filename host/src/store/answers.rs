@@ -107,7 +107,7 @@ mod tests {
     use super::{KEPT, KeptAnswer, insert};
     use crate::store::at_work::{self, NamedRequest};
     use crate::store::scratch::{Scratch, create_customer, create_key};
-    use crate::store::{Outbox, Store, servers};
+    use crate::store::{Audience, Store, servers};
     use time::{Duration, OffsetDateTime};
 
     /// Keeps an answer; on a shared database its request has to be at work.
@@ -136,7 +136,7 @@ mod tests {
     #[tokio::test]
     async fn answers_are_kept_for_a_day() {
         let scratch = Scratch::new();
-        let store = scratch.open(Outbox::Off).await;
+        let store = scratch.open(Audience::default()).await;
         let now = OffsetDateTime::from_unix_timestamp(1_800_000_000).expect("a time");
         let customer_id = create_customer(&store, 1, None, now).await;
         let api_key_id = create_key(&store, customer_id, "k".into(), now).await;

@@ -240,7 +240,7 @@ mod tests {
     use time::macros::datetime;
 
     use super::*;
-    use crate::store::Outbox;
+    use crate::store::Audience;
     use crate::store::scratch::Scratch;
 
     #[tokio::test]
@@ -248,7 +248,7 @@ mod tests {
         let Some(scratch) = Scratch::server() else {
             return;
         };
-        let store = scratch.open(Outbox::Off).await;
+        let store = scratch.open(Audience::default()).await;
         let now = datetime!(2026-01-31 23:00 UTC);
         let act = |action| Act {
             action,

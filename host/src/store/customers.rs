@@ -6,7 +6,7 @@ use time::OffsetDateTime;
 use super::audit::{self, Act, Actor, Object};
 use super::db::{Row, query};
 use super::servers::{self, Change};
-use super::{Error, Outbox, Store, from_millis, keys, ledger, millis, outbox};
+use super::{Error, Store, from_millis, keys, ledger, millis, outbox};
 use crate::money::NanoDollars;
 
 /// A customer.
@@ -161,7 +161,7 @@ impl Store {
             .execute(&mut transaction)
             .await?;
         ledger::renew_near(&mut transaction, id).await?;
-        if let Outbox::On(_) = self.outbox {
+        if self.outbox.is_on() {
             outbox::announce_customer(&mut transaction, id, now).await?;
         }
         let row = query(BY_ID).bind(id).fetch_one(&mut transaction);

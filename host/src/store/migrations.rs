@@ -137,7 +137,7 @@ mod tests {
     use crate::store::keys::{KeyLimits, Scope};
     use crate::store::scratch::Scratch;
     use crate::store::usage::Totals;
-    use crate::store::{Outbox, Store};
+    use crate::store::{Audience, Store};
     use time::OffsetDateTime;
     use time::macros::datetime;
 
@@ -185,7 +185,7 @@ mod tests {
         pool.close().await;
 
         // what was used is booked in the ledger
-        let store = scratch.open(Outbox::Off).await;
+        let store = scratch.open(Audience::default()).await;
         let audit = store.audit(OffsetDateTime::UNIX_EPOCH).await;
         let audit = audit.expect("an audit");
         assert_eq!((audit.accounts, audit.transfers), (4, 2));

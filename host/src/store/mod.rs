@@ -18,6 +18,7 @@ mod lists;
 mod migrations;
 pub mod notices;
 pub mod outbox;
+mod outgoing;
 mod pulse;
 #[cfg(test)]
 pub mod scratch;
@@ -33,16 +34,16 @@ use std::time::Instant;
 
 use parking_lot::Mutex;
 use time::OffsetDateTime;
-use tokio::sync::Notify;
 
 use at_work::Turns;
 use db::{Pool, Transaction, query};
 use ledger::{Books, Limited};
+use outgoing::Outgoing;
 use pulse::Pulse;
 
 pub use claim::Claim;
 pub use db::Place;
-pub use outbox::Outbox;
+pub use outgoing::Audience;
 pub use settle::{Settlement, Settler};
 
 /// Why the database did not do what it was asked.
@@ -89,9 +90,10 @@ pub struct Inner {
     /// Writes too: what settles and the lease, which wait for nobody else's connection.
     urgent: Pool,
     read: Pool,
-    outbox: Outbox,
-    /// Notified of new notices; without, there are none.
-    notices: Option<Arc<Notify>>,
+    /// To Stripe.
+    outbox: Outgoing,
+    /// To the operator's webhook.
+    notices: Outgoing,
     key_changes: AtomicU64,
     limited: Limited,
     /// Of a file; what is in those of a server is in the database as well.
@@ -113,16 +115,12 @@ impl Deref for Store {
 }
 
 impl Store {
-    /// Opens the database, making and migrating it as needed. Notices for the operator's
-    /// webhook are written to it if `notices` is there to be told.
+    /// Opens the database, making and migrating it as needed. Messages are written to it for
+    /// the `audience`.
     ///
     /// # Errors
     /// When it cannot be reached or migrated.
-    pub async fn open(
-        place: &Place,
-        outbox: Outbox,
-        notices: Option<Arc<Notify>>,
-    ) -> Result<Self, Error> {
+    pub async fn open(place: &Place, audience: Audience) -> Result<Self, Error> {
         let write = db::writers(place).await?;
         migrations::run(&write).await?;
         Ok(Self(Arc::new(Inner {
@@ -132,8 +130,8 @@ impl Store {
             read: db::readers(place).await?,
             urgent: db::urgent(place, &write).await?,
             write,
-            outbox,
-            notices,
+            outbox: Outgoing::new(audience.stripe),
+            notices: Outgoing::new(audience.webhook),
             key_changes: AtomicU64::default(),
             is_steady: AtomicBool::default(),
             turns: Turns::default(),

@@ -82,10 +82,7 @@ fn of_credit(near: &Nearly) -> (String, &'static str, Value) {
 impl Store {
     /// Waits until there is something new to be sent, since the last time.
     pub async fn notices_changed(&self) {
-        match &self.notices {
-            Some(notices) => notices.notified().await,
-            None => std::future::pending().await,
-        }
+        self.notices.changed().await;
     }
 
     /// The notice that has waited longest to be sent.

@@ -6,36 +6,15 @@
 //! amounts of all messages are the sum of what was used, to the nano-dollar.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
 use sqlx::AssertSqlSafe;
 use time::OffsetDateTime;
-use tokio::sync::Notify;
 
 use super::db::{Row, Transaction, query};
 use super::{Error, Store, from_millis, millis};
 use crate::money::NanoDollars;
-
-/// Whether changes are also written to the outbox, for Stripe.
-#[derive(Clone, Debug)]
-pub enum Outbox {
-    /// Customers and usage are to be reported. Notified when there is something
-    /// new to be sent.
-    On(Arc<Notify>),
-    /// Nobody wants to know.
-    Off,
-}
-
-impl Outbox {
-    /// Tells whoever sends the messages that there is something new.
-    pub(super) fn wake(&self) {
-        if let Self::On(notify) = self {
-            notify.notify_one();
-        }
-    }
-}
 
 /// A message to be sent.
 #[derive(Clone, Debug)]
@@ -183,10 +162,7 @@ fn message(row: &Row) -> Result<Message, Error> {
 impl Store {
     /// Waits until there is something new to be sent, since the last time.
     pub async fn outbox_changed(&self) {
-        match &self.outbox {
-            Outbox::On(notify) => notify.notified().await,
-            Outbox::Off => std::future::pending().await,
-        }
+        self.outbox.changed().await;
     }
 
     /// Writes that the customers are to be created at Stripe who came before

@@ -10,7 +10,7 @@ use time::OffsetDateTime;
 use super::audit::Actor;
 use super::customers::{CustomerLimits, NewCustomer};
 use super::keys::{KeyLimits, NewKey, Text};
-use super::{Outbox, Place, Store};
+use super::{Audience, Place, Store};
 use crate::money::NanoDollars;
 
 /// A new database; gone when this is dropped.
@@ -53,8 +53,8 @@ impl Scratch {
     }
 
     /// Opens it, once more if it is open.
-    pub async fn open(&self, outbox: Outbox) -> Store {
-        Store::open(&self.place(), outbox, None)
+    pub async fn open(&self, audience: Audience) -> Store {
+        Store::open(&self.place(), audience)
             .await
             .expect("a database")
     }

@@ -47,7 +47,7 @@ impl Store {
 
 #[cfg(test)]
 mod tests {
-    use crate::store::Outbox;
+    use crate::store::Audience;
     use crate::store::db::query;
     use crate::store::scratch::Scratch;
 
@@ -56,7 +56,7 @@ mod tests {
         let Some(scratch) = Scratch::server() else {
             return;
         };
-        let store = scratch.open(Outbox::Off).await;
+        let store = scratch.open(Audience::default()).await;
         let mut sole = store.sole("it").await.expect("asked").expect("its");
         assert!(store.sole("it").await.expect("asked").is_none());
         let lock = sole.0.as_mut().expect("a transaction");

@@ -252,13 +252,13 @@ mod tests {
     use time::Duration;
     use time::macros::datetime;
 
-    use crate::store::Outbox;
+    use crate::store::Audience;
     use crate::store::scratch::{Scratch, create_customer, create_key};
 
     #[tokio::test]
     async fn servers_with_the_same_keys_write_their_uses_beside_each_other() {
         let scratch = Scratch::server().unwrap_or_else(Scratch::new);
-        let store = scratch.open(Outbox::Off).await;
+        let store = scratch.open(Audience::default()).await;
         let now = datetime!(2026-01-31 23:00 UTC);
         let customer = create_customer(&store, 1, None, now).await;
         let mut keys = Vec::new();

@@ -10,7 +10,7 @@ use super::Near;
 use crate::store::db::Transaction;
 use crate::store::outbox::{self, Owed};
 use crate::store::usage::Usage;
-use crate::store::{Error, Outbox, Store, notices};
+use crate::store::{Error, Store, notices};
 
 /// Requests that are booked, and what has come of it.
 #[derive(Debug, Default)]
@@ -39,13 +39,13 @@ impl Store {
         booked: Booked,
     ) -> Result<Telling, Error> {
         let Booked { near, owed, .. } = booked;
-        if self.notices.is_some() {
+        if self.notices.is_on() {
             for (near, at) in &near {
                 notices::write(transaction, near, *at).await?;
             }
         }
         let mut can_report = false;
-        if !owed.is_empty() && matches!(self.outbox, Outbox::On(_)) {
+        if !owed.is_empty() && self.outbox.is_on() {
             let owed: Vec<_> = owed.into_values().collect();
             can_report = outbox::announce_usage(transaction, &owed).await?;
         }
@@ -57,10 +57,8 @@ impl Store {
         for (near, _) in &telling.near {
             near.log();
         }
-        if let Some(notices) = self.notices.as_ref()
-            && !telling.near.is_empty()
-        {
-            notices.notify_one();
+        if !telling.near.is_empty() {
+            self.notices.wake();
         }
         if telling.can_report {
             self.outbox.wake();

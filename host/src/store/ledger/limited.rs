@@ -122,7 +122,7 @@ mod tests {
     use time::macros::datetime;
 
     use crate::money::NanoDollars;
-    use crate::store::Outbox;
+    use crate::store::Audience;
     use crate::store::audit::Actor;
     use crate::store::customers::CustomerChange;
     use crate::store::db::query;
@@ -135,7 +135,7 @@ mod tests {
         let Some(scratch) = Scratch::server() else {
             return;
         };
-        let store = scratch.open(Outbox::Off).await;
+        let store = scratch.open(Audience::default()).await;
         let changing = store.limited.change(7).await;
         // what it reads at its end waits
         let mut lock = store.write.begin().await.expect("a transaction");
@@ -169,7 +169,7 @@ mod tests {
     #[tokio::test]
     async fn a_change_that_cannot_be_read_again_is_made_all_the_same() {
         let scratch = Scratch::new();
-        let store = scratch.open(Outbox::Off).await;
+        let store = scratch.open(Audience::default()).await;
         let now = datetime!(2026-01-31 23:00 UTC);
         let (id, by) = (create_customer(&store, 1, None, now).await, Actor::Server);
         store.read.close().await;

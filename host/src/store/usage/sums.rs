@@ -245,14 +245,14 @@ mod tests {
 
     use super::*;
     use crate::money::Price;
-    use crate::store::Outbox;
+    use crate::store::Audience;
     use crate::store::scratch::{Scratch, create_customer, create_key};
     use crate::store::usage::Status;
 
     #[tokio::test]
     async fn the_name_of_a_model_is_that_of_the_latest_request_whichever_ends_last() {
         let scratch = Scratch::new();
-        let store = scratch.open(Outbox::Off).await;
+        let store = scratch.open(Audience::default()).await;
         let now = datetime!(2026-01-31 12:00 UTC);
         let customer_id = create_customer(&store, 1, None, now).await;
         let api_key_id = create_key(&store, customer_id, "k".into(), now).await;

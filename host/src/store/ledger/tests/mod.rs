@@ -20,7 +20,7 @@ use crate::store::customers::Customer;
 use crate::store::db::query;
 use crate::store::scratch::{Scratch, create_customer, create_key};
 use crate::store::usage::{Status, Usage};
-use crate::store::{Outbox, Settlement, Settler, Store};
+use crate::store::{Audience, Settlement, Settler, Store};
 
 /// An hour before a day and a month end.
 const NOW: OffsetDateTime = datetime!(2026-01-31 23:00 UTC);
@@ -150,7 +150,12 @@ impl Ledger {
 }
 
 async fn open(scratch: &Scratch) -> Store {
-    scratch.open(Outbox::On(Arc::default())).await
+    scratch
+        .open(Audience {
+            stripe: true,
+            ..Audience::default()
+        })
+        .await
 }
 
 fn settlement(open: &Open, cost: i64) -> Settlement {
