@@ -1,6 +1,7 @@
 //! The dashboard: by a browser as people use it, and by hand what a browser
 //! would not do.
 
+mod bills;
 mod browser;
 mod forms;
 mod keys;

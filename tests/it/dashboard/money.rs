@@ -16,7 +16,7 @@ fn shown(nanos: i64) -> String {
 }
 
 /// The text of a piece of a page, with a space for each tag.
-fn words(html: &str) -> String {
+pub fn words(html: &str) -> String {
     let texts = html.split('<').map(|part| match part.split_once('>') {
         Some((_, text)) => text,
         None => part,

@@ -7,6 +7,7 @@ use time::OffsetDateTime;
 
 use super::chart::{self, Range};
 use super::figures::time;
+use super::month::{self, Month};
 use super::session::Viewer;
 use super::{keys, layout, money, usage};
 use crate::http::AppState;
@@ -26,6 +27,7 @@ const MOST_KEYS: u32 = 1000;
 #[serde(default)]
 pub struct View {
     range: Range,
+    month: Month,
     paused: bool,
 }
 
@@ -33,8 +35,9 @@ impl View {
     fn path(self, customer_id: i64) -> String {
         let paused = if self.paused { "&paused=true" } else { "" };
         format!(
-            "/dashboard/{customer_id}?range={}{paused}",
-            self.range.as_str()
+            "/dashboard/{customer_id}?range={}&month={}{paused}",
+            self.range.as_str(),
+            self.month.as_str()
         )
     }
 }
@@ -52,7 +55,7 @@ pub async fn show(
     let customer = store.customer(id).await.map_err(missing)?;
     let (now, range) = (clock.now(), view.range);
     let period_ms = range.period().whole_seconds() * 1000;
-    let by_model = store.usage_by_model(Some(id)).await?;
+    let by_model = store.usage_by_model(Some(id), view.month.span(now)).await?;
     let over_time = store
         .usage_over_time(id, range.since(now), period_ms)
         .await?;
@@ -74,9 +77,10 @@ pub async fn show(
         }
         (money::balance(&customer))
         (money::budgets(&budgets, &named))
+        (month::choice(view.month, now, |month| View { month, ..view }.path(id)))
         (usage::totals(&by_model))
-        (requests_over_time(id, view, now, &over_time))
         (usage::by_model(&by_model))
+        (requests_over_time(id, view, now, &over_time))
         (keys::table(&state, &caller, id).await?)
         (usage::requests(&latest))
     };

@@ -9,6 +9,7 @@ use maud::{Markup, html};
 use serde::Deserialize;
 
 use super::figures::{count, time};
+use super::month::{self, Month};
 use super::session::Viewer;
 use super::{layout, usage};
 use crate::http::AppState;
@@ -24,11 +25,23 @@ use crate::store::usage::Totals;
 const PAGE: u32 = 100;
 
 /// Which part, and whether it stays as it is.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct View {
     after: i64,
+    month: Month,
     paused: bool,
+}
+
+impl View {
+    fn path(self) -> String {
+        let paused = if self.paused { "&paused=true" } else { "" };
+        format!(
+            "/dashboard?after={}&month={}{paused}",
+            self.after,
+            self.month.as_str()
+        )
+    }
 }
 
 /// `GET /dashboard`
@@ -40,26 +53,26 @@ pub async fn show(
     if let Caller::Customer(key) = &caller {
         return Ok(Redirect::to(&format!("/dashboard/{}", key.customer_id)).into_response());
     }
-    let store = &state.store;
+    let (store, now) = (&state.store, state.clock.now());
+    let span = view.month.span(now);
     // one more than is shown tells whether there are more
     let mut rows = store.customers(view.after, PAGE + 1).await?;
     let is_last = rows.len() <= PAGE as usize;
     rows.truncate(PAGE as usize);
     let used = match (rows.first(), rows.last()) {
-        (Some(first), Some(last)) => store.usage_by_customer(first.id..=last.id).await?,
+        (Some(first), Some(last)) => store.usage_by_customer(first.id..=last.id, span).await?,
         _ => HashMap::new(),
     };
-    let by_model = store.usage_by_model(None).await?;
+    let by_model = store.usage_by_model(None, span).await?;
     let content = html! {
         h1 { "Dashboard" }
         p .note {
-            "As of " (time(state.clock.now())) ". "
-            @let after = view.after;
+            "As of " (time(now)) ". "
+            @let other = View { paused: !view.paused, ..view }.path();
             @if view.paused {
-                a href={ "/dashboard?after=" (after) } { "Keep it up to date" }
+                a href=(other) { "Keep it up to date" }
             } @else {
-                "Renewed every " (layout::REFRESH) " seconds: "
-                a href={ "/dashboard?paused=true&after=" (after) } { "pause" }
+                "Renewed every " (layout::REFRESH) " seconds: " a href=(other) { "pause" }
             }
             "."
         }
@@ -69,10 +82,11 @@ pub async fn show(
                 pre { (error) }
             }
         }
+        (month::choice(view.month, now, |month| View { month, ..view }.path()))
         (usage::totals(&by_model))
-        (customers(&rows, &used))
+        (customers(view, &rows, &used))
         @if let (false, Some(last)) = (is_last, rows.last()) {
-            p { a href={ "/dashboard?after=" (last.id) } { "More customers" } }
+            p { a href=(View { after: last.id, ..view }.path()) { "More customers" } }
         }
         (models(&state.generator.live().take()))
         (usage::by_model(&by_model))
@@ -80,7 +94,7 @@ pub async fn show(
     Ok(layout::live("Dashboard", &caller, view.paused, content).into_response())
 }
 
-fn customers(rows: &[Customer], used: &HashMap<i64, Totals>) -> Markup {
+fn customers(view: View, rows: &[Customer], used: &HashMap<i64, Totals>) -> Markup {
     let nothing = Totals::default();
     html! {
         section #customers {
@@ -101,7 +115,11 @@ fn customers(rows: &[Customer], used: &HashMap<i64, Totals>) -> Markup {
                     } }
                     tbody { @for customer in rows { tr {
                         td .figure { (customer.id) }
-                        td { a href={ "/dashboard/" (customer.id) } { (customer.name) } }
+                        td {
+                            a href={ "/dashboard/" (customer.id) "?month=" (view.month.as_str()) } {
+                                (customer.name)
+                            }
+                        }
                         td { (customer.email) }
                         (usage::sums(used.get(&customer.id).unwrap_or(&nothing)))
                         td .figure { (customer.balance) }

@@ -3,7 +3,6 @@
 use maud::{Markup, html};
 
 use super::figures::{count, latency, time};
-use crate::http::api;
 use crate::store::usage::{ModelTotals, Totals, UsageRow};
 
 /// The sums of all models together.
@@ -13,7 +12,7 @@ pub fn totals(by_model: &[ModelTotals]) -> Markup {
         prompt_tokens,
         completion_tokens,
         cost,
-    } = api::usage::sum(by_model);
+    } = by_model.iter().map(|model| &model.totals).sum();
     html! {
         dl .totals {
             div { dt { "Requests" } dd #total-requests { (count(requests)) } }
@@ -33,7 +32,7 @@ pub fn by_model(by_model: &[ModelTotals]) -> Markup {
         section #usage {
             h2 { "Usage by model" }
             @if by_model.is_empty() {
-                p .note { "Nothing was used yet." }
+                p .note { "Nothing was used." }
             } @else {
                 div .scroll { table {
                     thead { tr {

@@ -17,7 +17,7 @@ use crate::money::{NanoDollars, Price};
 
 pub(super) use retention::deleted_before;
 pub(super) use sums::add as add_to_sums;
-pub use sums::{ModelTotals, PeriodTotals, Totals};
+pub use sums::{ModelTotals, PeriodTotals, Span, Totals};
 
 /// How a request ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

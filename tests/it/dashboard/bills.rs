@@ -1,0 +1,118 @@
+//! What a bill and a dispute about it need, as pages show it.
+
+use serde_json::{Value, json};
+use time::format_description::well_known::Rfc3339;
+use time::{Duration, OffsetDateTime, Time};
+
+use super::money::words;
+use super::page;
+use crate::harness::{Client, Host, Purse};
+
+async fn ask(customer: &Client) -> Value {
+    let body = json!({ "text": "Once upon a time", "model_id": 1, "max_new_tokens": 1 });
+    customer.post("/generate", body).await.expect(200)
+}
+
+async fn see(client: &Client, path: &str) -> String {
+    page(client.get(path).await, 200)
+}
+
+/// The piece of a page between these.
+#[track_caller]
+fn between<'a>(page: &'a str, start: &str, end: &str) -> &'a str {
+    let after = page.split_once(start).map(|(_, after)| after);
+    let found = after.and_then(|after| after.split_once(end));
+    found.unwrap_or_else(|| panic!("no {start} in {page}")).0
+}
+
+/// The text of each cell of a section's table.
+#[track_caller]
+fn rows(page: &str, section: &str) -> Vec<Vec<String>> {
+    let section = between(page, &format!("<section id=\"{section}\">"), "</section>");
+    let body = between(section, "<tbody>", "</tbody>");
+    let rows = body.split("<tr").skip(1);
+    rows.map(|row| {
+        let cells = row.split("<td").skip(1);
+        cells.map(|cell| words(&format!("<td{cell}"))).collect()
+    })
+    .collect()
+}
+
+/// Where the link with this text leads to, without its place on the page.
+fn link(page: &str, text: &str) -> Option<String> {
+    let (before, _) = page.split_once(&format!("\">{text}</a>"))?;
+    let (_, path) = before.rsplit_once("href=\"")?;
+    let path = path.split(['"', '#']).next().unwrap_or_default();
+    Some(path.replace("&amp;", "&"))
+}
+
+fn number(text: &str) -> i64 {
+    text.replace(',', "").parse().expect("a number")
+}
+
+/// The first moment of this month and of the one before, in milliseconds since 1970; a
+/// request of now says when that is.
+async fn months(customer: &Client) -> (i64, i64) {
+    let rows = customer.get("/usage/requests").await.expect(200);
+    let at = rows["requests"][0]["created_at"].as_str().expect("a time");
+    let at = OffsetDateTime::parse(at, &Rfc3339).expect("a time");
+    let first = |at: OffsetDateTime| {
+        let first = at.replace_time(Time::MIDNIGHT).replace_day(1);
+        first.expect("a day")
+    };
+    let this = first(at);
+    let last = first(this - Duration::DAY);
+    (this.unix_timestamp() * 1000, last.unix_timestamp() * 1000)
+}
+
+#[tokio::test]
+async fn this_month_and_the_last_are_shown_by_themselves() {
+    const HOUR: i64 = 60 * 60 * 1000;
+    let host = Host::start().await.ready().await;
+    let admin = host.admin();
+    let mut purses = Vec::new();
+    for requests in 1..=4 {
+        let purse = Purse::postpaid(&host).await;
+        for _ in 0..requests {
+            ask(&purse.customer).await;
+        }
+        purses.push(purse);
+    }
+    let (this, last) = months(&purses[0].customer).await;
+    let database = host.database();
+    for (customer, start) in [(1, last - HOUR), (2, last), (3, this), (4, this - HOUR)] {
+        let sql = format!(
+            "UPDATE usage_sums SET start = {start} \
+             WHERE period = 'hour' AND customer_id = {customer}"
+        );
+        database.execute(&sql).await.expect("moved");
+    }
+    for (title, expected) in [
+        ("All time", [1, 2, 3, 4]),
+        ("This month", [0, 0, 3, 0]),
+        ("Last month", [0, 2, 0, 4]),
+    ] {
+        let start = see(&admin, "/dashboard").await;
+        let months = between(&start, "<nav id=\"month\"", "</nav>");
+        let named = months.split("\">").find(|text| text.starts_with(title));
+        let name = named.expect("a link").split('<').next().expect("a name");
+        let path = link(&start, name).expect("a link");
+        let text = see(&admin, &path).await;
+        let found = rows(&text, "customers");
+        let found: Vec<_> = found.iter().map(|row| number(&row[3])).collect();
+        assert_eq!(found, expected, "{title}");
+        let total = words(between(&text, "id=\"total-requests\">", "<"));
+        assert_eq!(number(&total), expected.iter().sum::<i64>(), "{title}");
+        for (purse, requests) in purses.iter().zip(expected) {
+            let own = purse.path("").replace("customers", "dashboard");
+            let own = see(&admin, &own).await;
+            let path = link(&own, name).expect("a link");
+            let own = see(&admin, &path).await;
+            let total = words(between(&own, "id=\"total-requests\">", "<"));
+            assert_eq!(number(&total), requests, "{title}");
+            if requests > 0 {
+                assert_eq!(number(&rows(&own, "usage")[0][1]), requests, "{title}");
+            }
+        }
+    }
+}
