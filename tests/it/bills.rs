@@ -1,4 +1,4 @@
-//! What an operator needs for a bill: what a customer used in a month.
+//! What an operator needs for a bill: what a customer used in a month, and what one owes who was deleted.
 
 use serde_json::{Value, json};
 
@@ -22,6 +22,88 @@ async fn used_at(host: &Host, purse: &Purse, hour: i64) {
         purse.id
     );
     host.database().execute(&sql).await.expect("moved");
+}
+
+#[tokio::test]
+async fn a_deleted_customer_can_be_billed() {
+    let host = Host::start().await.ready().await;
+    let admin = host.admin();
+    let (gone, living) = (Purse::postpaid(&host).await, Purse::postpaid(&host).await);
+    let budgets = json!({ "budgets": [{ "period": "total", "amount": 1.0 }] });
+    let set = admin.put(&gone.path("/budgets"), budgets.clone()).await;
+    set.expect(200);
+    let cost = nanos(&ask(&gone.customer).await["cost"]);
+    ask(&living.customer).await;
+    let before = admin.get(&gone.path("")).await.expect(200);
+    assert_eq!(before["deleted_at"], Value::Null);
+    admin.delete(&gone.path("")).await.expect(204);
+
+    // as it was, and marked
+    let mut found = admin.get(&gone.path("")).await.expect(200);
+    let deleted_at = found["deleted_at"].take();
+    let deleted_at = deleted_at.as_str().expect("a time");
+    assert!(deleted_at >= before["created_at"].as_str().expect("a time"));
+    assert_eq!(found, before);
+    assert_eq!(nanos(&found["balance"]), -cost);
+    let transfers = admin.get(&gone.path("/transfers")).await.expect(200);
+    assert_eq!(nanos(&transfers["transfers"][0]["amount"]), -cost);
+    let spent = admin.get(&gone.path("/budgets")).await.expect(200);
+    assert_eq!(nanos(&spent["budgets"][0]["spent"]), cost);
+
+    // it pays, and more than it owes, which is given back
+    let credit = async |amount: i64, reference: &str| {
+        let amount = format!("{:.9}", amount as f64 / 1e9);
+        let body = json!({ "amount": amount, "reference": reference });
+        let booked = admin.post(&gone.path("/credit"), body).await;
+        booked.expect(201)
+    };
+    let paid = credit(cost + 7, "last-bill").await;
+    assert_eq!(credit(cost + 7, "last-bill").await, paid);
+    credit(-7, "refund").await;
+    let found = admin.get(&gone.path("")).await.expect(200);
+    assert_eq!(nanos(&found["balance"]), 0);
+    host.run(&["db", "audit"]);
+
+    // nothing else is to be done with it, and its keys open nothing
+    let email = found["email"].as_str().expect("an address");
+    let key = |whose: Value| {
+        let mut body = json!({ "name": "K" });
+        body.as_object_mut()
+            .expect("an object")
+            .extend(whose.as_object().cloned().expect("one"));
+        body
+    };
+    for reply in [
+        admin.patch(&gone.path(""), json!({ "name": "B" })).await,
+        admin.delete(&gone.path("")).await,
+        admin.put(&gone.path("/budgets"), budgets).await,
+        admin
+            .post("/api/keys", key(json!({ "customer_id": gone.id })))
+            .await,
+        admin
+            .post("/api/keys", key(json!({ "customer_email": email })))
+            .await,
+    ] {
+        assert_eq!(reply.expect_error(404), "customer_not_found");
+    }
+    for end in ["", "/transfers", "/budgets"] {
+        let reply = gone.customer.get(&gone.path(end)).await;
+        assert_eq!(reply.expect_error(401), "invalid_api_key");
+        let reply = living.customer.get(&gone.path(end)).await;
+        assert_eq!(reply.expect_error(404), "customer_not_found");
+    }
+
+    // lists are of the living, unless the others are asked for
+    for (query, id) in [
+        ("", living.id),
+        ("?deleted=false", living.id),
+        ("?deleted=true", gone.id),
+    ] {
+        let list = admin.get(&format!("/customers{query}")).await.expect(200);
+        let list = list["customers"].as_array().expect("a list").clone();
+        let ids: Vec<_> = list.iter().map(|customer| customer["id"].clone()).collect();
+        assert_eq!(ids, [json!(id)], "{query}");
+    }
 }
 
 #[tokio::test]

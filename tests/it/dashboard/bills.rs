@@ -4,9 +4,9 @@ use serde_json::{Value, json};
 use time::format_description::well_known::Rfc3339;
 use time::{Duration, OffsetDateTime, Time};
 
-use super::money::words;
+use super::money::{shown, words};
 use super::page;
-use crate::harness::{Client, Host, Purse};
+use crate::harness::{Client, Host, Purse, nanos};
 
 async fn ask(customer: &Client) -> Value {
     let body = json!({ "text": "Once upon a time", "model_id": 1, "max_new_tokens": 1 });
@@ -50,6 +50,68 @@ fn number(text: &str) -> i64 {
     text.replace(',', "").parse().expect("a number")
 }
 
+/// Dollars as pages have them, in nano-dollars.
+fn dollars(text: &str) -> i64 {
+    let number: f64 = text.replace('$', "").parse().expect("dollars");
+    (number * 1e9).round() as i64
+}
+
+#[tokio::test]
+async fn deleted_customers_are_in_the_sums_and_have_their_pages() {
+    let host = Host::start().await.ready().await;
+    let admin = host.admin();
+    let (gone, living) = (Purse::postpaid(&host).await, Purse::postpaid(&host).await);
+    let also_gone = Purse::postpaid(&host).await;
+    for purse in [&gone, &also_gone, &also_gone, &living, &living, &living] {
+        ask(&purse.customer).await;
+    }
+    assert!(
+        !see(&admin, "/dashboard")
+            .await
+            .contains("Deleted customers")
+    );
+    for purse in [&gone, &also_gone] {
+        admin.delete(&purse.path("")).await.expect(204);
+    }
+    let text = see(&admin, "/dashboard").await;
+    let found = rows(&text, "customers");
+    assert_eq!(found.len(), 2, "{found:?}");
+    assert_eq!(found[1][1], "Deleted customers");
+    assert_eq!(number(&found[1][3]), 3);
+    let all = admin.get("/usage").await.expect(200)["totals"].take();
+    let sum = |column: usize| found.iter().map(|row| number(&row[column])).sum::<i64>();
+    assert_eq!(json!(sum(3)), all["requests"]);
+    assert_eq!(json!(sum(4)), all["prompt_tokens"]);
+    assert_eq!(json!(sum(5)), all["completion_tokens"]);
+    let sum = |column: usize| found.iter().map(|row| dollars(&row[column])).sum::<i64>();
+    assert_eq!(sum(6), nanos(&all["cost"]));
+    assert_eq!(sum(7), -nanos(&all["cost"]));
+
+    // from there to each of them
+    let list = link(&text, "Deleted customers").expect("a link");
+    let text = see(&admin, &list).await;
+    let found = rows(&text, "customers");
+    let ids: Vec<_> = found.iter().map(|row| number(&row[0])).collect();
+    assert_eq!(ids, [gone.id, also_gone.id]);
+    assert_eq!(
+        link(&text, "Those that there are").as_deref(),
+        Some("/dashboard?after=0&month=all")
+    );
+    let own = gone.path("").replace("customers", "dashboard");
+    let text = see(&admin, &own).await;
+    let about = words(between(&text, "</h1>", "</p>"));
+    assert!(about.contains("deleted on 20"), "{about}");
+    assert!(!text.contains("Create a key"), "{text}");
+    let balance = admin.get(&gone.path("")).await.expect(200)["balance"].take();
+    let shown = shown(-nanos(&balance));
+    assert!(
+        words(&text).contains(&format!("Balance -{shown}")),
+        "{text}"
+    );
+    assert!(!see(&admin, "/dashboard/2").await.contains("deleted on"));
+    page(admin.get(&format!("{own}/keys/new")).await, 404);
+}
+
 /// The first moment of this month and of the one before, in milliseconds since 1970; a
 /// request of now says when that is.
 async fn months(customer: &Client) -> (i64, i64) {
@@ -78,6 +140,7 @@ async fn this_month_and_the_last_are_shown_by_themselves() {
         }
         purses.push(purse);
     }
+    admin.delete(&purses[3].path("")).await.expect(204);
     let (this, last) = months(&purses[0].customer).await;
     let database = host.database();
     for (customer, start) in [(1, last - HOUR), (2, last), (3, this), (4, this - HOUR)] {

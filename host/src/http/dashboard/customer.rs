@@ -12,6 +12,7 @@ use super::session::Viewer;
 use super::{keys, layout, money, usage};
 use crate::http::AppState;
 use crate::http::api::customers::missing;
+use crate::http::auth::Caller;
 use crate::http::error::ApiError;
 use crate::http::json::{Id, Query};
 use crate::store::customers::Customer;
@@ -19,8 +20,6 @@ use crate::store::usage::PeriodTotals;
 
 /// Requests that are listed.
 const LATEST: u32 = 20;
-/// Keys whose budgets are shown with their names.
-const MOST_KEYS: u32 = 1000;
 
 /// What to show, and whether it stays as it is.
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
@@ -52,7 +51,7 @@ pub async fn show(
     // somebody else's is not told from one that does not exist
     caller.scope(Some(id))?;
     let AppState { store, clock, .. } = &state;
-    let customer = store.customer(id).await.map_err(missing)?;
+    let customer = store.customer_on_record(id).await.map_err(missing)?;
     let (now, range) = (clock.now(), view.range);
     let period_ms = range.period().whole_seconds() * 1000;
     let by_model = store.usage_by_model(Some(id), view.month.span(now)).await?;
@@ -61,7 +60,9 @@ pub async fn show(
         .await?;
     let latest = store.latest_usage(id, LATEST).await?;
     let budgets = store.all_budgets(id, now).await?;
-    let named = store.keys(Some(id), 0, MOST_KEYS).await?;
+    let keys = store.keys(Some(id), 0, keys::MOST).await?;
+    let live = state.generator.live().take();
+    let may_change = matches!(caller, Caller::Admin) && customer.deleted_at.is_none();
     let content = html! {
         h1 { (customer.name) }
         (about(&customer))
@@ -76,12 +77,12 @@ pub async fn show(
             "."
         }
         (money::balance(&customer))
-        (money::budgets(&budgets, &named))
+        (money::budgets(&budgets, &keys))
         (month::choice(view.month, now, |month| View { month, ..view }.path(id)))
         (usage::totals(&by_model))
         (usage::by_model(&by_model))
         (requests_over_time(id, view, now, &over_time))
-        (keys::table(&state, &caller, id).await?)
+        (keys::table(&keys, &live, now, id, may_change))
         (usage::requests(&latest))
     };
     Ok(layout::live(&customer.name, &caller, view.paused, content))
@@ -93,6 +94,9 @@ fn about(customer: &Customer) -> Markup {
             (customer.email)
             @if !customer.company.is_empty() { " · " (customer.company) }
             " · customer " (customer.id)
+            @if let Some(at) = customer.deleted_at {
+                " · " span #deleted .status .failed { "deleted" } " on " (time(at))
+            }
         }
     }
 }

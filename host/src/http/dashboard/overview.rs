@@ -18,6 +18,7 @@ use crate::http::auth::Caller;
 use crate::http::error::ApiError;
 use crate::http::json::Query;
 use crate::models::Live;
+use crate::money::NanoDollars;
 use crate::store::customers::Customer;
 use crate::store::usage::Totals;
 
@@ -29,6 +30,8 @@ const PAGE: u32 = 100;
 #[serde(default)]
 pub struct View {
     after: i64,
+    /// The customers that were deleted, instead of those that there are.
+    deleted: bool,
     month: Month,
     paused: bool,
 }
@@ -36,8 +39,9 @@ pub struct View {
 impl View {
     fn path(self) -> String {
         let paused = if self.paused { "&paused=true" } else { "" };
+        let deleted = if self.deleted { "&deleted=true" } else { "" };
         format!(
-            "/dashboard?after={}&month={}{paused}",
+            "/dashboard?after={}&month={}{deleted}{paused}",
             self.after,
             self.month.as_str()
         )
@@ -56,12 +60,19 @@ pub async fn show(
     let (store, now) = (&state.store, state.clock.now());
     let span = view.month.span(now);
     // one more than is shown tells whether there are more
-    let mut rows = store.customers(view.after, PAGE + 1).await?;
+    let mut rows = store.customers(view.after, PAGE + 1, view.deleted).await?;
     let is_last = rows.len() <= PAGE as usize;
     rows.truncate(PAGE as usize);
     let used = match (rows.first(), rows.last()) {
         (Some(first), Some(last)) => store.usage_by_customer(first.id..=last.id, span).await?,
         _ => HashMap::new(),
+    };
+    // below the last of the others, so that all of them are what is used
+    let deleted = match store.balance_of_deleted().await? {
+        Some(balance) if is_last && !view.deleted => {
+            Some((store.usage_of_deleted(span).await?, balance))
+        }
+        _ => None,
     };
     let by_model = store.usage_by_model(None, span).await?;
     let content = html! {
@@ -84,7 +95,7 @@ pub async fn show(
         }
         (month::choice(view.month, now, |month| View { month, ..view }.path()))
         (usage::totals(&by_model))
-        (customers(view, &rows, &used))
+        (customers(view, &rows, &used, deleted.as_ref()))
         @if let (false, Some(last)) = (is_last, rows.last()) {
             p { a href=(View { after: last.id, ..view }.path()) { "More customers" } }
         }
@@ -94,13 +105,33 @@ pub async fn show(
     Ok(layout::live("Dashboard", &caller, view.paused, content).into_response())
 }
 
-fn customers(view: View, rows: &[Customer], used: &HashMap<i64, Totals>) -> Markup {
+/// A row for each customer, and one for the usage and balance of all that were deleted.
+fn customers(
+    view: View,
+    rows: &[Customer],
+    used: &HashMap<i64, Totals>,
+    deleted: Option<&(Totals, NanoDollars)>,
+) -> Markup {
     let nothing = Totals::default();
+    let others = View {
+        after: 0,
+        deleted: !view.deleted,
+        ..view
+    };
     html! {
         section #customers {
-            h2 { "Customers" }
-            @if rows.is_empty() {
-                p .note { "No customer yet: " code { "POST /customers" } " creates one." }
+            @if view.deleted {
+                h2 { "Deleted customers" }
+                p .note { a href=(others.path()) { "Those that there are" } }
+            } @else {
+                h2 { "Customers" }
+            }
+            @if rows.is_empty() && deleted.is_none() {
+                @if view.deleted {
+                    p .note { "None." }
+                } @else {
+                    p .note { "No customer yet: " code { "POST /customers" } " creates one." }
+                }
             } @else {
                 div .scroll { table {
                     thead { tr {
@@ -113,17 +144,26 @@ fn customers(view: View, rows: &[Customer], used: &HashMap<i64, Totals>) -> Mark
                         th .figure { "Cost" }
                         th .figure { "Balance" }
                     } }
-                    tbody { @for customer in rows { tr {
-                        td .figure { (customer.id) }
-                        td {
-                            a href={ "/dashboard/" (customer.id) "?month=" (view.month.as_str()) } {
-                                (customer.name)
+                    tbody {
+                        @for customer in rows { tr {
+                            td .figure { (customer.id) }
+                            td {
+                                a href={ "/dashboard/" (customer.id) "?month=" (view.month.as_str()) } {
+                                    (customer.name)
+                                }
                             }
-                        }
-                        td { (customer.email) }
-                        (usage::sums(used.get(&customer.id).unwrap_or(&nothing)))
-                        td .figure { (customer.balance) }
-                    } } }
+                            td { (customer.email) }
+                            (usage::sums(used.get(&customer.id).unwrap_or(&nothing)))
+                            td .figure { (customer.balance) }
+                        } }
+                        @if let Some((used, balance)) = deleted { tr #deleted {
+                            td {}
+                            td { a href=(others.path()) { "Deleted customers" } }
+                            td {}
+                            (usage::sums(used))
+                            td .figure { (balance) }
+                        } }
+                    }
                 } }
             }
         }

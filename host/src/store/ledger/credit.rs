@@ -114,8 +114,9 @@ impl Nearly {
 }
 
 impl Store {
-    /// Books money that a customer paid or, below 0, that is taken back. It is
-    /// booked once for a reference: a repeat gives the same transfer again.
+    /// Books money that a customer paid or, below 0, that is taken back; also of one that
+    /// was deleted, which may owe something or have something left. It is booked once for
+    /// a reference: a repeat gives the same transfer again.
     ///
     /// # Errors
     /// [`Error::NotFound`] when there is no such customer; [`Error::ReferenceTaken`]
@@ -129,14 +130,11 @@ impl Store {
         now: OffsetDateTime,
     ) -> Result<Transfer, Error> {
         let mut transaction = self.begin_with_money_of(customer_id).await?;
-        let account: i64 = query(
-            "SELECT accounts.id FROM accounts JOIN customers ON customers.id = customer_id \
-             WHERE customer_id = $1 AND deleted_at IS NULL",
-        )
-        .bind(customer_id)
-        .fetch_one(&mut transaction)
-        .await?
-        .try_get("id")?;
+        let account: i64 = query("SELECT id FROM accounts WHERE customer_id = $1")
+            .bind(customer_id)
+            .fetch_one(&mut transaction)
+            .await?
+            .try_get("id")?;
         if let Some(booked) = booked(&mut transaction, reference).await? {
             let is_same = booked.customer_id == customer_id && booked.amount == amount;
             return is_same.then_some(booked).ok_or(Error::ReferenceTaken);

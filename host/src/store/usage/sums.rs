@@ -96,11 +96,12 @@ impl<'a> iter::Sum<&'a Totals> for Totals {
     }
 }
 
-/// The columns of [`Totals`]. PostgreSQL's sums are of a wider type.
-const TOTALS: &str = "CAST(sum(requests) AS BIGINT) AS requests, \
-    CAST(sum(prompt_tokens) AS BIGINT) AS prompt_tokens, \
-    CAST(sum(completion_tokens) AS BIGINT) AS completion_tokens, \
-    CAST(sum(cost) AS BIGINT) AS cost";
+/// The columns of [`Totals`]. PostgreSQL's sums are of a wider type, and of no row there
+/// is none.
+const TOTALS: &str = "CAST(coalesce(sum(requests), 0) AS BIGINT) AS requests, \
+    CAST(coalesce(sum(prompt_tokens), 0) AS BIGINT) AS prompt_tokens, \
+    CAST(coalesce(sum(completion_tokens), 0) AS BIGINT) AS completion_tokens, \
+    CAST(coalesce(sum(cost), 0) AS BIGINT) AS cost";
 
 fn totals(row: &Row) -> Result<Totals, Error> {
     Ok(Totals {
@@ -251,6 +252,20 @@ impl Store {
             .collect()
     }
 
+    /// Sums of a time of all deleted customers together.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn usage_of_deleted(&self, span: Span) -> Result<Totals, Error> {
+        let sql = format!(
+            "SELECT {TOTALS} FROM usage_sums WHERE {} AND customer_id IN \
+             (SELECT id FROM customers WHERE deleted_at IS NOT NULL)",
+            span.rows()
+        );
+        let rows = span.query(sql).fetch_one(self.up_to_date().await?);
+        totals(&rows.await?)
+    }
+
     /// Sums of a customer's usage since `since`, a whole hour, by periods of
     /// `period_ms` milliseconds, whole hours too; periods without a request are
     /// left out.
@@ -291,6 +306,7 @@ mod tests {
     use super::*;
     use crate::money::Price;
     use crate::store::Outbox;
+    use crate::store::audit::Actor;
     use crate::store::scratch::{Scratch, create_customer, create_key};
     use crate::store::usage::Status;
 
@@ -378,6 +394,8 @@ mod tests {
             let two = customer(&store, 2, times[0]).await;
             post(&store, &times.map(|at| request(one, "m", at))).await;
             post(&store, &[request(two, "m", times[2])]).await;
+            let deleted = store.delete_customer(two.0, &Actor::Server, times[3]).await;
+            deleted.expect("deleted");
             for (span, of_one, of_two) in [
                 (Span { from, to }, 2, 1),
                 (Span { from, to: None }, 3, 1),
@@ -397,6 +415,8 @@ mod tests {
                 assert_eq!(by_customer[&one.0], sums_of(of_one));
                 let found = by_customer.get(&two.0).cloned().unwrap_or_default();
                 assert_eq!(found, sums_of(of_two));
+                let deleted = store.usage_of_deleted(span).await.expect("sums");
+                assert_eq!(deleted, sums_of(of_two));
             }
         }
     }
