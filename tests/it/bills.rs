@@ -1,4 +1,5 @@
-//! What an operator needs for a bill: what a customer used in a month, and what one owes who was deleted.
+//! What an operator needs for a bill: what a customer used in a month and at what price,
+//! and what one owes who was deleted.
 
 use serde_json::{Value, json};
 
@@ -180,4 +181,18 @@ async fn usage_of_a_month_has_its_first_hour_and_not_the_next_months() {
     // or it would be all time that is billed
     let misspelt = admin.get("/usage?form=2026-02-01T00:00:00Z").await;
     assert_eq!(misspelt.expect_error(422), "invalid_request");
+}
+
+#[tokio::test]
+async fn a_row_has_the_price_of_its_request() {
+    let price = "price_per_million = { prompt = 2.5, completion = 10 }\n";
+    let config = format!("{}{price}", crate::harness::GPT2);
+    let host = Host::builder().config(config).start().await.ready().await;
+    let customer = host.customer().await;
+    ask(&customer).await;
+    let rows = customer.get("/usage/requests").await.expect(200);
+    let expected = json!({ "prompt": 2.5, "completion": 10.0 });
+    assert_eq!(rows["requests"][0]["price_per_million"], expected);
+    let models = customer.get("/models").await.expect(200);
+    assert_eq!(models["models"][0]["price_per_million"], expected);
 }

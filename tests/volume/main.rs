@@ -151,6 +151,7 @@ fn pages(
         "/dashboard?month=last".to_owned(),
         "/dashboard/1".to_owned(),
         "/dashboard/1?month=last".to_owned(),
+        format!("/dashboard/1?before={}", rows / 2),
         "/dashboard/1?range=month".to_owned(),
         format!("/dashboard/{little}?range=month"),
         "/dashboard/audit".to_owned(),

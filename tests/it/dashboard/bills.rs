@@ -6,7 +6,7 @@ use time::{Duration, OffsetDateTime, Time};
 
 use super::money::{shown, words};
 use super::page;
-use crate::harness::{Client, Host, Purse, nanos};
+use crate::harness::{Client, Host, Purse, nanos, text};
 
 async fn ask(customer: &Client) -> Value {
     let body = json!({ "text": "Once upon a time", "model_id": 1, "max_new_tokens": 1 });
@@ -177,5 +177,94 @@ async fn this_month_and_the_last_are_shown_by_themselves() {
                 assert_eq!(number(&rows(&own, "usage")[0][1]), requests, "{title}");
             }
         }
+    }
+}
+
+#[tokio::test]
+async fn requests_are_shown_with_id_and_key_and_back_to_the_first() {
+    let host = Host::start().await.ready().await;
+    let admin = host.admin();
+    let first = host.customer().await;
+    let new = json!({ "customer_id": 1, "name": "Second", "rate_limit": 100_000 });
+    let second = admin.post("/api/keys", new).await.expect(201);
+    let second = second["key"].as_str().expect("a key").to_owned();
+    let second = host.anyone().with_header("x-api-key", second);
+    let mut asked = Vec::new();
+    for number in 0..25 {
+        let key = if number % 2 == 0 { &first } else { &second };
+        let id = ask(key).await["request_id"].take();
+        let name = if number % 2 == 0 { "Key" } else { "Second" };
+        let key = format!("{name} {}_…", &key.key()[.."mhk_12345678".len()]);
+        asked.push([id.as_str().expect("an id").to_owned(), key]);
+    }
+    asked.reverse();
+    // what was asked with a key is shown with it when it is gone
+    admin.delete("/api/keys/2").await.expect(204);
+    let found = |page: &str| -> Vec<_> {
+        let rows = rows(page, "requests");
+        rows.iter()
+            .map(|row| [row[1].clone(), row[2].clone()])
+            .collect()
+    };
+    for viewer in [&admin, &first] {
+        let latest = see(viewer, "/dashboard/1?month=this&paused=true").await;
+        assert_eq!(found(&latest), asked[..20]);
+        assert_eq!(link(&latest, "Latest requests"), None);
+        let path = link(&latest, "Earlier requests").expect("a link");
+        assert!(
+            path.contains("month=this") && path.contains("paused=true"),
+            "{path}"
+        );
+        let earlier = see(viewer, &path).await;
+        assert_eq!(found(&earlier), asked[20..]);
+        assert_eq!(link(&earlier, "Earlier requests"), None);
+        let path = link(&earlier, "Latest requests").expect("a link");
+        assert_eq!(found(&see(viewer, &path).await), asked[..20]);
+    }
+}
+
+#[tokio::test]
+async fn payments_are_shown_with_their_references() {
+    let host = Host::start().await.ready().await;
+    let (purse, other) = (Purse::postpaid(&host).await, Purse::postpaid(&host).await);
+    let admin = host.admin();
+    ask(&purse.customer).await;
+    assert!(words(&see(&admin, "/dashboard/1").await).contains("payments No payment."));
+    let mut booked = Vec::new();
+    for number in 1..=24_i64 {
+        // each third is taken back
+        let (sign, kind) = match number % 3 {
+            0 => ("-", "correction"),
+            _ => ("", "top up"),
+        };
+        let reference = format!("<invoice> {number}");
+        let amount = format!("{sign}{}", text(number));
+        let body = json!({ "amount": amount, "reference": reference });
+        admin.post(&purse.path("/credit"), body).await.expect(201);
+        let body = json!({ "amount": amount, "reference": format!("of another {number}") });
+        admin.post(&other.path("/credit"), body).await.expect(201);
+        let reference = format!("&lt;invoice&gt; {number}");
+        booked.push([
+            kind.to_owned(),
+            reference,
+            format!("{sign}{}", shown(number)),
+        ]);
+    }
+    booked.reverse();
+    let found = |page: &str| -> Vec<_> {
+        let rows = rows(page, "payments");
+        rows.iter()
+            .map(|row| [row[1].clone(), row[2].clone(), row[3].clone()])
+            .collect()
+    };
+    for viewer in [&admin, &purse.customer] {
+        let latest = see(viewer, "/dashboard/1").await;
+        assert_eq!(found(&latest), booked[..20]);
+        let path = link(&latest, "Earlier payments").expect("a link");
+        let earlier = see(viewer, &path).await;
+        assert_eq!(found(&earlier), booked[20..]);
+        assert_eq!(link(&earlier, "Earlier payments"), None);
+        let path = link(&earlier, "Latest payments").expect("a link");
+        assert_eq!(found(&see(viewer, &path).await), booked[..20]);
     }
 }

@@ -11,7 +11,7 @@ use crate::http::AppState;
 use crate::http::auth::UsageReader;
 use crate::http::error::ApiError;
 use crate::http::json::{Query, time};
-use crate::money::NanoDollars;
+use crate::money::{NanoDollars, Price};
 use crate::store::usage::{Span, Totals, UsageRow};
 
 /// Which sums.
@@ -71,6 +71,8 @@ struct Row {
     completion_tokens: u32,
     tokens_used: u32,
     tokens_estimated: bool,
+    /// US dollars per million tokens, as they were then.
+    price_per_million: Price,
     cost: NanoDollars,
     status: &'static str,
     error_code: Option<String>,
@@ -92,6 +94,7 @@ impl From<UsageRow> for Row {
             completion_tokens: usage.completion_tokens,
             tokens_used: usage.prompt_tokens.saturating_add(usage.completion_tokens),
             tokens_estimated: usage.tokens_estimated,
+            price_per_million: usage.price,
             cost: usage.cost,
             status: usage.status.as_str(),
             error_code: usage.error_code,

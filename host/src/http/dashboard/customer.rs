@@ -7,6 +7,7 @@ use time::OffsetDateTime;
 
 use super::chart::{self, Range};
 use super::figures::time;
+use super::layout::Turning;
 use super::month::{self, Month};
 use super::session::Viewer;
 use super::{keys, layout, money, usage};
@@ -16,9 +17,10 @@ use crate::http::auth::Caller;
 use crate::http::error::ApiError;
 use crate::http::json::{Id, Query};
 use crate::store::customers::Customer;
-use crate::store::usage::PeriodTotals;
+use crate::store::ledger::Transfer;
+use crate::store::usage::{PeriodTotals, WithKey};
 
-/// Requests that are listed.
+/// Requests that are listed, and payments.
 const LATEST: u32 = 20;
 
 /// What to show, and whether it stays as it is.
@@ -28,16 +30,55 @@ pub struct View {
     range: Range,
     month: Month,
     paused: bool,
+    /// Requests before this place in their list.
+    before: Option<i64>,
+    /// Payments before this number.
+    payments_before: Option<i64>,
 }
 
 impl View {
     fn path(self, customer_id: i64) -> String {
         let paused = if self.paused { "&paused=true" } else { "" };
+        let place = |name, place: Option<i64>| {
+            let text = place.map(|place| format!("&{name}={place}"));
+            text.unwrap_or_default()
+        };
         format!(
-            "/dashboard/{customer_id}?range={}&month={}{paused}",
+            "/dashboard/{customer_id}?range={}&month={}{paused}{}{}",
             self.range.as_str(),
-            self.month.as_str()
+            self.month.as_str(),
+            place("before", self.before),
+            place("payments_before", self.payments_before)
         )
+    }
+
+    /// From the requests that are shown to others.
+    fn turn_requests(self, customer_id: i64, rows: &[WithKey]) -> Turning {
+        let places: Vec<_> = rows.iter().map(|request| request.row.id).collect();
+        turning(self.before, &places, |before| {
+            Self { before, ..self }.path(customer_id)
+        })
+    }
+
+    /// The same of payments.
+    fn turn_payments(self, customer_id: i64, rows: &[Transfer]) -> Turning {
+        let places: Vec<_> = rows.iter().map(|payment| payment.id).collect();
+        turning(self.payments_before, &places, |payments_before| {
+            let view = Self {
+                payments_before,
+                ..self
+            };
+            view.path(customer_id)
+        })
+    }
+}
+
+/// From rows at these places, which are those before a place, to others.
+fn turning(before: Option<i64>, rows: &[i64], path: impl Fn(Option<i64>) -> String) -> Turning {
+    let last = rows.last().filter(|_| rows.len() >= LATEST as usize);
+    Turning {
+        earlier: last.map(|last| path(Some(*last))),
+        latest: before.map(|_| path(None)),
     }
 }
 
@@ -58,7 +99,10 @@ pub async fn show(
     let over_time = store
         .usage_over_time(id, range.since(now), period_ms)
         .await?;
-    let latest = store.latest_usage(id, LATEST).await?;
+    let before = view.before.unwrap_or(i64::MAX);
+    let requests = store.latest_usage(id, before, LATEST).await?;
+    let before = view.payments_before.unwrap_or(i64::MAX);
+    let payments = store.latest_payments(id, before, LATEST).await?;
     let budgets = store.all_budgets(id, now).await?;
     let keys = store.keys(Some(id), 0, keys::MOST).await?;
     let live = state.generator.live().take();
@@ -83,7 +127,8 @@ pub async fn show(
         (usage::by_model(&by_model))
         (requests_over_time(id, view, now, &over_time))
         (keys::table(&keys, &live, now, id, may_change))
-        (usage::requests(&latest))
+        (usage::requests(&requests, &view.turn_requests(id, &requests)))
+        (money::payments(&payments, &view.turn_payments(id, &payments)))
     };
     Ok(layout::live(&customer.name, &caller, view.paused, content))
 }
