@@ -370,6 +370,63 @@ mod tests {
         }
     }
 
+    #[tokio::test]
+    async fn hours_are_grouped_into_days_by_utc() {
+        let times = [
+            datetime!(2026-02-27 23:59:59.999 UTC),
+            datetime!(2026-02-28 00:00 UTC),
+            datetime!(2026-02-28 11:59:59.999 UTC),
+            datetime!(2026-02-28 12:00 UTC),
+            datetime!(2026-02-28 23:59:59.999 UTC),
+            datetime!(2026-03-01 00:00 UTC),
+            datetime!(2026-03-03 01:30 +02:00),
+        ];
+        let since = datetime!(2026-02-28 00:00 UTC);
+        let day = 24 * HOUR;
+        for scratch in both() {
+            let store = scratch.open(Outbox::Off).await;
+            let (one, two) = (
+                customer(&store, 1, since).await,
+                customer(&store, 2, since).await,
+            );
+            let requests = times.map(|at| request(one, "m", at));
+            post(&store, &requests).await;
+            post(&store, &[request(two, "m", times[1])]).await;
+            for (period, expected) in [
+                (
+                    day,
+                    vec![
+                        (datetime!(2026-02-28 00:00 UTC), 4),
+                        (datetime!(2026-03-01 00:00 UTC), 1),
+                        (datetime!(2026-03-02 00:00 UTC), 1),
+                    ],
+                ),
+                (
+                    HOUR,
+                    vec![
+                        (datetime!(2026-02-28 00:00 UTC), 1),
+                        (datetime!(2026-02-28 11:00 UTC), 1),
+                        (datetime!(2026-02-28 12:00 UTC), 1),
+                        (datetime!(2026-02-28 23:00 UTC), 1),
+                        (datetime!(2026-03-01 00:00 UTC), 1),
+                        (datetime!(2026-03-02 23:00 UTC), 1),
+                    ],
+                ),
+            ] {
+                let found = store.usage_over_time(one.0, since, period).await;
+                let found: Vec<_> = found.expect("sums").iter().map(shown).collect();
+                assert_eq!(found, expected);
+            }
+        }
+    }
+
+    /// When a period began and its requests, each of which has a token each way.
+    fn shown(PeriodTotals { start, totals }: &PeriodTotals) -> (OffsetDateTime, i64) {
+        let count = totals.requests;
+        assert_eq!(*totals, sums_of(count));
+        (*start, count)
+    }
+
     fn sums_of(requests: i64) -> Totals {
         Totals {
             requests,
