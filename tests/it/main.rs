@@ -7,6 +7,7 @@ mod alone;
 mod audit;
 mod bad_input;
 mod billing;
+mod bills;
 mod budgets;
 mod chat;
 mod component;

@@ -148,7 +148,10 @@ fn pages(
     let get = [
         "/dashboard".to_owned(),
         format!("/dashboard?after={}", customers - 100),
+        "/dashboard?month=last".to_owned(),
         "/dashboard/1".to_owned(),
+        "/dashboard/1?month=last".to_owned(),
+        format!("/dashboard/1?before={}", rows / 2),
         "/dashboard/1?range=month".to_owned(),
         format!("/dashboard/{little}?range=month"),
         "/dashboard/audit".to_owned(),

@@ -34,6 +34,8 @@ pub struct Customer {
     pub limits: CustomerLimits,
     /// When it was created.
     pub created_at: OffsetDateTime,
+    /// When it was deleted, if it was.
+    pub deleted_at: Option<OffsetDateTime>,
 }
 
 /// Limits of all keys of a customer together, at all models; without one, as
@@ -104,13 +106,22 @@ fn customer(row: &Row) -> Result<Customer, Error> {
             concurrent: row.try_get("concurrent_limit")?,
         },
         created_at: from_millis(row.try_get("created_at")?),
+        deleted_at: row.try_get::<Option<i64>>("deleted_at")?.map(from_millis),
     })
 }
 
-/// A customer with its account.
-const BY_ID: &str = "SELECT customers.*, posted, held, credit_limit, near_at FROM customers \
-     JOIN accounts ON customer_id = customers.id \
-     WHERE customers.id = $1 AND deleted_at IS NULL";
+/// The query for customers with their accounts, of whom this is true.
+macro_rules! customers {
+    ($condition:literal) => {
+        concat!(
+            "SELECT customers.*, posted, held, credit_limit, near_at FROM customers \
+             JOIN accounts ON customer_id = customers.id WHERE ",
+            $condition
+        )
+    };
+}
+
+const BY_ID: &str = customers!("customers.id = $1 AND deleted_at IS NULL");
 
 /// What the audit log keeps of a customer.
 fn on_record(customer: &Customer) -> Value {
@@ -192,35 +203,63 @@ impl Store {
         customer_with(&held, &row.await?)
     }
 
+    /// The same, also of one that was deleted: what it used and owes stays on record.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when there never was one.
+    pub async fn customer_on_record(&self, id: i64) -> Result<Customer, Error> {
+        let held = self.books.lock().held();
+        let found = query(customers!("customers.id = $1")).bind(id);
+        customer_with(&held, &found.fetch_one(self.up_to_date().await?).await?)
+    }
+
     /// The customer with this address, in any case.
     ///
     /// # Errors
     /// [`Error::NotFound`] when there is none.
     pub async fn customer_by_email(&self, email: &str) -> Result<Customer, Error> {
-        let sql = "SELECT customers.*, posted, held, credit_limit, near_at FROM customers \
-             JOIN accounts ON customer_id = customers.id \
-             WHERE lower(email) = lower($1) AND deleted_at IS NULL";
+        let sql = customers!("lower(email) = lower($1) AND deleted_at IS NULL");
         let held = self.books.lock().held();
         let row = query(sql).bind(email).fetch_one(self.up_to_date().await?);
         customer_with(&held, &row.await?)
     }
 
-    /// At most `limit` customers with numbers above `after`, in order.
+    /// At most `limit` customers with numbers above `after`, in order: those that there
+    /// are, or those that were deleted.
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn customers(&self, after: i64, limit: u32) -> Result<Vec<Customer>, Error> {
-        let sql = "SELECT customers.*, posted, held, credit_limit, near_at FROM customers \
-             JOIN accounts ON customer_id = customers.id \
-             WHERE customers.id > $1 AND deleted_at IS NULL ORDER BY customers.id LIMIT $2";
+    pub async fn customers(
+        &self,
+        after: i64,
+        limit: u32,
+        are_deleted: bool,
+    ) -> Result<Vec<Customer>, Error> {
+        let sql = customers!(
+            "customers.id > $1 AND (deleted_at IS NOT NULL) = $3 ORDER BY customers.id LIMIT $2"
+        );
         let held = self.books.lock().held();
         let rows = query(sql)
             .bind(after)
             .bind(limit)
+            .bind(are_deleted)
             .fetch_all(self.up_to_date().await?)
             .await?;
         let customers = rows.iter().map(|row| customer_with(&held, row));
         customers.collect()
+    }
+
+    /// The balances of all deleted customers together; nothing where none was deleted.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn balance_of_deleted(&self) -> Result<Option<NanoDollars>, Error> {
+        let row = query(
+            "SELECT CAST(sum(posted) AS BIGINT) AS balance FROM accounts \
+             JOIN customers ON customers.id = customer_id WHERE deleted_at IS NOT NULL",
+        );
+        let row = row.fetch_one(self.up_to_date().await?).await?;
+        Ok(row.try_get::<Option<i64>>("balance")?.map(NanoDollars))
     }
 
     /// Changes a customer. A credit limit holds for requests that begin from now on.
@@ -280,7 +319,7 @@ impl Store {
         Ok(after)
     }
 
-    /// Deletes a customer and its keys; its usage stays on record.
+    /// Deletes a customer and its keys; its usage and its money stay on record.
     ///
     /// # Errors
     /// [`Error::NotFound`] when there is none.

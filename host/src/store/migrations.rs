@@ -136,7 +136,7 @@ mod tests {
     use crate::store::db::{self, query};
     use crate::store::keys::{KeyLimits, Scope};
     use crate::store::scratch::Scratch;
-    use crate::store::usage::Totals;
+    use crate::store::usage::{Span, Totals};
     use crate::store::{Audience, Store};
     use time::OffsetDateTime;
     use time::macros::datetime;
@@ -210,7 +210,10 @@ mod tests {
     /// That what was used is added up.
     async fn sums(store: &Store) {
         let shown = |sum: &Totals| (sum.requests, sum.prompt_tokens, sum.cost);
-        let by_model = store.usage_by_model(None).await.expect("sums");
+        let by_model = store
+            .usage_by_model(None, Span::default())
+            .await
+            .expect("sums");
         assert_eq!(by_model.len(), 1);
         assert_eq!(by_model[0].model_name, "m");
         assert_eq!(shown(&by_model[0].totals), (3, 6, NanoDollars(42)));

@@ -1,6 +1,7 @@
 //! The dashboard: by a browser as people use it, and by hand what a browser
 //! would not do.
 
+mod bills;
 mod browser;
 mod forms;
 mod keys;
@@ -92,11 +93,10 @@ async fn an_operator_sees_usage_and_manages_keys_in_a_browser() {
     let cost = browser.text("#total-cost").await;
     let cost: f64 = cost.trim_start_matches('$').parse().expect("dollars");
     assert_eq!(json!(cost), usage["cost"]);
-    browser
-        .find("svg[aria-label='2 requests in 24 hours'] .bar")
-        .await;
     assert!(browser.text("#usage tbody").await.starts_with("gpt2 #1 2 "));
     assert!(browser.text("#requests tbody").await.contains(" gpt2 ok "));
+    same_in_graph_and_table(&browser, "month", "2 requests in 30 days").await;
+    same_in_graph_and_table(&browser, "day", "2 requests in 24 hours").await;
     // the policy lets our own style in
     let width = browser.find("main").await.css_value("max-width").await;
     assert_eq!(width.expect("a style"), "1088px");
@@ -176,6 +176,32 @@ async fn an_operator_sees_usage_and_manages_keys_in_a_browser() {
     browser.open(&format!("{}/dashboard/1", host.url())).await;
     browser.find("#key").await;
     assert_eq!(browser.path().await, "/login");
+}
+
+/// That the graph says what the table under it says.
+async fn same_in_graph_and_table(browser: &Browser, range: &str, label: &str) {
+    browser
+        .click(&format!("#over-time nav a[href*='range={range}']"))
+        .await;
+    browser
+        .find(&format!("svg[aria-label='{label}'] .bar"))
+        .await;
+    let both = "const titles = [...document.querySelectorAll('#over-time title')]; \
+        const rows = [...document.querySelectorAll('#over-time tbody tr')].reverse(); \
+        const cell = (row, place) => row.children[place].textContent; \
+        return [titles.map(title => title.textContent), rows.map(row => { \
+        const [, clock] = cell(row, 0).match(/([0-9:]+)$/) || []; \
+        const tokens = Number(cell(row, 2)) + Number(cell(row, 3)); \
+        return `${clock || cell(row, 0)}: ${cell(row, 1)} requests, ${tokens} tokens, ${cell(row, 4)}` })]";
+    let found = browser.driver.execute(both, vec![]).await.expect("both");
+    let [titles, rows]: [Vec<String>; 2] = found.convert().expect("texts");
+    assert_eq!(titles, rows);
+    let used = rows.iter().map(|row| {
+        let (before, _) = row.split_once(" requests").expect("requests");
+        let count = before.rsplit(' ').next().expect("a count");
+        count.parse::<i64>().expect("a number")
+    });
+    assert_eq!(used.sum::<i64>(), 2, "{rows:?}");
 }
 
 #[tokio::test]

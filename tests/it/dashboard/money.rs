@@ -8,7 +8,7 @@ use crate::harness::{Act, GPT2, Host, Purse, Upstream, eventually, lawgent, nano
 const NEAR: &str = "nearly used";
 
 /// An amount as pages show it.
-fn shown(nanos: i64) -> String {
+pub fn shown(nanos: i64) -> String {
     let text = text(nanos);
     let (whole, decimals) = text.split_once('.').expect("decimals");
     let kept = decimals.trim_end_matches('0').len().max(2);
@@ -16,7 +16,7 @@ fn shown(nanos: i64) -> String {
 }
 
 /// The text of a piece of a page, with a space for each tag.
-fn words(html: &str) -> String {
+pub fn words(html: &str) -> String {
     let texts = html.split('<').map(|part| match part.split_once('>') {
         Some((_, text)) => text,
         None => part,

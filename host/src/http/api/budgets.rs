@@ -77,7 +77,8 @@ pub async fn of_customer(
     Id(id): Id,
 ) -> Result<Body<Value>, ApiError> {
     caller.scope(Some(id))?;
-    state.store.customer(id).await.map_err(customers::missing)?;
+    let found = state.store.customer_on_record(id).await;
+    found.map_err(customers::missing)?;
     shown(&state, Owner::customer(id)).await
 }
 

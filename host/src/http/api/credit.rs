@@ -81,7 +81,7 @@ pub async fn transfers(
     Query(page): Query<Page>,
 ) -> Result<Body<Value>, ApiError> {
     caller.scope(Some(id))?;
-    store.customer(id).await.map_err(missing)?;
+    store.customer_on_record(id).await.map_err(missing)?;
     let transfers = store.transfers(id, page.after, page.limit()?).await?;
     let transfers: Vec<_> = transfers.into_iter().map(Shown::from).collect();
     Ok(Body(json!({ "transfers": transfers })))

@@ -5,9 +5,10 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use time::OffsetDateTime;
 
 use super::keys::most;
-use super::{Page, credit, rfc3339};
+use super::{credit, limit, rfc3339};
 use crate::http::AppState;
 use crate::http::auth::{Admin, CustomerReader};
 use crate::http::error::ApiError;
@@ -50,6 +51,18 @@ pub struct Change {
     concurrent_limit: Option<Option<u32>>,
 }
 
+/// Which customers.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Which {
+    /// After this number.
+    after: i64,
+    /// At most so many.
+    limit: Option<u32>,
+    /// Those that were deleted, instead of those that there are.
+    deleted: bool,
+}
+
 /// A customer as shown.
 #[derive(Debug, Serialize)]
 pub struct Shown {
@@ -65,11 +78,12 @@ pub struct Shown {
     token_limit: Option<u32>,
     concurrent_limit: Option<u32>,
     created_at: String,
+    deleted_at: Option<String>,
 }
 
 impl From<Customer> for Shown {
     fn from(customer: Customer) -> Self {
-        let created_at = customer.created_at;
+        let second = |time: OffsetDateTime| rfc3339(time.replace_nanosecond(0).unwrap_or(time));
         Self {
             id: customer.id,
             name: customer.name,
@@ -82,7 +96,8 @@ impl From<Customer> for Shown {
             rate_limit: customer.limits.requests,
             token_limit: customer.limits.tokens,
             concurrent_limit: customer.limits.concurrent,
-            created_at: rfc3339(created_at.replace_nanosecond(0).unwrap_or(created_at)),
+            created_at: second(customer.created_at),
+            deleted_at: customer.deleted_at.map(second),
         }
     }
 }
@@ -108,25 +123,27 @@ pub async fn create(
     Ok((StatusCode::CREATED, Body(customer.into())))
 }
 
-/// `GET /customers`: customers by number.
+/// `GET /customers`: customers by number, without those that were deleted unless these
+/// are asked for.
 pub async fn list(
     _: Admin,
     State(AppState { store, .. }): State<AppState>,
-    Query(page): Query<Page>,
+    Query(which): Query<Which>,
 ) -> Result<Body<Value>, ApiError> {
-    let customers = store.customers(page.after, page.limit()?).await?;
+    let limit = limit(which.limit)?;
+    let customers = store.customers(which.after, limit, which.deleted).await?;
     let customers: Vec<_> = customers.into_iter().map(Shown::from).collect();
     Ok(Body(json!({ "customers": customers })))
 }
 
-/// `GET /customers/{customer_id}`
+/// `GET /customers/{customer_id}`: for the operator one that was deleted, too.
 pub async fn read(
     CustomerReader(caller): CustomerReader,
     State(AppState { store, .. }): State<AppState>,
     Id(id): Id,
 ) -> Result<Body<Shown>, ApiError> {
     caller.scope(Some(id))?;
-    let customer = store.customer(id).await.map_err(missing)?;
+    let customer = store.customer_on_record(id).await.map_err(missing)?;
     Ok(Body(customer.into()))
 }
 
@@ -155,7 +172,8 @@ pub async fn change(
     Ok(Body(customer.into()))
 }
 
-/// `DELETE /customers/{customer_id}`: with its keys; its usage stays on record.
+/// `DELETE /customers/{customer_id}`: with its keys; its usage and its money stay on
+/// record.
 pub async fn delete(
     Admin(actor): Admin,
     State(AppState { store, clock, .. }): State<AppState>,

@@ -2,34 +2,52 @@
 
 use axum::Json;
 use axum::extract::State;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use time::OffsetDateTime;
 
 use super::{Page, rfc3339};
 use crate::http::AppState;
 use crate::http::auth::UsageReader;
 use crate::http::error::ApiError;
-use crate::http::json::Query;
-use crate::money::NanoDollars;
-use crate::store::usage::{ModelTotals, Totals, UsageRow};
+use crate::http::json::{Query, time};
+use crate::money::{NanoDollars, Price};
+use crate::store::usage::{Span, Totals, UsageRow};
 
-#[derive(Debug, Default, Serialize)]
-struct Sums {
-    requests: i64,
-    prompt_tokens: i64,
-    completion_tokens: i64,
-    cost: NanoDollars,
+/// Which sums.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Which {
+    /// Those of this customer; of all for the operator.
+    customer_id: Option<i64>,
+    /// Of requests that were admitted since this time.
+    from: Option<String>,
+    /// Of those that were admitted before this time.
+    to: Option<String>,
 }
 
-impl From<&Totals> for Sums {
-    fn from(totals: &Totals) -> Self {
-        Self {
-            requests: totals.requests,
-            prompt_tokens: totals.prompt_tokens,
-            completion_tokens: totals.completion_tokens,
-            cost: totals.cost,
+impl Which {
+    fn span(&self) -> Result<Span, ApiError> {
+        let bound = |param, text: &Option<String>| {
+            let bound = text.as_deref().map(|text| whole_hour(param, text));
+            bound.transpose()
+        };
+        let (from, to) = (bound("from", &self.from)?, bound("to", &self.to)?);
+        if from.zip(to).is_some_and(|(from, to)| from >= to) {
+            return Err(ApiError::invalid("to", "must be later than `from`"));
         }
+        Ok(Span { from, to })
     }
+}
+
+/// A time that sums begin or end at.
+fn whole_hour(param: &str, text: &str) -> Result<OffsetDateTime, ApiError> {
+    let time = time(param, text)?;
+    if (time.minute(), time.second(), time.nanosecond()) == (0, 0, 0) {
+        return Ok(time);
+    }
+    let message = "must be a whole hour in UTC, such as 2027-01-31T12:00:00Z";
+    Err(ApiError::invalid(param, message))
 }
 
 #[derive(Debug, Serialize)]
@@ -37,7 +55,7 @@ struct ByModel {
     model_id: i64,
     model: String,
     #[serde(flatten)]
-    sums: Sums,
+    totals: Totals,
 }
 
 #[derive(Debug, Serialize)]
@@ -53,6 +71,8 @@ struct Row {
     completion_tokens: u32,
     tokens_used: u32,
     tokens_estimated: bool,
+    /// US dollars per million tokens, as they were then.
+    price_per_million: Price,
     cost: NanoDollars,
     status: &'static str,
     error_code: Option<String>,
@@ -74,6 +94,7 @@ impl From<UsageRow> for Row {
             completion_tokens: usage.completion_tokens,
             tokens_used: usage.prompt_tokens.saturating_add(usage.completion_tokens),
             tokens_estimated: usage.tokens_estimated,
+            price_per_million: usage.price,
             cost: usage.cost,
             status: usage.status.as_str(),
             error_code: usage.error_code,
@@ -83,27 +104,25 @@ impl From<UsageRow> for Row {
     }
 }
 
-/// `GET /usage`: sums, of one customer or for the operator of all.
+/// `GET /usage`: sums, of one customer or for the operator of all, of all time or of some
+/// hours.
 pub async fn totals(
     UsageReader(caller): UsageReader,
     State(AppState { store, .. }): State<AppState>,
-    Query(page): Query<Page>,
+    Query(which): Query<Which>,
 ) -> Result<Json<Value>, ApiError> {
-    let by_model = store
-        .usage_by_model(caller.scope(page.customer_id)?)
-        .await?;
-    let all = sum(&by_model);
+    let customer_id = caller.scope(which.customer_id)?;
+    let by_model = store.usage_by_model(customer_id, which.span()?).await?;
+    let all: Totals = by_model.iter().map(|model| &model.totals).sum();
     let by_model: Vec<_> = by_model
         .into_iter()
         .map(|model| ByModel {
             model_id: model.model_id,
-            sums: Sums::from(&model.totals),
             model: model.model_name,
+            totals: model.totals,
         })
         .collect();
-    Ok(Json(
-        json!({ "totals": Sums::from(&all), "by_model": by_model }),
-    ))
+    Ok(Json(json!({ "totals": all, "by_model": by_model })))
 }
 
 /// `GET /usage/requests`: rows, oldest first; go on with `after` the last `id`.
@@ -118,18 +137,4 @@ pub async fn requests(
         .await?;
     let rows: Vec<_> = rows.into_iter().map(Row::from).collect();
     Ok(Json(json!({ "requests": rows })))
-}
-
-/// The sums of all models together.
-pub fn sum(by_model: &[ModelTotals]) -> Totals {
-    by_model
-        .iter()
-        .fold(Totals::default(), |sum, ModelTotals { totals, .. }| {
-            Totals {
-                requests: sum.requests + totals.requests,
-                prompt_tokens: sum.prompt_tokens + totals.prompt_tokens,
-                completion_tokens: sum.completion_tokens + totals.completion_tokens,
-                cost: NanoDollars(sum.cost.0 + totals.cost.0),
-            }
-        })
 }

@@ -7,35 +7,78 @@ use time::OffsetDateTime;
 
 use super::chart::{self, Range};
 use super::figures::time;
+use super::layout::Turning;
+use super::month::{self, Month};
 use super::session::Viewer;
 use super::{keys, layout, money, usage};
 use crate::http::AppState;
 use crate::http::api::customers::missing;
+use crate::http::auth::Caller;
 use crate::http::error::ApiError;
 use crate::http::json::{Id, Query};
 use crate::store::customers::Customer;
-use crate::store::usage::PeriodTotals;
+use crate::store::ledger::Transfer;
+use crate::store::usage::{PeriodTotals, WithKey};
 
-/// Requests that are listed.
+/// Requests that are listed, and payments.
 const LATEST: u32 = 20;
-/// Keys whose budgets are shown with their names.
-const MOST_KEYS: u32 = 1000;
 
 /// What to show, and whether it stays as it is.
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct View {
     range: Range,
+    month: Month,
     paused: bool,
+    /// Requests before this place in their list.
+    before: Option<i64>,
+    /// Payments before this number.
+    payments_before: Option<i64>,
 }
 
 impl View {
     fn path(self, customer_id: i64) -> String {
         let paused = if self.paused { "&paused=true" } else { "" };
+        let place = |name, place: Option<i64>| {
+            let text = place.map(|place| format!("&{name}={place}"));
+            text.unwrap_or_default()
+        };
         format!(
-            "/dashboard/{customer_id}?range={}{paused}",
-            self.range.as_str()
+            "/dashboard/{customer_id}?range={}&month={}{paused}{}{}",
+            self.range.as_str(),
+            self.month.as_str(),
+            place("before", self.before),
+            place("payments_before", self.payments_before)
         )
+    }
+
+    /// From the requests that are shown to others.
+    fn turn_requests(self, customer_id: i64, rows: &[WithKey]) -> Turning {
+        let places: Vec<_> = rows.iter().map(|request| request.row.id).collect();
+        turning(self.before, &places, |before| {
+            Self { before, ..self }.path(customer_id)
+        })
+    }
+
+    /// The same of payments.
+    fn turn_payments(self, customer_id: i64, rows: &[Transfer]) -> Turning {
+        let places: Vec<_> = rows.iter().map(|payment| payment.id).collect();
+        turning(self.payments_before, &places, |payments_before| {
+            let view = Self {
+                payments_before,
+                ..self
+            };
+            view.path(customer_id)
+        })
+    }
+}
+
+/// From rows at these places, which are those before a place, to others.
+fn turning(before: Option<i64>, rows: &[i64], path: impl Fn(Option<i64>) -> String) -> Turning {
+    let last = rows.last().filter(|_| rows.len() >= LATEST as usize);
+    Turning {
+        earlier: last.map(|last| path(Some(*last))),
+        latest: before.map(|_| path(None)),
     }
 }
 
@@ -49,16 +92,21 @@ pub async fn show(
     // somebody else's is not told from one that does not exist
     caller.scope(Some(id))?;
     let AppState { store, clock, .. } = &state;
-    let customer = store.customer(id).await.map_err(missing)?;
+    let customer = store.customer_on_record(id).await.map_err(missing)?;
     let (now, range) = (clock.now(), view.range);
     let period_ms = range.period().whole_seconds() * 1000;
-    let by_model = store.usage_by_model(Some(id)).await?;
+    let by_model = store.usage_by_model(Some(id), view.month.span(now)).await?;
     let over_time = store
         .usage_over_time(id, range.since(now), period_ms)
         .await?;
-    let latest = store.latest_usage(id, LATEST).await?;
+    let before = view.before.unwrap_or(i64::MAX);
+    let requests = store.latest_usage(id, before, LATEST).await?;
+    let before = view.payments_before.unwrap_or(i64::MAX);
+    let payments = store.latest_payments(id, before, LATEST).await?;
     let budgets = store.all_budgets(id, now).await?;
-    let named = store.keys(Some(id), 0, MOST_KEYS).await?;
+    let keys = store.keys(Some(id), 0, keys::MOST).await?;
+    let live = state.generator.live().take();
+    let may_change = matches!(caller, Caller::Admin) && customer.deleted_at.is_none();
     let content = html! {
         h1 { (customer.name) }
         (about(&customer))
@@ -73,12 +121,14 @@ pub async fn show(
             "."
         }
         (money::balance(&customer))
-        (money::budgets(&budgets, &named))
+        (money::budgets(&budgets, &keys))
+        (month::choice(view.month, now, |month| View { month, ..view }.path(id)))
         (usage::totals(&by_model))
-        (requests_over_time(id, view, now, &over_time))
         (usage::by_model(&by_model))
-        (keys::table(&state, &caller, id).await?)
-        (usage::requests(&latest))
+        (requests_over_time(id, view, now, &over_time))
+        (keys::table(&keys, &live, now, id, may_change))
+        (usage::requests(&requests, &view.turn_requests(id, &requests)))
+        (money::payments(&payments, &view.turn_payments(id, &payments)))
     };
     Ok(layout::live(&customer.name, &caller, view.paused, content))
 }
@@ -89,6 +139,9 @@ fn about(customer: &Customer) -> Markup {
             (customer.email)
             @if !customer.company.is_empty() { " · " (customer.company) }
             " · customer " (customer.id)
+            @if let Some(at) = customer.deleted_at {
+                " · " span #deleted .status .failed { "deleted" } " on " (time(at))
+            }
         }
     }
 }

@@ -38,6 +38,12 @@ pub fn day(time: OffsetDateTime) -> String {
     time.format(format).unwrap_or_default()
 }
 
+/// A calendar month.
+pub fn month(time: OffsetDateTime) -> String {
+    let format = format_description!("[month repr:long] [year]");
+    time.format(format).unwrap_or_default()
+}
+
 /// An hour of a day.
 pub fn hour(time: OffsetDateTime) -> String {
     let format = format_description!("[hour]:[minute]");
@@ -71,6 +77,7 @@ mod tests {
         let moment = datetime!(2026-01-02 03:04:05.678 UTC);
         assert_eq!(time(moment), "2026-01-02 03:04:05 UTC");
         assert_eq!(day(moment), "2 Jan");
+        assert_eq!(month(moment), "January 2026");
         assert_eq!(hour(moment), "03:04");
     }
 }

@@ -23,7 +23,7 @@ use crate::models::Live;
 use crate::store::keys::{Key, Scope};
 
 /// Most keys that are listed.
-const MOST: u32 = 1000;
+pub const MOST: u32 = 1000;
 
 /// Form of `POST /dashboard/{customer_id}/keys/{key_id}/active`: what the key
 /// shall be, so that a second click does not undo the first.
@@ -52,23 +52,19 @@ impl FromRequestParts<AppState> for OfCustomer {
     }
 }
 
-/// The table of a customer's keys, with forms for the operator.
-///
-/// # Errors
-/// When the database fails.
-pub async fn table(
-    state: &AppState,
-    caller: &Caller,
+/// The table of a customer's keys, with forms for whoever may change them.
+pub fn table(
+    keys: &[Key],
+    live: &Live,
+    now: OffsetDateTime,
     customer_id: i64,
-) -> Result<Markup, ApiError> {
-    let keys = state.store.keys(Some(customer_id), 0, MOST).await?;
-    let (live, now) = (state.generator.live().take(), state.clock.now());
-    let is_admin = matches!(caller, Caller::Admin);
-    Ok(html! {
+    may_change: bool,
+) -> Markup {
+    html! {
         section #keys {
             h2 { "API keys" }
             @if keys.is_empty() {
-                p .note { "No key yet." }
+                p .note { "No key." }
             } @else {
                 div .scroll { table {
                     thead { tr {
@@ -80,22 +76,22 @@ pub async fn table(
                         th { "Last used" }
                         th { "Expires" }
                         th { "State" }
-                        @if is_admin { th {} }
+                        @if may_change { th {} }
                     } }
-                    tbody { @for key in &keys { (row(key, &live, now, is_admin)) } }
+                    tbody { @for key in keys { (row(key, live, now, may_change)) } }
                 } }
             }
             @if keys.len() >= MOST as usize {
                 p .note { "These are the first " (MOST) "; " code { "GET /api/keys" } " lists all." }
             }
-            @if is_admin {
+            @if may_change {
                 p { a .button href={ "/dashboard/" (customer_id) "/keys/new" } { "Create a key" } }
             }
         }
-    })
+    }
 }
 
-fn row(key: &Key, live: &Live, now: OffsetDateTime, is_admin: bool) -> Markup {
+fn row(key: &Key, live: &Live, now: OffsetDateTime, may_change: bool) -> Markup {
     let path = path(key);
     let change = if key.is_active { "Turn off" } else { "Turn on" };
     let state = match key.is_active {
@@ -148,7 +144,7 @@ fn row(key: &Key, live: &Live, now: OffsetDateTime, is_admin: bool) -> Markup {
             td .time { @match key.last_used_at { Some(at) => (time(at)), None => "never" } }
             td .time { @match key.expires_at { Some(at) => (time(at)), None => "never" } }
             td { span class={ "status " (state) } { (state) } }
-            @if is_admin {
+            @if may_change {
                 td .actions {
                     form method="post" action={ (path) "/active" } {
                         input type="hidden" name="active" value=(!key.is_active);

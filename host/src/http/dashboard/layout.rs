@@ -20,6 +20,43 @@ pub fn live(title: &str, caller: &Caller, is_paused: bool, content: Markup) -> M
     frame(title, Some(caller), refresh, content)
 }
 
+/// Of a list that shows its latest rows first: where earlier ones are, and from those the
+/// way back.
+#[derive(Debug)]
+pub struct Turning {
+    /// The page with the rows before these, if there may be any.
+    pub earlier: Option<String>,
+    /// The page with the latest, if these are not.
+    pub latest: Option<String>,
+}
+
+impl Turning {
+    /// What the rows of this kind are called.
+    pub fn title(&self, kind: &str) -> String {
+        let which = match self.latest {
+            None => "Latest",
+            Some(_) => "Earlier",
+        };
+        format!("{which} {kind}")
+    }
+
+    /// The links, to the list itself.
+    pub fn links(&self, kind: &str) -> Markup {
+        html! {
+            @if self.earlier.is_some() || self.latest.is_some() {
+                p {
+                    @if let Some(path) = &self.latest {
+                        a href={ (path) "#" (kind) } { "Latest " (kind) } " "
+                    }
+                    @if let Some(path) = &self.earlier {
+                        a href={ (path) "#" (kind) } { "Earlier " (kind) }
+                    }
+                }
+            }
+        }
+    }
+}
+
 fn frame(title: &str, caller: Option<&Caller>, refresh: Option<u32>, content: Markup) -> Markup {
     html! {
         (DOCTYPE)

@@ -11,6 +11,7 @@ mod keys;
 mod layout;
 mod login;
 mod money;
+mod month;
 mod new_key;
 mod origin;
 mod overview;

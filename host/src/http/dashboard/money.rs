@@ -3,8 +3,10 @@
 use maud::{Markup, html};
 
 use super::figures::time;
+use super::layout::Turning;
 use crate::store::customers::Customer;
 use crate::store::keys::Key;
+use crate::store::ledger::Transfer;
 use crate::store::ledger::budgets::Spending;
 
 /// The customer's balance, what is held of it and how far below 0 it may go.
@@ -80,6 +82,34 @@ fn budget(spending: &Spending, keys: &[Key]) -> Markup {
             td .time {
                 @if budget.period.end(spending.start).is_some() { (time(spending.start)) }
             }
+        }
+    }
+}
+
+/// A row for each payment and correction.
+pub fn payments(transfers: &[Transfer], turning: &Turning) -> Markup {
+    html! {
+        section #payments {
+            h2 { (turning.title("payments")) }
+            @if transfers.is_empty() {
+                p .note { "No payment." }
+            } @else {
+                div .scroll { table {
+                    thead { tr {
+                        th { "Time" }
+                        th { "Kind" }
+                        th { "Reference" }
+                        th .figure { "Amount" }
+                    } }
+                    tbody { @for transfer in transfers { tr {
+                        td .time { (time(transfer.created_at)) }
+                        td { (transfer.reason.as_str().replace('_', " ")) }
+                        td { (transfer.reference) }
+                        td .figure { (transfer.amount) }
+                    } } }
+                } }
+            }
+            (turning.links("payments"))
         }
     }
 }

@@ -9,6 +9,7 @@ use maud::{Markup, html};
 use serde::Deserialize;
 
 use super::figures::{count, time};
+use super::month::{self, Month};
 use super::session::Viewer;
 use super::{layout, usage};
 use crate::http::AppState;
@@ -17,6 +18,7 @@ use crate::http::auth::Caller;
 use crate::http::error::ApiError;
 use crate::http::json::Query;
 use crate::models::Live;
+use crate::money::NanoDollars;
 use crate::store::customers::Customer;
 use crate::store::usage::Totals;
 
@@ -24,11 +26,26 @@ use crate::store::usage::Totals;
 const PAGE: u32 = 100;
 
 /// Which part, and whether it stays as it is.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct View {
     after: i64,
+    /// The customers that were deleted, instead of those that there are.
+    deleted: bool,
+    month: Month,
     paused: bool,
+}
+
+impl View {
+    fn path(self) -> String {
+        let paused = if self.paused { "&paused=true" } else { "" };
+        let deleted = if self.deleted { "&deleted=true" } else { "" };
+        format!(
+            "/dashboard?after={}&month={}{deleted}{paused}",
+            self.after,
+            self.month.as_str()
+        )
+    }
 }
 
 /// `GET /dashboard`
@@ -40,26 +57,33 @@ pub async fn show(
     if let Caller::Customer(key) = &caller {
         return Ok(Redirect::to(&format!("/dashboard/{}", key.customer_id)).into_response());
     }
-    let store = &state.store;
+    let (store, now) = (&state.store, state.clock.now());
+    let span = view.month.span(now);
     // one more than is shown tells whether there are more
-    let mut rows = store.customers(view.after, PAGE + 1).await?;
+    let mut rows = store.customers(view.after, PAGE + 1, view.deleted).await?;
     let is_last = rows.len() <= PAGE as usize;
     rows.truncate(PAGE as usize);
     let used = match (rows.first(), rows.last()) {
-        (Some(first), Some(last)) => store.usage_by_customer(first.id..=last.id).await?,
+        (Some(first), Some(last)) => store.usage_by_customer(first.id..=last.id, span).await?,
         _ => HashMap::new(),
     };
-    let by_model = store.usage_by_model(None).await?;
+    // below the last of the others, so that all of them are what is used
+    let deleted = match store.balance_of_deleted().await? {
+        Some(balance) if is_last && !view.deleted => {
+            Some((store.usage_of_deleted(span).await?, balance))
+        }
+        _ => None,
+    };
+    let by_model = store.usage_by_model(None, span).await?;
     let content = html! {
         h1 { "Dashboard" }
         p .note {
-            "As of " (time(state.clock.now())) ". "
-            @let after = view.after;
+            "As of " (time(now)) ". "
+            @let other = View { paused: !view.paused, ..view }.path();
             @if view.paused {
-                a href={ "/dashboard?after=" (after) } { "Keep it up to date" }
+                a href=(other) { "Keep it up to date" }
             } @else {
-                "Renewed every " (layout::REFRESH) " seconds: "
-                a href={ "/dashboard?paused=true&after=" (after) } { "pause" }
+                "Renewed every " (layout::REFRESH) " seconds: " a href=(other) { "pause" }
             }
             "."
         }
@@ -69,10 +93,11 @@ pub async fn show(
                 pre { (error) }
             }
         }
+        (month::choice(view.month, now, |month| View { month, ..view }.path()))
         (usage::totals(&by_model))
-        (customers(&rows, &used))
+        (customers(view, &rows, &used, deleted.as_ref()))
         @if let (false, Some(last)) = (is_last, rows.last()) {
-            p { a href={ "/dashboard?after=" (last.id) } { "More customers" } }
+            p { a href=(View { after: last.id, ..view }.path()) { "More customers" } }
         }
         (models(&state.generator.live().take()))
         (usage::by_model(&by_model))
@@ -80,13 +105,33 @@ pub async fn show(
     Ok(layout::live("Dashboard", &caller, view.paused, content).into_response())
 }
 
-fn customers(rows: &[Customer], used: &HashMap<i64, Totals>) -> Markup {
+/// A row for each customer, and one for the usage and balance of all that were deleted.
+fn customers(
+    view: View,
+    rows: &[Customer],
+    used: &HashMap<i64, Totals>,
+    deleted: Option<&(Totals, NanoDollars)>,
+) -> Markup {
     let nothing = Totals::default();
+    let others = View {
+        after: 0,
+        deleted: !view.deleted,
+        ..view
+    };
     html! {
         section #customers {
-            h2 { "Customers" }
-            @if rows.is_empty() {
-                p .note { "No customer yet: " code { "POST /customers" } " creates one." }
+            @if view.deleted {
+                h2 { "Deleted customers" }
+                p .note { a href=(others.path()) { "Those that there are" } }
+            } @else {
+                h2 { "Customers" }
+            }
+            @if rows.is_empty() && deleted.is_none() {
+                @if view.deleted {
+                    p .note { "None." }
+                } @else {
+                    p .note { "No customer yet: " code { "POST /customers" } " creates one." }
+                }
             } @else {
                 div .scroll { table {
                     thead { tr {
@@ -99,13 +144,26 @@ fn customers(rows: &[Customer], used: &HashMap<i64, Totals>) -> Markup {
                         th .figure { "Cost" }
                         th .figure { "Balance" }
                     } }
-                    tbody { @for customer in rows { tr {
-                        td .figure { (customer.id) }
-                        td { a href={ "/dashboard/" (customer.id) } { (customer.name) } }
-                        td { (customer.email) }
-                        (usage::sums(used.get(&customer.id).unwrap_or(&nothing)))
-                        td .figure { (customer.balance) }
-                    } } }
+                    tbody {
+                        @for customer in rows { tr {
+                            td .figure { (customer.id) }
+                            td {
+                                a href={ "/dashboard/" (customer.id) "?month=" (view.month.as_str()) } {
+                                    (customer.name)
+                                }
+                            }
+                            td { (customer.email) }
+                            (usage::sums(used.get(&customer.id).unwrap_or(&nothing)))
+                            td .figure { (customer.balance) }
+                        } }
+                        @if let Some((used, balance)) = deleted { tr #deleted {
+                            td {}
+                            td { a href=(others.path()) { "Deleted customers" } }
+                            td {}
+                            (usage::sums(used))
+                            td .figure { (balance) }
+                        } }
+                    }
                 } }
             }
         }

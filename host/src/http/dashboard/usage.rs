@@ -3,8 +3,8 @@
 use maud::{Markup, html};
 
 use super::figures::{count, latency, time};
-use crate::http::api;
-use crate::store::usage::{ModelTotals, Totals, UsageRow};
+use super::layout;
+use crate::store::usage::{ModelTotals, Totals, WithKey};
 
 /// The sums of all models together.
 pub fn totals(by_model: &[ModelTotals]) -> Markup {
@@ -13,7 +13,7 @@ pub fn totals(by_model: &[ModelTotals]) -> Markup {
         prompt_tokens,
         completion_tokens,
         cost,
-    } = api::usage::sum(by_model);
+    } = by_model.iter().map(|model| &model.totals).sum();
     html! {
         dl .totals {
             div { dt { "Requests" } dd #total-requests { (count(requests)) } }
@@ -33,7 +33,7 @@ pub fn by_model(by_model: &[ModelTotals]) -> Markup {
         section #usage {
             h2 { "Usage by model" }
             @if by_model.is_empty() {
-                p .note { "Nothing was used yet." }
+                p .note { "Nothing was used." }
             } @else {
                 div .scroll { table {
                     thead { tr {
@@ -64,16 +64,18 @@ pub fn sums(totals: &Totals) -> Markup {
 }
 
 /// A row for each request.
-pub fn requests(rows: &[UsageRow]) -> Markup {
+pub fn requests(rows: &[WithKey], turning: &layout::Turning) -> Markup {
     html! {
         section #requests {
-            h2 { "Latest requests" }
+            h2 { (turning.title("requests")) }
             @if rows.is_empty() {
-                p .note { "No request yet." }
+                p .note { "No request." }
             } @else {
                 div .scroll { table {
                     thead { tr {
                         th { "Time" }
+                        th { "Request" }
+                        th { "Key" }
                         th { "Model" }
                         th { "Status" }
                         th .figure { "Tokens" }
@@ -83,15 +85,19 @@ pub fn requests(rows: &[UsageRow]) -> Markup {
                     tbody { @for row in rows { (request(row)) } }
                 } }
             }
+            (turning.links("requests"))
         }
     }
 }
 
-fn request(UsageRow { usage, .. }: &UsageRow) -> Markup {
+fn request(with_key: &WithKey) -> Markup {
+    let usage = &with_key.row.usage;
     let tokens = i64::from(usage.prompt_tokens) + i64::from(usage.completion_tokens);
     html! {
         tr {
             td .time { (time(usage.created_at)) }
+            td { code { (usage.request_id) } }
+            td { (with_key.key_name) " " code { "mhk_" (with_key.public_id) "_…" } }
             td { (usage.model_name) }
             td {
                 span class={ "status " (usage.status.as_str()) } { (usage.status.as_str()) }

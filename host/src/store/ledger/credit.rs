@@ -1,6 +1,7 @@
 //! Credit: what the operator books for a customer, and all that was booked.
 
 use serde_json::json;
+use sqlx::AssertSqlSafe;
 use time::OffsetDateTime;
 
 use super::PAYMENTS;
@@ -114,8 +115,9 @@ impl Nearly {
 }
 
 impl Store {
-    /// Books money that a customer paid or, below 0, that is taken back. It is
-    /// booked once for a reference: a repeat gives the same transfer again.
+    /// Books money that a customer paid or, below 0, that is taken back; also of one that
+    /// was deleted, which may owe something or have something left. It is booked once for
+    /// a reference: a repeat gives the same transfer again.
     ///
     /// # Errors
     /// [`Error::NotFound`] when there is no such customer; [`Error::ReferenceTaken`]
@@ -129,14 +131,11 @@ impl Store {
         now: OffsetDateTime,
     ) -> Result<Transfer, Error> {
         let mut transaction = self.begin_with_money_of(customer_id).await?;
-        let account: i64 = query(
-            "SELECT accounts.id FROM accounts JOIN customers ON customers.id = customer_id \
-             WHERE customer_id = $1 AND deleted_at IS NULL",
-        )
-        .bind(customer_id)
-        .fetch_one(&mut transaction)
-        .await?
-        .try_get("id")?;
+        let account: i64 = query("SELECT id FROM accounts WHERE customer_id = $1")
+            .bind(customer_id)
+            .fetch_one(&mut transaction)
+            .await?
+            .try_get("id")?;
         if let Some(booked) = booked(&mut transaction, reference).await? {
             let is_same = booked.customer_id == customer_id && booked.amount == amount;
             return is_same.then_some(booked).ok_or(Error::ReferenceTaken);
@@ -215,6 +214,39 @@ impl Store {
         .bind(limit)
         .fetch_all(self.up_to_date().await?)
         .await?;
+        rows.iter().map(transfer).collect()
+    }
+
+    /// The latest `limit` payments and corrections of a customer before the number
+    /// `before`, newest first.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn latest_payments(
+        &self,
+        customer_id: i64,
+        before: i64,
+        limit: u32,
+    ) -> Result<Vec<Transfer>, Error> {
+        // corrections by whom they are to, of which few are: `+` keeps off the index of
+        // all that is taken from the customer, of which most is usage
+        let sql = format!(
+            "WITH account AS (SELECT id FROM accounts WHERE customer_id = $1) \
+             SELECT id, $1 AS customer_id, amount, reason, reference, created_at FROM \
+             (SELECT * FROM (SELECT id, amount, reason, reference, created_at \
+             FROM transfers WHERE credit = (SELECT id FROM account) AND reason <> 'usage' \
+             AND id < $2 ORDER BY id DESC LIMIT $3) AS to_it UNION ALL \
+             SELECT * FROM (SELECT id, -amount AS amount, reason, reference, created_at \
+             FROM transfers WHERE credit = {PAYMENTS} AND reason <> 'usage' \
+             AND +debit = (SELECT id FROM account) AND id < $2 \
+             ORDER BY id DESC LIMIT $3) AS from_it) AS both_ways ORDER BY id DESC LIMIT $3"
+        );
+        let rows = query(AssertSqlSafe(sql))
+            .bind(customer_id)
+            .bind(before)
+            .bind(limit)
+            .fetch_all(self.up_to_date().await?)
+            .await?;
         rows.iter().map(transfer).collect()
     }
 }

@@ -17,7 +17,7 @@ use crate::money::{NanoDollars, Price};
 
 pub(super) use retention::deleted_before;
 pub(super) use sums::add as add_to_sums;
-pub use sums::{ModelTotals, PeriodTotals, Totals};
+pub use sums::{ModelTotals, PeriodTotals, Span, Totals};
 
 /// How a request ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,6 +92,17 @@ pub struct UsageRow {
     pub id: i64,
     /// What the request used.
     pub usage: Usage,
+}
+
+/// A row with its key, as that is called now.
+#[derive(Clone, Debug)]
+pub struct WithKey {
+    /// The row.
+    pub row: UsageRow,
+    /// Name of the key.
+    pub key_name: String,
+    /// The part of the key's text that names it.
+    pub public_id: String,
 }
 
 fn usage_row(row: &Row) -> Result<UsageRow, Error> {
@@ -265,16 +276,33 @@ impl Store {
         rows.iter().map(usage_row).collect()
     }
 
-    /// The latest `limit` rows of a customer, newest first.
+    /// The latest `limit` rows of a customer before the place `before`, newest first, with
+    /// their keys, which may be deleted.
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn latest_usage(&self, customer_id: i64, limit: u32) -> Result<Vec<UsageRow>, Error> {
-        let rows = query("SELECT * FROM usage WHERE customer_id = $1 ORDER BY id DESC LIMIT $2")
-            .bind(customer_id)
-            .bind(limit)
-            .fetch_all(self.up_to_date().await?)
-            .await?;
-        rows.iter().map(usage_row).collect()
+    pub async fn latest_usage(
+        &self,
+        customer_id: i64,
+        before: i64,
+        limit: u32,
+    ) -> Result<Vec<WithKey>, Error> {
+        let rows = query(
+            "SELECT usage.*, name, public_id FROM usage JOIN api_keys ON api_keys.id = api_key_id \
+             WHERE usage.customer_id = $1 AND usage.id < $2 ORDER BY usage.id DESC LIMIT $3",
+        )
+        .bind(customer_id)
+        .bind(before)
+        .bind(limit)
+        .fetch_all(self.up_to_date().await?)
+        .await?;
+        let with_key = |row| {
+            Ok(WithKey {
+                row: usage_row(row)?,
+                key_name: row.try_get("name")?,
+                public_id: row.try_get("public_id")?,
+            })
+        };
+        rows.iter().map(with_key).collect()
     }
 }

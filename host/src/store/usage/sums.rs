@@ -2,6 +2,7 @@
 //! in the transaction of the rows that they are of; see [`Store::audit`].
 
 use std::collections::{BTreeMap, HashMap};
+use std::iter;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
@@ -17,8 +18,35 @@ use crate::store::{Error, Store, from_millis, millis};
 /// Milliseconds of the time that a row of `usage_sums` is about.
 const HOUR: i64 = 60 * 60 * 1000;
 
+/// Of which time sums are, in whole hours; without bounds it is all time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Span {
+    /// When it begins.
+    pub from: Option<OffsetDateTime>,
+    /// When it is over.
+    pub to: Option<OffsetDateTime>,
+}
+
+impl Span {
+    /// The rows to add up, with `$1` and `$2` for the bounds.
+    fn rows(self) -> &'static str {
+        match (self.from, self.to) {
+            // of years of hours there are too many
+            (None, None) => "period = 'total' AND start >= $1 AND start < $2",
+            _ => "period = 'hour' AND start >= $1 AND start < $2",
+        }
+    }
+
+    /// A query with this text, and the bounds for [`Span::rows`].
+    fn query(self, sql: String) -> Query<'static> {
+        query(AssertSqlSafe(sql))
+            .bind(self.from.map_or(0, millis))
+            .bind(self.to.map_or(i64::MAX, millis))
+    }
+}
+
 /// Sums of usage.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Totals {
     /// Requests, however they ended.
     pub requests: i64,
@@ -59,11 +87,21 @@ impl Totals {
     }
 }
 
-/// The columns of [`Totals`]. PostgreSQL's sums are of a wider type.
-const TOTALS: &str = "CAST(sum(requests) AS BIGINT) AS requests, \
-    CAST(sum(prompt_tokens) AS BIGINT) AS prompt_tokens, \
-    CAST(sum(completion_tokens) AS BIGINT) AS completion_tokens, \
-    CAST(sum(cost) AS BIGINT) AS cost";
+impl<'a> iter::Sum<&'a Totals> for Totals {
+    fn sum<I: Iterator<Item = &'a Totals>>(all: I) -> Self {
+        all.fold(Self::default(), |mut sum, totals| {
+            sum.add(totals);
+            sum
+        })
+    }
+}
+
+/// The columns of [`Totals`]. PostgreSQL's sums are of a wider type, and of no row there
+/// is none.
+const TOTALS: &str = "CAST(coalesce(sum(requests), 0) AS BIGINT) AS requests, \
+    CAST(coalesce(sum(prompt_tokens), 0) AS BIGINT) AS prompt_tokens, \
+    CAST(coalesce(sum(completion_tokens), 0) AS BIGINT) AS completion_tokens, \
+    CAST(coalesce(sum(cost), 0) AS BIGINT) AS cost";
 
 fn totals(row: &Row) -> Result<Totals, Error> {
     Ok(Totals {
@@ -147,23 +185,27 @@ pub fn add(transaction: &Transaction<'_>, usage: &[Arc<Usage>]) -> Query<'static
 }
 
 impl Store {
-    /// Sums by model, of one customer or of all.
+    /// Sums of a time by model, of one customer or of all.
     ///
     /// # Errors
     /// When the database fails.
     pub async fn usage_by_model(
         &self,
         customer_id: Option<i64>,
+        span: Span,
     ) -> Result<Vec<ModelTotals>, Error> {
-        let sums = |condition| {
-            format!(
-                "SELECT model_id, model_name, {TOTALS} FROM usage_sums WHERE period = 'total' \
-                 {condition} GROUP BY model_id, model_name ORDER BY model_id, max(latest)"
-            )
+        let sums = |customers| {
+            span.query(format!(
+                "SELECT model_id, model_name, {TOTALS} FROM usage_sums WHERE {} \
+                 AND customer_id {customers} \
+                 GROUP BY model_id, model_name ORDER BY model_id, max(latest)",
+                span.rows()
+            ))
         };
         let rows = match customer_id {
-            Some(id) => query(AssertSqlSafe(sums("AND customer_id = $1"))).bind(id),
-            None => query(AssertSqlSafe(sums(""))),
+            Some(id) => sums("= $3").bind(id),
+            // one by one, for the sake of the index, in which they come before the hours
+            None => sums("IN (SELECT id FROM customers)"),
         };
         let mut by_model: Vec<ModelTotals> = Vec::new();
         for row in rows.fetch_all(self.up_to_date().await?).await? {
@@ -184,19 +226,23 @@ impl Store {
         Ok(by_model)
     }
 
-    /// Sums by customer, of those with these numbers; one that used nothing has none.
+    /// Sums of a time by customer, of those with these numbers; one that used nothing has
+    /// none.
     ///
     /// # Errors
     /// When the database fails.
     pub async fn usage_by_customer(
         &self,
         customers: RangeInclusive<i64>,
+        span: Span,
     ) -> Result<HashMap<i64, Totals>, Error> {
         let sql = format!(
-            "SELECT customer_id, {TOTALS} FROM usage_sums \
-             WHERE period = 'total' AND customer_id BETWEEN $1 AND $2 GROUP BY customer_id"
+            "SELECT customer_id, {TOTALS} FROM usage_sums WHERE {} AND customer_id IN \
+             (SELECT id FROM customers WHERE id BETWEEN $3 AND $4) GROUP BY customer_id",
+            span.rows()
         );
-        let rows = query(AssertSqlSafe(sql))
+        let rows = span
+            .query(sql)
             .bind(customers.start())
             .bind(customers.end())
             .fetch_all(self.up_to_date().await?)
@@ -204,6 +250,20 @@ impl Store {
         rows.iter()
             .map(|row| Ok((row.try_get("customer_id")?, totals(row)?)))
             .collect()
+    }
+
+    /// Sums of a time of all deleted customers together.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn usage_of_deleted(&self, span: Span) -> Result<Totals, Error> {
+        let sql = format!(
+            "SELECT {TOTALS} FROM usage_sums WHERE {} AND customer_id IN \
+             (SELECT id FROM customers WHERE deleted_at IS NOT NULL)",
+            span.rows()
+        );
+        let rows = span.query(sql).fetch_one(self.up_to_date().await?);
+        totals(&rows.await?)
     }
 
     /// Sums of a customer's usage since `since`, a whole hour, by periods of
@@ -246,46 +306,175 @@ mod tests {
     use super::*;
     use crate::money::Price;
     use crate::store::Audience;
+    use crate::store::audit::Actor;
     use crate::store::scratch::{Scratch, create_customer, create_key};
     use crate::store::usage::Status;
+
+    /// A request with a token each way, for a nano-dollar.
+    fn request(of: (i64, i64), model_name: &str, created_at: OffsetDateTime) -> Arc<Usage> {
+        Arc::new(Usage {
+            request_id: format!("{model_name} {created_at}"),
+            customer_id: of.0,
+            api_key_id: of.1,
+            model_id: 1,
+            model_name: model_name.to_owned(),
+            plugin_digest: None,
+            prompt_tokens: 1,
+            completion_tokens: 1,
+            tokens_estimated: false,
+            price: Price::default(),
+            cost: NanoDollars(1),
+            status: Status::Ok,
+            error_code: None,
+            latency_ms: 0,
+            created_at,
+        })
+    }
+
+    async fn post(store: &Store, batch: &[Arc<Usage>]) {
+        let mut transaction = store.write.begin().await.expect("a transaction");
+        let added = add(&transaction, batch).execute(&mut transaction).await;
+        added.expect("added");
+        transaction.commit().await.expect("committed");
+    }
+
+    /// A customer with a key.
+    async fn customer(store: &Store, number: i64, now: OffsetDateTime) -> (i64, i64) {
+        let id = create_customer(store, number, None, now).await;
+        (id, create_key(store, id, format!("k{number}"), now).await)
+    }
+
+    /// A file, and a database on a server if there is one.
+    fn both() -> impl Iterator<Item = Scratch> {
+        [Some(Scratch::file()), Scratch::server()]
+            .into_iter()
+            .flatten()
+    }
 
     #[tokio::test]
     async fn the_name_of_a_model_is_that_of_the_latest_request_whichever_ends_last() {
         let scratch = Scratch::new();
         let store = scratch.open(Audience::default()).await;
         let now = datetime!(2026-01-31 12:00 UTC);
-        let customer_id = create_customer(&store, 1, None, now).await;
-        let api_key_id = create_key(&store, customer_id, "k".into(), now).await;
-        let request = |model_name: &str, seconds| {
-            Arc::new(Usage {
-                request_id: model_name.to_owned(),
-                customer_id,
-                api_key_id,
-                model_id: 1,
-                model_name: model_name.to_owned(),
-                plugin_digest: None,
-                prompt_tokens: 1,
-                completion_tokens: 1,
-                tokens_estimated: false,
-                price: Price::default(),
-                cost: NanoDollars(0),
-                status: Status::Ok,
-                error_code: None,
-                latency_ms: 0,
-                created_at: now + time::Duration::seconds(seconds),
-            })
-        };
+        let of = customer(&store, 1, now).await;
+        let request = |name, seconds| request(of, name, now + time::Duration::seconds(seconds));
         for (batch, name) in [
             (vec![request("third", 3), request("first", 1)], "third"),
             (vec![request("second", 2)], "third"),
             (vec![request("fourth", 4)], "fourth"),
         ] {
-            let mut transaction = store.write.begin().await.expect("a transaction");
-            let added = add(&transaction, &batch).execute(&mut transaction).await;
-            added.expect("added");
-            transaction.commit().await.expect("committed");
-            let sums = store.usage_by_model(None).await.expect("sums");
+            post(&store, &batch).await;
+            let sums = store.usage_by_model(None, Span::default()).await;
+            let sums = sums.expect("sums");
             assert_eq!((sums.len(), sums[0].model_name.as_str()), (1, name));
+        }
+    }
+
+    #[tokio::test]
+    async fn hours_are_grouped_into_days_by_utc() {
+        let times = [
+            datetime!(2026-02-27 23:59:59.999 UTC),
+            datetime!(2026-02-28 00:00 UTC),
+            datetime!(2026-02-28 11:59:59.999 UTC),
+            datetime!(2026-02-28 12:00 UTC),
+            datetime!(2026-02-28 23:59:59.999 UTC),
+            datetime!(2026-03-01 00:00 UTC),
+            datetime!(2026-03-03 01:30 +02:00),
+        ];
+        let since = datetime!(2026-02-28 00:00 UTC);
+        let day = 24 * HOUR;
+        for scratch in both() {
+            let store = scratch.open(Audience::default()).await;
+            let (one, two) = (
+                customer(&store, 1, since).await,
+                customer(&store, 2, since).await,
+            );
+            let requests = times.map(|at| request(one, "m", at));
+            post(&store, &requests).await;
+            post(&store, &[request(two, "m", times[1])]).await;
+            for (period, expected) in [
+                (
+                    day,
+                    vec![
+                        (datetime!(2026-02-28 00:00 UTC), 4),
+                        (datetime!(2026-03-01 00:00 UTC), 1),
+                        (datetime!(2026-03-02 00:00 UTC), 1),
+                    ],
+                ),
+                (
+                    HOUR,
+                    vec![
+                        (datetime!(2026-02-28 00:00 UTC), 1),
+                        (datetime!(2026-02-28 11:00 UTC), 1),
+                        (datetime!(2026-02-28 12:00 UTC), 1),
+                        (datetime!(2026-02-28 23:00 UTC), 1),
+                        (datetime!(2026-03-01 00:00 UTC), 1),
+                        (datetime!(2026-03-02 23:00 UTC), 1),
+                    ],
+                ),
+            ] {
+                let found = store.usage_over_time(one.0, since, period).await;
+                let found: Vec<_> = found.expect("sums").iter().map(shown).collect();
+                assert_eq!(found, expected);
+            }
+        }
+    }
+
+    /// When a period began and its requests, each of which has a token each way.
+    fn shown(PeriodTotals { start, totals }: &PeriodTotals) -> (OffsetDateTime, i64) {
+        let count = totals.requests;
+        assert_eq!(*totals, sums_of(count));
+        (*start, count)
+    }
+
+    fn sums_of(requests: i64) -> Totals {
+        Totals {
+            requests,
+            prompt_tokens: requests,
+            completion_tokens: requests,
+            cost: NanoDollars(requests),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_time_has_its_beginning_and_not_its_end() {
+        let times = [
+            datetime!(2026-01-31 23:59:59.999 UTC),
+            datetime!(2026-02-01 00:00 UTC),
+            datetime!(2026-02-28 23:59:59.999 UTC),
+            datetime!(2026-03-01 00:00 UTC),
+        ];
+        let (from, to) = (Some(times[1]), Some(times[3]));
+        for scratch in both() {
+            let store = scratch.open(Audience::default()).await;
+            let one = customer(&store, 1, times[0]).await;
+            let two = customer(&store, 2, times[0]).await;
+            post(&store, &times.map(|at| request(one, "m", at))).await;
+            post(&store, &[request(two, "m", times[2])]).await;
+            let deleted = store.delete_customer(two.0, &Actor::Server, times[3]).await;
+            deleted.expect("deleted");
+            for (span, of_one, of_two) in [
+                (Span { from, to }, 2, 1),
+                (Span { from, to: None }, 3, 1),
+                (Span { from: None, to }, 3, 1),
+                (Span { from: to, to: None }, 1, 0),
+                (Span::default(), 4, 1),
+            ] {
+                let by_model = async |id| {
+                    let sums = store.usage_by_model(id, span).await.expect("sums");
+                    sums.iter().map(|model| &model.totals).sum::<Totals>()
+                };
+                assert_eq!(by_model(Some(one.0)).await, sums_of(of_one));
+                assert_eq!(by_model(Some(two.0)).await, sums_of(of_two));
+                assert_eq!(by_model(None).await, sums_of(of_one + of_two));
+                let by_customer = store.usage_by_customer(one.0..=two.0, span).await;
+                let by_customer = by_customer.expect("sums");
+                assert_eq!(by_customer[&one.0], sums_of(of_one));
+                let found = by_customer.get(&two.0).cloned().unwrap_or_default();
+                assert_eq!(found, sums_of(of_two));
+                let deleted = store.usage_of_deleted(span).await.expect("sums");
+                assert_eq!(deleted, sums_of(of_two));
+            }
         }
     }
 }
