@@ -296,6 +296,14 @@ pub fn eventually(what: &str, condition: impl AsyncFn() -> bool) -> impl Future<
     }
 }
 
+/// Waits until the day, in UTC, does not end soon: for what is of a day or a month.
+pub async fn before_midnight() {
+    #[expect(clippy::disallowed_methods, reason = "servers read this clock")]
+    let now = || time::OffsetDateTime::now_utc().time();
+    let is_late = |(hour, minute, second)| (hour, minute) == (23, 59) && second >= 15;
+    eventually("the next day begins", async || !is_late(now().as_hms())).await;
+}
+
 /// Between two looks at something that is polled with a deadline.
 async fn pause() {
     tokio::time::sleep(Duration::from_millis(10)).await;
