@@ -2,9 +2,15 @@
 
 use serde_json::{Value, json};
 
-use crate::harness::{Host, Purse, eventually, nanos, text};
+use crate::harness::{Host, Purse, before_midnight, eventually, nanos, text};
 
 const TOKEN: i64 = 10_000;
+
+/// A server on a day that is long enough for a test.
+async fn start() -> Host {
+    before_midnight().await;
+    Host::start().await.ready().await
+}
 
 fn ask(max_new_tokens: u32) -> Value {
     json!({
@@ -35,7 +41,7 @@ async fn of_key(purse: &Purse) -> String {
 
 #[tokio::test]
 async fn of_a_hundred_calls_at_once_on_a_budget_for_ten_ten_are_answered() {
-    let host = Host::start().await.ready().await;
+    let host = start().await;
     let cost = cost(&host, 3).await;
     for (is_of_key, period) in [(false, "month"), (true, "day"), (true, "total")] {
         let purse = Purse::postpaid(&host).await;
@@ -64,7 +70,7 @@ async fn of_a_hundred_calls_at_once_on_a_budget_for_ten_ten_are_answered() {
 
 #[tokio::test]
 async fn a_keys_budget_is_its_own_and_a_customers_is_for_all_keys() {
-    let host = Host::start().await.ready().await;
+    let host = start().await;
     let cost = cost(&host, 1).await;
     let purse = Purse::postpaid(&host).await;
     let keys = purse.customer.get("/api/keys").await.expect(200);
@@ -93,7 +99,7 @@ async fn a_keys_budget_is_its_own_and_a_customers_is_for_all_keys() {
 
 #[tokio::test]
 async fn an_answer_is_as_long_as_the_budget_and_says_so() {
-    let host = Host::start().await.ready().await;
+    let host = start().await;
     let cost = cost(&host, 4).await;
     let purse = Purse::prepaid(&host, 1_000_000_000).await;
     host.admin()
@@ -122,7 +128,7 @@ async fn an_answer_is_as_long_as_the_budget_and_says_so() {
 
 #[tokio::test]
 async fn a_budget_is_near_its_end_from_its_threshold_on() {
-    let host = Host::start().await.ready().await;
+    let host = start().await;
     let cost = cost(&host, 1).await;
     let purse = Purse::postpaid(&host).await;
     let path = purse.path("/budgets");
@@ -153,7 +159,7 @@ async fn a_budget_is_near_its_end_from_its_threshold_on() {
 
 #[tokio::test]
 async fn budgets_are_replaced_as_a_whole_and_keep_what_was_spent() {
-    let host = Host::start().await.ready().await;
+    let host = start().await;
     let cost = cost(&host, 1).await;
     let purse = Purse::postpaid(&host).await;
     let path = purse.path("/budgets");

@@ -161,7 +161,7 @@ async fn an_upstreams_failure_has_a_status_of_its_own_and_tells_no_secret() {
 #[tokio::test]
 async fn an_upstream_that_does_not_answer_in_time_is_a_504() {
     let (_host, customer, upstream) =
-        with_lawgent(Act::Stall, "[models.limits]\ntimeout_ms = 300\n").await;
+        with_lawgent(Act::Stall, "[models.limits]\ntimeout_ms = 3000\n").await;
     assert_eq!(
         customer
             .post("/generate", ask("Once"))

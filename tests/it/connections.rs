@@ -22,7 +22,7 @@ async fn until_closed(socket: &mut TcpStream) -> String {
 async fn who_does_not_send_a_whole_head_in_time_is_cut_off() {
     let upstream = Upstream::start(Act::Hold("at last")).await;
     let config = format!(
-        "[requests]\nheader_timeout_ms = 500\n{GPT2}{}",
+        "[requests]\nheader_timeout_ms = 2000\n{GPT2}{}",
         lawgent(upstream.url())
     );
     let host = Host::builder().config(config).start().await.ready().await;
@@ -39,17 +39,18 @@ async fn who_does_not_send_a_whole_head_in_time_is_cut_off() {
 
     let address = host.url().trim_start_matches("http://");
     let whole = "GET /health HTTP/1.1\r\nhost: a\r\n\r\n";
-    for sent in [
-        "",
-        "P",
-        "PRI * HTTP/2.0\r\n",
-        "GET /health HTTP/1.1\r\nhost: a\r\nx-slow: ",
-    ] {
+    let cut_off = async |sent: &str| {
         let mut socket = TcpStream::connect(address).await.expect("a connection");
         socket.write_all(sent.as_bytes()).await.expect("sent");
         let answer = until_closed(&mut socket).await;
         assert!(!answer.starts_with("HTTP/1.1 200"), "{sent:?}: {answer}");
-    }
+    };
+    tokio::join!(
+        cut_off(""),
+        cut_off("P"),
+        cut_off("PRI * HTTP/2.0\r\n"),
+        cut_off("GET /health HTTP/1.1\r\nhost: a\r\nx-slow: "),
+    );
     // nor after a request that was well
     let mut socket = TcpStream::connect(address).await.expect("a connection");
     let two = format!("{whole}GET /health HTTP/1.1\r\n");
@@ -139,7 +140,7 @@ impl Http2 {
 
 #[tokio::test]
 async fn who_speaks_http_2_and_answers_no_ping_is_cut_off() {
-    let config = format!("[requests]\nheader_timeout_ms = 500\n{GPT2}");
+    let config = format!("[requests]\nheader_timeout_ms = 2000\n{GPT2}");
     let host = Host::builder().config(config).start().await;
     let mut connection = Http2::connect(&host, u8::MAX).await;
     connection.get(1, "/health").await;
@@ -149,10 +150,9 @@ async fn who_speaks_http_2_and_answers_no_ping_is_cut_off() {
 
 #[tokio::test]
 async fn an_answer_that_is_not_read_is_cut_off() {
-    let config = format!("[requests]\nheader_timeout_ms = 500\n{GPT2}");
+    let config = format!("[requests]\nheader_timeout_ms = 2000\n{GPT2}");
     let host = Host::builder().config(config).start().await;
-    // of the page nothing, its first byte, or some of it
-    for window in [0, 1, 100] {
+    let not_read = async |window: u8| {
         let mut connection = Http2::connect(&host, window).await;
         connection.get(1, "/login").await;
         let reset = tokio::time::timeout(PATIENCE, connection.until(RESET, 1)).await;
@@ -161,7 +161,9 @@ async fn an_answer_that_is_not_read_is_cut_off() {
         connection.get(3, "/health").await;
         let answered = tokio::time::timeout(PATIENCE, connection.until(HEADERS, 3)).await;
         answered.expect("the next one is answered");
-    }
+    };
+    // of the page nothing, its first byte, or some of it
+    tokio::join!(not_read(0), not_read(1), not_read(100));
 
     let address = host.url().trim_start_matches("http://");
     let mut socket = TcpStream::connect(address).await.expect("a connection");
@@ -192,15 +194,15 @@ async fn who_reads_no_answer_without_a_body_is_cut_off() {
 async fn who_speaks_http_2_and_reads_nothing_is_cut_off() {
     let config = format!("[requests]\nheader_timeout_ms = 500\n{GPT2}");
     let host = Host::builder().config(config).start().await;
+    let path = format!("/login?next={}", "%22".repeat(4000));
+    let requests: Vec<_> = (0..2000).map(|at| get(2 * at + 1, &path)).collect();
+    let (requests, sent) = (requests.concat(), Cell::new(0));
     let mut connection = Http2::connect(&host, u8::MAX).await;
     // room for all that is asked for, which is more than the kernel keeps
     let window = 0x7fff_0000_u32.to_be_bytes();
     let setting = [&[0, 4], window.as_slice()].concat();
     connection.send(SETTINGS, 0, 0, &setting).await;
     connection.send(WINDOW_UPDATE, 0, 0, &window).await;
-    let path = format!("/login?next={}", "%22".repeat(4000));
-    let requests: Vec<_> = (0..2000).map(|at| get(2 * at + 1, &path)).collect();
-    let (requests, sent) = (requests.concat(), Cell::new(0));
     // a few at a time, since no more than a hundred are answered at once
     let cut_off = async || match connection.0.try_write(&requests[sent.get()..][..100_000]) {
         Ok(more) => {

@@ -123,7 +123,12 @@ async fn what_was_streamed_until_its_time_was_over_is_charged() {
     ask["stream"] = json!(false);
     let reply = customer.post("/v1/chat/completions", ask).await;
     assert_eq!(reply.expect_error(504), "timeout");
-    let rows = customer.get("/usage/requests").await.expect(200)["requests"].clone();
+    let rows = async || customer.get("/usage/requests").await.expect(200)["requests"].clone();
+    eventually("all are on record", async || {
+        rows().await.as_array().map(Vec::len) == Some(3)
+    })
+    .await;
+    let rows = rows().await;
     let ended = |row: &Value| (row["status"].clone(), row["error_code"].clone());
     assert_eq!(ended(&rows[0]), (json!("cancelled"), json!("timeout")));
     assert!(rows[0]["cost"].as_f64() > Some(0.0), "{rows}");
@@ -157,7 +162,7 @@ fn streamed_chat() -> Value {
 
 #[tokio::test]
 async fn a_stream_that_may_be_asked_for_again_is_not_charged_when_its_time_is_over() {
-    let more = "[models.limits]\ntimeout_ms = 1000";
+    let more = "[models.limits]\ntimeout_ms = 3000";
     let (_host, customer, _upstream) = adapters::with("openai", Act::Stream(BEGUN), more).await;
     let request = customer.request(Method::POST, "/v1/chat/completions");
     let request = request

@@ -29,6 +29,9 @@ async fn however_much_the_operator_writes_a_server_settles_and_counts_as_alive()
     let host = first(GPT2).await;
     let (busy, other) = (Purse::postpaid(&host).await, Purse::postpaid(&host).await);
     let database = host.database();
+    // a machine that is at its limit may be late with the first
+    let failed = || host.log().matches("the lease could not be renewed").count();
+    let before = failed();
     let account = "SELECT FROM accounts WHERE customer_id = 1 FOR UPDATE";
     let _locked = database.begin(account).await;
     for number in 0..40 {
@@ -44,8 +47,7 @@ async fn however_much_the_operator_writes_a_server_settles_and_counts_as_alive()
         database.number(lease).await > ends
     })
     .await;
-    let log = host.log();
-    assert!(!log.contains("the lease could not be renewed"), "{log}");
+    assert_eq!(failed(), before);
 }
 
 #[tokio::test]

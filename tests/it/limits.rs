@@ -291,6 +291,13 @@ async fn so_many_run_at_once_and_a_place_is_free_when_one_ends_or_its_client_lea
         })
         .await;
     }
+    eventually("there are both", async || {
+        let reply = customer.post("/generate", ask(5)).await;
+        reply
+            .header("ratelimit")
+            .ends_with("\"key-concurrent\";r=1")
+    })
+    .await;
     let running = [begin(&customer, ask(5)), begin(&customer, ask(5))];
     for one in running {
         assert_eq!(one.await.expect("no panic"), 502);
@@ -299,7 +306,8 @@ async fn so_many_run_at_once_and_a_place_is_free_when_one_ends_or_its_client_lea
 
 #[tokio::test]
 async fn all_keys_of_a_customer_have_limits_together() {
-    let limits = "customer = { per_minute = 3, tokens_per_minute = 5000, concurrent = 9 }";
+    let limits = "per_minute = 4\n\
+        customer = { per_minute = 3, tokens_per_minute = 5000, concurrent = 9 }";
     let (host, _upstream) = upstream(Act::Answer(" yes"), limits, "").await;
     let one = host.customer_with(json!({})).await;
     let stranger = host.customer_with(json!({})).await;
@@ -334,7 +342,7 @@ async fn all_keys_of_a_customer_have_limits_together() {
     assert!(
         refused
             .header("ratelimit")
-            .starts_with("\"key-requests\";r=59;")
+            .starts_with("\"key-requests\";r=3;")
     );
     refused.expect_error(429);
     stranger.post("/generate", ask(5)).await.expect(200);

@@ -297,8 +297,13 @@ async fn each_model_has_connections_of_its_own() {
         customer.post("/generate", fetch(model)).await.expect(200);
     }
     let peers: Vec<_> = upstream.seen().iter().map(|seen| seen.peer).collect();
-    assert!(peers[0] == peers[1] && peers[1] == peers[4], "{peers:?}");
-    assert!(peers[2] == peers[3] && peers[2] != peers[0], "{peers:?}");
+    // one may be free again only after its answer has reached the client
+    let of_other = &peers[2..4];
+    let of_one = [peers[0], peers[1], peers[4]];
+    assert!(
+        of_one.iter().all(|peer| !of_other.contains(peer)),
+        "{peers:?}"
+    );
 }
 
 #[tokio::test]

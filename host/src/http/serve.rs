@@ -100,6 +100,8 @@ pub async fn serve(
                 }
             };
             tokio::select! {
+                // what has come is read before it is late
+                biased;
                 ended = while_read(connection, patience) => if let Some(Err(error)) = ended {
                     tracing::debug!(%peer, error, "a connection broke");
                 },

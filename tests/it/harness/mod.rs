@@ -12,11 +12,12 @@ mod setup;
 mod stripe;
 mod upstream;
 
-use std::io::{BufRead, BufReader};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, LazyLock, Mutex};
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -75,8 +76,8 @@ pub struct Host {
     dir: TempDir,
     child: Child,
     url: String,
-    log: Arc<Mutex<String>>,
-    out: Arc<Mutex<String>>,
+    log: File,
+    out: File,
 }
 
 impl Host {
@@ -91,14 +92,14 @@ impl Host {
     }
 
     async fn spawn(setup: Setup, dir: TempDir) -> Self {
-        let mut child = setup
+        // not pipes, so that a line can be read here as soon as it is written there
+        let [log, out] = [(); 2].map(|()| tempfile::tempfile().expect("a file"));
+        let child = setup
             .serve(dir.path())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
+            .stdout(out.try_clone().expect("a file"))
+            .stderr(log.try_clone().expect("a file"))
             .spawn()
             .expect("the server starts");
-        let log = collect(child.stderr.take().expect("a pipe"));
-        let out = collect(child.stdout.take().expect("a pipe"));
         let mut this = Self {
             setup,
             dir,
@@ -194,12 +195,12 @@ impl Host {
 
     /// What it wrote to standard error.
     pub fn log(&self) -> String {
-        self.log.lock().expect("no panic").clone()
+        written(&self.log)
     }
 
     /// What it wrote to standard output.
     pub fn out(&self) -> String {
-        self.out.lock().expect("no panic").clone()
+        written(&self.out)
     }
 
     /// Replaces the configuration file, as editors do.
@@ -295,6 +296,14 @@ pub fn eventually(what: &str, condition: impl AsyncFn() -> bool) -> impl Future<
     }
 }
 
+/// Waits until the day, in UTC, does not end soon: for what is of a day or a month.
+pub async fn before_midnight() {
+    #[expect(clippy::disallowed_methods, reason = "servers read this clock")]
+    let now = || time::OffsetDateTime::now_utc().time();
+    let is_late = |(hour, minute, second)| (hour, minute) == (23, 59) && second >= 15;
+    eventually("the next day begins", async || !is_late(now().as_hms())).await;
+}
+
 /// Between two looks at something that is polled with a deadline.
 async fn pause() {
     tokio::time::sleep(Duration::from_millis(10)).await;
@@ -308,15 +317,12 @@ fn address(line: &str) -> Option<String> {
         .map(str::to_owned)
 }
 
-fn collect(pipe: impl std::io::Read + Send + 'static) -> Arc<Mutex<String>> {
-    let text: Arc<Mutex<String>> = Arc::default();
-    let all = Arc::clone(&text);
-    std::thread::spawn(move || {
-        for line in BufReader::new(pipe).lines().map_while(Result::ok) {
-            let mut all = all.lock().expect("no panic");
-            all.push_str(&line);
-            all.push('\n');
-        }
-    });
-    text
+/// The lines that are in a file.
+fn written(file: &File) -> String {
+    let length = file.metadata().expect("a file").len();
+    let mut text = vec![0; usize::try_from(length).expect("a size")];
+    file.read_exact_at(&mut text, 0).expect("a file");
+    let end = text.iter().rposition(|byte| *byte == b'\n');
+    text.truncate(end.map_or(0, |end| end + 1));
+    String::from_utf8_lossy(&text).into_owned()
 }

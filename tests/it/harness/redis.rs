@@ -2,11 +2,11 @@
 
 use std::process::{Child, Command, Stdio};
 
-use redis::FromRedisValue;
+use redis::{AsyncConnectionConfig, FromRedisValue};
 use tempfile::TempDir;
 use tokio::net::TcpStream;
 
-use super::{eventually, free_port};
+use super::{PATIENCE, eventually, free_port};
 
 /// A running Redis; it is killed when the test ends.
 #[derive(Debug)]
@@ -59,7 +59,11 @@ impl Redis {
     /// What it answers to a command.
     pub async fn answer<T: FromRedisValue>(&self, command: &[&str]) -> T {
         let client = redis::Client::open(self.url()).expect("a URL");
-        let connection = client.get_multiplexed_async_connection().await;
+        let patient = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(PATIENCE))
+            .set_response_timeout(Some(PATIENCE));
+        let connection = client.get_multiplexed_async_connection_with_config(&patient);
+        let connection = connection.await;
         let mut connection = connection.expect("a connection");
         let mut asked = redis::Cmd::new();
         for part in command {

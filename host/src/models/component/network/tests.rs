@@ -183,7 +183,7 @@ async fn an_address_that_says_nothing_hides_no_other() {
         let answer = b"HTTP/1.1 204 No Content\r\n\r\n";
         stream.write_all(answer).await.unwrap();
     });
-    let status = asked(&[[127, 0, 0, 1], [127, 0, 0, 2]], port, 5).await;
+    let status = asked(&[[127, 0, 0, 1], [127, 0, 0, 2]], port, 10).await;
     assert_eq!(status.unwrap(), 204);
 }
 

@@ -35,13 +35,12 @@ async fn what_could_not_be_settled_is_freed_by_what_can_be_written_next() {
     let open = held("req_1", 60);
     let settled = ledger.settler.settle(settlement(&open, 60)).await;
     settled.expect_err("the disk is full");
-    // other servers cannot be told of it yet
-    let left = if ledger.store.write.is_shared() {
-        40
-    } else {
-        100
-    };
-    assert_eq!(ledger.check().await, Some(left));
+    // other servers can be told of it only a second later
+    let left = ledger.check().await.expect("a limit");
+    assert!(
+        left == 100 || left == 40 && ledger.store.write.is_shared(),
+        "{left}"
+    );
     change(&ledger, clear).await;
     let reserved = ledger.reserve(owner(0), 1, 100, NOW).await;
     let all = NanoDollars(100);
@@ -66,7 +65,6 @@ async fn what_could_not_be_settled_is_freed_though_nobody_asks() {
     change(&ledger, fill).await;
     let settled = ledger.settler.settle(settlement(&held("req_1", 60), 60));
     settled.await.expect_err("the disk is full");
-    assert_eq!(ledger.check().await, Some(40));
     change(&ledger, "ALTER TABLE usage DROP CONSTRAINT is_full").await;
     let freed = async { while ledger.check().await != Some(100) {} };
     timeout(Duration::from_secs(10), freed)
