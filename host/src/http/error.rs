@@ -167,6 +167,15 @@ impl ApiError {
         Self::new(StatusCode::CONFLICT, "invalid_configuration", message)
     }
 
+    /// 500: nobody but the server is at fault.
+    fn internal() -> Self {
+        Self::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "internal",
+            "the server failed",
+        )
+    }
+
     /// 503: the server is about to end.
     pub fn stopping() -> Self {
         Self::new(
@@ -289,12 +298,7 @@ fn kind(status: StatusCode) -> &'static str {
 
 /// The response when a handler panicked.
 pub fn panicked(_: Box<dyn Any + Send>) -> Response {
-    ApiError::new(
-        StatusCode::INTERNAL_SERVER_ERROR,
-        "internal",
-        "the server failed",
-    )
-    .into_response()
+    ApiError::internal().into_response()
 }
 
 impl From<store::Error> for ApiError {
@@ -341,11 +345,7 @@ impl From<keys::Error> for ApiError {
             | keys::Error::UnfitAdminKey(_)
             | keys::Error::Randomness(_) => {
                 tracing::error!(%error, "a key could not be made");
-                Self::new(
-                    StatusCode::INTERNAL_SERVER_ERROR,
-                    "internal",
-                    "the server failed",
-                )
+                Self::internal()
             }
             keys::Error::Store(error) => error.into(),
         }

@@ -27,6 +27,7 @@ use cache::Cache;
 use strangers::Strangers;
 use uses::Uses;
 
+pub use format::prefix;
 pub use secret::Secret;
 
 /// Between two writings of when keys were used.

@@ -18,7 +18,7 @@ use crate::http::AppState;
 use crate::http::auth::{Admin, KeysReader};
 use crate::http::error::ApiError;
 use crate::http::json::{Id, Json, OptionalJson, Query, name, nullable, time};
-use crate::keys::{self, Issued};
+use crate::keys::{self, Issued, prefix};
 use crate::models::Live;
 use crate::store;
 use crate::store::keys::{Key, KeyChange, KeyLimits, NewKey, Scope};
@@ -134,10 +134,6 @@ impl From<Issued> for Shown {
             ..Self::from(issued.key)
         }
     }
-}
-
-fn prefix(public_id: &str) -> String {
-    format!("mhk_{public_id}")
 }
 
 /// `POST /api/keys`: issues a key and shows it, this once.

@@ -32,7 +32,7 @@ pub struct Create {
     top_k: Option<u32>,
     seed: Option<Seed>,
     #[serde(default)]
-    stop: Option<Stop>,
+    stop: Stop,
     frequency_penalty: Option<f32>,
     presence_penalty: Option<f32>,
     stream: Option<bool>,
@@ -115,7 +115,7 @@ pub async fn create(
             seed: body.seed.map(Into::into),
             frequency_penalty: body.frequency_penalty,
             presence_penalty: body.presence_penalty,
-            stop: body.stop.unwrap_or_default().into(),
+            stop: body.stop.into(),
         })?,
         tools: Vec::new(),
         ext: Vec::new(),

@@ -38,7 +38,7 @@ pub struct Create {
     top_k: Option<u32>,
     seed: Option<Seed>,
     #[serde(default)]
-    stop: Option<Stop>,
+    stop: Stop,
     frequency_penalty: Option<f32>,
     presence_penalty: Option<f32>,
     #[serde(default)]
@@ -162,7 +162,7 @@ pub async fn create(
             seed: body.seed.map(Into::into),
             frequency_penalty: body.frequency_penalty,
             presence_penalty: body.presence_penalty,
-            stop: body.stop.unwrap_or_default().into(),
+            stop: body.stop.into(),
         })
         .map_err(|error| error.rename("max_tokens", named))?,
         ext: passed_on.chain(tools::strict(&tools)).collect(),
