@@ -57,17 +57,6 @@ impl ApiError {
         Self::new(StatusCode::UNPROCESSABLE_ENTITY, "unsupported", message).at(param)
     }
 
-    /// 422 for the first of these fields that is wanted.
-    ///
-    /// # Errors
-    /// When there is one.
-    pub fn refuse(fields: &[(&str, bool)]) -> Result<(), Self> {
-        match fields.iter().find(|(_, is_wanted)| *is_wanted) {
-            Some((name, _)) => Err(Self::unsupported(name, format!("{name} is not supported"))),
-            None => Ok(()),
-        }
-    }
-
     /// 400: the body is not JSON.
     pub fn not_json(message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "invalid_json", message)
