@@ -21,6 +21,7 @@ mod disconnects;
 mod distribution;
 mod faults;
 mod generate;
+mod history;
 mod holds;
 mod hot;
 mod idempotency;
