@@ -36,6 +36,7 @@ mod plugin;
 mod process;
 mod queue;
 mod quotas;
+mod refusals;
 mod reload;
 mod replicas;
 mod retention;

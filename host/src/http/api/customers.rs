@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::keys::most;
-use super::{Page, credit, rfc3339};
+use super::{Page, credit, limit, rfc3339};
 use crate::http::AppState;
 use crate::http::auth::{Admin, CustomerReader};
 use crate::http::error::ApiError;
@@ -114,7 +114,7 @@ pub async fn list(
     State(AppState { store, .. }): State<AppState>,
     Query(page): Query<Page>,
 ) -> Result<Body<Value>, ApiError> {
-    let customers = store.customers(page.after, page.limit()?).await?;
+    let customers = store.customers(page.after, limit(page.limit)?).await?;
     let customers: Vec<_> = customers.into_iter().map(Shown::from).collect();
     Ok(Body(json!({ "customers": customers })))
 }

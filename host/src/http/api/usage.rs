@@ -2,16 +2,24 @@
 
 use axum::Json;
 use axum::extract::State;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{Page, rfc3339};
+use super::{PageOf, limit, rfc3339};
 use crate::http::AppState;
 use crate::http::auth::UsageReader;
 use crate::http::error::ApiError;
 use crate::http::json::Query;
 use crate::money::NanoDollars;
 use crate::store::usage::{ModelTotals, Totals, UsageRow};
+
+/// Which usage is summed.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Filter {
+    /// The customer whose it is; all for the operator.
+    customer_id: Option<i64>,
+}
 
 #[derive(Debug, Default, Serialize)]
 struct Sums {
@@ -87,10 +95,10 @@ impl From<UsageRow> for Row {
 pub async fn totals(
     UsageReader(caller): UsageReader,
     State(AppState { store, .. }): State<AppState>,
-    Query(page): Query<Page>,
+    Query(filter): Query<Filter>,
 ) -> Result<Json<Value>, ApiError> {
     let by_model = store
-        .usage_by_model(caller.scope(page.customer_id)?)
+        .usage_by_model(caller.scope(filter.customer_id)?)
         .await?;
     let all = sum(&by_model);
     let by_model: Vec<_> = by_model
@@ -110,11 +118,11 @@ pub async fn totals(
 pub async fn requests(
     UsageReader(caller): UsageReader,
     State(AppState { store, .. }): State<AppState>,
-    Query(page): Query<Page>,
+    Query(page): Query<PageOf>,
 ) -> Result<Json<Value>, ApiError> {
     let customer_id = caller.scope(page.customer_id)?;
     let rows = store
-        .usage_rows(customer_id, page.after, page.limit()?)
+        .usage_rows(customer_id, page.after, limit(page.limit)?)
         .await?;
     let rows: Vec<_> = rows.into_iter().map(Row::from).collect();
     Ok(Json(json!({ "requests": rows })))
