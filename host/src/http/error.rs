@@ -28,6 +28,8 @@ pub struct ApiError {
     param: Option<String>,
     retry_after: Option<Duration>,
     limits: Box<Told>,
+    /// Whether the log tells it only to who debugs.
+    is_quiet: bool,
 }
 
 impl ApiError {
@@ -39,6 +41,7 @@ impl ApiError {
             param: None,
             retry_after: None,
             limits: Box::default(),
+            is_quiet: false,
         }
     }
 
@@ -221,7 +224,7 @@ impl ApiError {
     /// The body for the request with this id; its line goes to the log.
     pub fn body(&self, request_id: &str) -> Value {
         let (status, code) = (self.status.as_u16(), &self.code);
-        if self.status.is_server_error() {
+        if self.status.is_server_error() && !self.is_quiet {
             tracing::error!(status, code, "{}", self.message);
         } else {
             tracing::debug!(status, code, "{}", self.message);
@@ -336,6 +339,12 @@ impl From<keys::Error> for ApiError {
                 tracing::error!(%error, "a key could not be made");
                 Self::internal()
             }
+            keys::Error::Busy => Self {
+                // whoever comes with many keys that nobody has is not to fill the log
+                is_quiet: true,
+                ..refused(StatusCode::SERVICE_UNAVAILABLE, "busy")
+                    .retry_after(Duration::from_secs(1))
+            },
             keys::Error::Store(error) => error.into(),
         }
     }
