@@ -22,6 +22,7 @@ async fn a_query_that_asks_for_something_else_is_refused() {
         ("/usage?after=1", "after"),
         ("/usage?limit=1", "limit"),
         ("/usage?customer_id=one", "customer_id"),
+        ("/usage?customer_id=1&customer_id=2", "customer_id"),
         ("/usage/requests?customer=1", "customer"),
         ("/usage/requests?limits=1", "limits"),
         ("/api/keys?customer=1", "customer"),
