@@ -25,6 +25,32 @@ async fn strangers_keep_nobody_from_the_database() {
 }
 
 #[tokio::test]
+async fn a_flood_of_keys_that_are_not_known_is_no_failure_of_the_database() {
+    let host = first(GPT2).await;
+    let [one, two, three] = [
+        host.customer().await,
+        host.customer().await,
+        host.customer().await,
+    ];
+    let database = host.database();
+    let table = "LOCK TABLE api_keys IN ACCESS EXCLUSIVE MODE";
+    let locked = database.begin(table).await;
+    // two are looked for, and the third does not come to its turn
+    let looked_for = [one, two].map(|key| tokio::spawn(async move { key.get("/usage").await }));
+    eventually("they wait", async || database.number(WAITS).await == 2).await;
+    let refused = three.get("/usage").await;
+    assert_eq!(refused.header("retry-after"), "1");
+    assert_eq!(refused.expect_error(503), "busy");
+    let log = host.log();
+    assert!(!log.contains("ERROR"), "{log}");
+    drop(locked);
+    for key in looked_for {
+        key.await.expect("no panic").expect(200);
+    }
+    three.get("/usage").await.expect(200);
+}
+
+#[tokio::test]
 async fn however_much_the_operator_writes_a_server_settles_and_counts_as_alive() {
     let host = first(GPT2).await;
     let (busy, other) = (Purse::postpaid(&host).await, Purse::postpaid(&host).await);

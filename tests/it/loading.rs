@@ -10,15 +10,15 @@ use crate::harness::{Act, GPT2, Host, PATIENCE, Upstream, eventually, lawgent};
 use crate::models::shown;
 
 /// A registry that takes connections and says nothing.
-struct Silent(TcpListener);
+pub struct Silent(TcpListener);
 
 impl Silent {
-    async fn start() -> Self {
+    pub async fn start() -> Self {
         Self(TcpListener::bind("127.0.0.1:0").await.expect("a port"))
     }
 
     /// A component in it.
-    fn reference(&self) -> String {
+    pub fn reference(&self) -> String {
         let address = self.0.local_addr().expect("an address");
         format!("oci://{address}/slow@sha256:{}", "0".repeat(64))
     }

@@ -74,12 +74,31 @@ async fn sixteen_tokens_are_generated_where_the_request_does_not_say() {
 #[tokio::test]
 async fn fields_at_their_defaults_and_fields_that_change_nothing_are_taken() {
     let (_host, _upstream, customer) = both().await;
-    let body = json!({
-        "model": "gpt2", "prompt": "Once", "max_tokens": 1, "n": 1, "best_of": 1, "echo": false,
-        "stream": false, "suffix": "", "logit_bias": {}, "stop": null, "frequency_penalty": 0,
-        "presence_penalty": 0, "user": "somebody", "stream_options": null,
+    let nothing = json!({
+        "model": "gpt2", "max_tokens": 1, "n": 1, "logit_bias": {}, "stream": false, "stop": null,
+        "frequency_penalty": 0, "presence_penalty": 0, "stream_options": null,
+        "user": "somebody", "safety_identifier": "somebody", "store": true, "metadata": { "a": "b" },
+        "service_tier": "flex", "prediction": { "type": "content", "content": "upon" },
+        "prompt_cache_key": "a", "prompt_cache_options": { "mode": "implicit" },
+        "prompt_cache_retention": "24h", "moderation": null, "min_p": null,
     });
+    let with = |more: Value| {
+        let mut body = nothing.as_object().cloned().expect("an object");
+        body.extend(more.as_object().cloned().expect("an object"));
+        Value::Object(body)
+    };
+    let body = with(json!({ "prompt": "Once", "best_of": 1, "echo": false, "suffix": "" }));
     customer.post("/v1/completions", body).await.expect(200);
+    for modalities in [json!(["text"]), json!([])] {
+        let body = with(json!({
+            "messages": [{ "role": "user", "content": "Once" }], "logprobs": false,
+            "top_logprobs": 0, "modalities": modalities,
+        }));
+        // what is refused is that it is a chat
+        let reply = customer.post("/v1/chat/completions", body).await;
+        assert_eq!(reply.body["error"]["param"], "messages", "{}", reply.body);
+        reply.expect_error(501);
+    }
 }
 
 #[tokio::test]
@@ -148,6 +167,9 @@ async fn what_would_change_the_answer_and_is_not_there_is_refused() {
         ("logit_bias", json!({ "50256": -100 })),
         ("prompt", json!(["one", "two"])),
         ("prompt", json!([])),
+        ("response_format", json!({ "type": "json_object" })),
+        ("min_p", json!(0.1)),
+        ("max_completions_tokens", json!(3)),
     ] {
         let mut body = json!({ "model": "gpt2", "prompt": "Once" });
         body[field] = value.clone();
@@ -158,6 +180,19 @@ async fn what_would_change_the_answer_and_is_not_there_is_refused() {
             reply.body
         );
         assert_eq!(reply.body["error"]["type"], "invalid_request_error");
+        assert_eq!(reply.expect_error(422), "unsupported");
+    }
+    for (field, value) in [
+        ("moderation", json!({ "model": "omni-moderation-latest" })),
+        ("min_p", json!(0.1)),
+        ("max_completions_tokens", json!(3)),
+        ("extra_body", json!({})),
+    ] {
+        let mut body =
+            json!({ "model": "gpt2", "messages": [{ "role": "user", "content": "Once" }] });
+        body[field] = value;
+        let reply = customer.post("/v1/chat/completions", body).await;
+        assert_eq!(reply.body["error"]["param"], field, "{}", reply.body);
         assert_eq!(reply.expect_error(422), "unsupported");
     }
 }
@@ -214,8 +249,10 @@ async fn errors_have_openais_fields_and_names() {
         ("/v1/chat/completions", "n", json!("2")),
         ("/v1/chat/completions", "modalities", json!("text")),
     ] {
-        let mut body = json!({ "model": "gpt2", "prompt": "Once",
-            "messages": [{ "role": "user", "content": "Once" }] });
+        let mut body = match path {
+            "/v1/completions" => json!({ "model": "gpt2", "prompt": "Once" }),
+            _ => json!({ "model": "gpt2", "messages": [{ "role": "user", "content": "Once" }] }),
+        };
         body[field] = value;
         let reply = customer.post(path, body).await;
         assert_eq!(reply.body["error"]["param"], field, "{}", reply.body);

@@ -153,7 +153,7 @@ impl Generator {
             ModelRef::Name(name) => live.by_name(name),
         };
         let model = found.cloned().ok_or(Error::UnknownModel)?;
-        if !ask.key.allowed_models.contains(&model.spec.id) {
+        if !ask.key.may_use(model.spec.id) {
             return Err(Error::ModelNotAllowed);
         }
         let (bytes, limit) = (tokens::bytes(&ask), model.spec.limits.max_prompt_bytes);

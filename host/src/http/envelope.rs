@@ -80,3 +80,38 @@ fn known(method: &Method) -> Option<&str> {
     );
     is_known.then(|| method.as_str())
 }
+
+#[cfg(test)]
+mod tests {
+    use axum::Router;
+    use axum::body::Body;
+    use axum::routing::get;
+    use http_body_util::BodyExt;
+    use tower::ServiceExt;
+    use tower_http::catch_panic::CatchPanicLayer;
+
+    use super::*;
+    use crate::http::error::panicked;
+
+    #[tokio::test]
+    async fn a_panic_is_an_error_with_its_code_and_says_nothing_of_itself() {
+        async fn fails() {
+            panic!("a secret");
+        }
+        let router = Router::new()
+            .route("/", get(fails))
+            .layer(CatchPanicLayer::custom(panicked))
+            .layer(axum::middleware::from_fn(wrap));
+        let answer = router.oneshot(Request::new(Body::empty())).await.unwrap();
+        assert_eq!(answer.status(), 500);
+        let id = answer.headers()[REQUEST_ID].to_str().unwrap().to_owned();
+        let body = answer.into_body().collect().await.unwrap().to_bytes();
+        let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        let error = &body["error"];
+        assert_eq!(
+            (&error["code"], &error["request_id"]),
+            (&"internal".into(), &id.into())
+        );
+        assert!(!body.to_string().contains("secret"), "{body}");
+    }
+}

@@ -28,6 +28,8 @@ pub struct ApiError {
     param: Option<String>,
     retry_after: Option<Duration>,
     limits: Box<Told>,
+    /// Whether the log tells it only to who debugs.
+    is_quiet: bool,
 }
 
 impl ApiError {
@@ -39,6 +41,7 @@ impl ApiError {
             param: None,
             retry_after: None,
             limits: Box::default(),
+            is_quiet: false,
         }
     }
 
@@ -55,17 +58,6 @@ impl ApiError {
     /// 422: a feature that this server does not have.
     pub fn unsupported(param: &str, message: impl Into<String>) -> Self {
         Self::new(StatusCode::UNPROCESSABLE_ENTITY, "unsupported", message).at(param)
-    }
-
-    /// 422 for the first of these fields that is wanted.
-    ///
-    /// # Errors
-    /// When there is one.
-    pub fn refuse(fields: &[(&str, bool)]) -> Result<(), Self> {
-        match fields.iter().find(|(_, is_wanted)| *is_wanted) {
-            Some((name, _)) => Err(Self::unsupported(name, format!("{name} is not supported"))),
-            None => Ok(()),
-        }
     }
 
     /// 400: the body is not JSON.
@@ -167,6 +159,15 @@ impl ApiError {
         Self::new(StatusCode::CONFLICT, "invalid_configuration", message)
     }
 
+    /// 500: nobody but the server is at fault.
+    fn internal() -> Self {
+        Self::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "internal",
+            "the server failed",
+        )
+    }
+
     /// 503: the server is about to end.
     pub fn stopping() -> Self {
         Self::new(
@@ -223,7 +224,7 @@ impl ApiError {
     /// The body for the request with this id; its line goes to the log.
     pub fn body(&self, request_id: &str) -> Value {
         let (status, code) = (self.status.as_u16(), &self.code);
-        if self.status.is_server_error() {
+        if self.status.is_server_error() && !self.is_quiet {
             tracing::error!(status, code, "{}", self.message);
         } else {
             tracing::debug!(status, code, "{}", self.message);
@@ -289,12 +290,7 @@ fn kind(status: StatusCode) -> &'static str {
 
 /// The response when a handler panicked.
 pub fn panicked(_: Box<dyn Any + Send>) -> Response {
-    ApiError::new(
-        StatusCode::INTERNAL_SERVER_ERROR,
-        "internal",
-        "the server failed",
-    )
-    .into_response()
+    ApiError::internal().into_response()
 }
 
 impl From<store::Error> for ApiError {
@@ -341,12 +337,14 @@ impl From<keys::Error> for ApiError {
             | keys::Error::UnfitAdminKey(_)
             | keys::Error::Randomness(_) => {
                 tracing::error!(%error, "a key could not be made");
-                Self::new(
-                    StatusCode::INTERNAL_SERVER_ERROR,
-                    "internal",
-                    "the server failed",
-                )
+                Self::internal()
             }
+            keys::Error::Busy => Self {
+                // whoever comes with many keys that nobody has is not to fill the log
+                is_quiet: true,
+                ..refused(StatusCode::SERVICE_UNAVAILABLE, "busy")
+                    .retry_after(Duration::from_secs(1))
+            },
             keys::Error::Store(error) => error.into(),
         }
     }

@@ -209,8 +209,12 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
                 message = message
                     .trim_start_matches("Failed to deserialize query string: ")
                     .to_owned();
-                let param = message.split(": ").next().unwrap_or_default().to_owned();
-                ApiError::invalid(&param, message)
+                let param = match message.split_once(": ") {
+                    Some((param, _)) => param,
+                    // it is there twice, as the message says
+                    None => message.split('`').nth(1).unwrap_or_default(),
+                };
+                ApiError::invalid(param, message.as_str())
             })
     }
 }

@@ -2,7 +2,6 @@
 
 use plugin_sdk::{FinishReason, Params};
 use serde::Deserialize;
-use serde_json::Value;
 
 use super::error::ApiError;
 use crate::store::ledger::Cap;
@@ -31,11 +30,6 @@ impl From<Stop> for Vec<String> {
             Stop::Several(texts) => texts,
         }
     }
-}
-
-/// Whether a field asks for something else than one of these, which change nothing.
-pub fn is_other(field: Option<&Value>, defaults: &[Value]) -> bool {
-    field.is_some_and(|value| !defaults.contains(value))
 }
 
 /// A prompt that is not empty.

@@ -50,6 +50,11 @@ pub fn public_id<'a>(prefix: &str, text: &'a str) -> Option<&'a str> {
     (names && secret.starts_with('_') && checksum(body) == sum).then_some(public)
 }
 
+/// What people see of a key's text: its beginning, up to the part that names it.
+pub fn prefix(public_id: &str) -> String {
+    format!("{CUSTOMER}{public_id}")
+}
+
 /// `length` characters, each of the 62 equally likely.
 fn random(length: usize) -> Result<String, getrandom::Error> {
     // bytes from here up would make some characters likelier than others

@@ -27,6 +27,7 @@ use cache::Cache;
 use strangers::Strangers;
 use uses::Uses;
 
+pub use format::prefix;
 pub use secret::Secret;
 
 /// Between two writings of when keys were used.
@@ -64,6 +65,9 @@ pub enum Error {
     /// The operating system gives no randomness.
     #[error("no randomness: {0}")]
     Randomness(getrandom::Error),
+    /// It is not known yet, and too many such keys are looked for.
+    #[error("too many keys that are not known are looked for")]
+    Busy,
     /// The database failed.
     #[error(transparent)]
     Store(#[from] store::Error),
@@ -78,9 +82,11 @@ impl Error {
             | Self::Expired
             | Self::Replaced
             | Self::NetworkNotAllowed(_) => true,
-            Self::OtherSecret | Self::UnfitAdminKey(_) | Self::Randomness(_) | Self::Store(_) => {
-                false
-            }
+            Self::OtherSecret
+            | Self::UnfitAdminKey(_)
+            | Self::Randomness(_)
+            | Self::Busy
+            | Self::Store(_) => false,
         }
     }
 }

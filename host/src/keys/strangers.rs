@@ -7,7 +7,8 @@ use std::time::Duration;
 use tokio::sync::{Mutex, Semaphore, SemaphorePermit};
 use tokio::time::timeout;
 
-use crate::store::{Error, Store};
+use super::Error;
+use crate::store::{self, Store};
 
 /// Connections that look for keys which nobody is known to have.
 const CONNECTIONS: usize = 2;
@@ -27,7 +28,7 @@ pub struct Strangers {
 #[derive(Debug)]
 struct Reading {
     number: u64,
-    hash: Result<Option<Vec<u8>>, Error>,
+    hash: Result<Option<Vec<u8>>, store::Error>,
 }
 
 impl Default for Strangers {
@@ -47,11 +48,11 @@ impl Strangers {
     /// The turn of one whose key is not known.
     ///
     /// # Errors
-    /// When it does not come in time.
+    /// [`Error::Busy`] when it does not come in time.
     pub async fn turn(&self) -> Result<SemaphorePermit<'_>, Error> {
         let turn = timeout(PATIENCE, self.turns.acquire()).await;
-        let busy = |_| Error::Database("too many keys that are not known".to_owned());
-        turn.map_err(busy)?.map_err(|_| Error::Stopping)
+        let turn = turn.map_err(|_| Error::Busy)?;
+        turn.map_err(|_| store::Error::Stopping.into())
     }
 
     /// The keyed hash of the admin key, once one was set: by one reading for all who asked
@@ -59,7 +60,7 @@ impl Strangers {
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn admin_hash(&self, store: &Store) -> Result<Option<Vec<u8>>, Error> {
+    pub async fn admin_hash(&self, store: &Store) -> Result<Option<Vec<u8>>, store::Error> {
         let begun = self.begun.load(SeqCst);
         let mut last = self.last.lock().await;
         if last.number <= begun {

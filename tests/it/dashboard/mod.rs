@@ -18,7 +18,7 @@ use browser::Browser;
 const FORM: &str = "application/x-www-form-urlencoded";
 
 /// Sends a form, with more headers.
-async fn submit(client: &Client, path: &str, form: &str, headers: &[(&str, &str)]) -> Reply {
+pub async fn submit(client: &Client, path: &str, form: &str, headers: &[(&str, &str)]) -> Reply {
     let mut request = client
         .request(Method::POST, path)
         .header(CONTENT_TYPE, FORM)

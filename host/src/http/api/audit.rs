@@ -14,7 +14,7 @@ use crate::store::audit::Recorded;
 
 /// Which acts.
 #[derive(Debug, Default, Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub struct Filter {
     /// On this object alone, such as `key/7`.
     object: Option<String>,

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::customers::missing;
-use super::{Page, rfc3339};
+use super::{Page, limit, rfc3339};
 use crate::http::AppState;
 use crate::http::auth::{Admin, CustomerReader};
 use crate::http::error::ApiError;
@@ -82,7 +82,7 @@ pub async fn transfers(
 ) -> Result<Body<Value>, ApiError> {
     caller.scope(Some(id))?;
     store.customer_on_record(id).await.map_err(missing)?;
-    let transfers = store.transfers(id, page.after, page.limit()?).await?;
+    let transfers = store.transfers(id, page.after, limit(page.limit)?).await?;
     let transfers: Vec<_> = transfers.into_iter().map(Shown::from).collect();
     Ok(Body(json!({ "transfers": transfers })))
 }

@@ -12,13 +12,13 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 
 use super::customers;
-use super::{Page, rfc3339};
+use super::{PageOf, limit, rfc3339};
 use crate::config::{HIGHEST_LIMIT, HIGHEST_RATE, network};
 use crate::http::AppState;
 use crate::http::auth::{Admin, KeysReader};
 use crate::http::error::ApiError;
 use crate::http::json::{Id, Json, OptionalJson, Query, name, nullable, time};
-use crate::keys::{self, Issued};
+use crate::keys::{self, Issued, prefix};
 use crate::models::Live;
 use crate::store;
 use crate::store::keys::{Key, KeyChange, KeyLimits, NewKey, Scope};
@@ -136,10 +136,6 @@ impl From<Issued> for Shown {
     }
 }
 
-fn prefix(public_id: &str) -> String {
-    format!("mhk_{public_id}")
-}
-
 /// `POST /api/keys`: issues a key and shows it, this once.
 pub async fn create(
     Admin(actor): Admin,
@@ -185,10 +181,12 @@ pub async fn create(
 pub async fn list(
     KeysReader(caller): KeysReader,
     State(AppState { store, .. }): State<AppState>,
-    Query(page): Query<Page>,
+    Query(page): Query<PageOf>,
 ) -> Result<Body<Value>, ApiError> {
     let customer_id = caller.scope(page.customer_id)?;
-    let keys = store.keys(customer_id, page.after, page.limit()?).await?;
+    let keys = store
+        .keys(customer_id, page.after, limit(page.limit)?)
+        .await?;
     let keys: Vec<_> = keys.into_iter().map(Shown::from).collect();
     Ok(Body(json!({ "keys": keys })))
 }

@@ -24,21 +24,24 @@ const LARGEST_PAGE: u32 = 1000;
 
 /// Which part of a list.
 #[derive(Debug, Default, Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub struct Page {
-    /// The customer whose rows; all for the operator.
-    pub customer_id: Option<i64>,
     /// After this place.
-    pub after: i64,
+    after: i64,
     /// At most so many.
-    pub limit: Option<u32>,
+    limit: Option<u32>,
 }
 
-impl Page {
-    /// Most rows to return.
-    fn limit(&self) -> Result<u32, ApiError> {
-        limit(self.limit)
-    }
+/// Which part of a list of what customers have.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PageOf {
+    /// The customer whose rows; all for the operator.
+    customer_id: Option<i64>,
+    /// After this place.
+    after: i64,
+    /// At most so many.
+    limit: Option<u32>,
 }
 
 /// Most rows to return, where so many are asked for.

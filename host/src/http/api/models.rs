@@ -96,10 +96,7 @@ pub async fn list(
     };
     let models = live
         .models()
-        .filter(|model| {
-            key.as_ref()
-                .is_none_or(|key| key.allowed_models.contains(&model.spec.id))
-        })
+        .filter(|model| key.as_ref().is_none_or(|key| key.may_use(model.spec.id)))
         .map(|model| {
             let mut shown = Shown::from(&**model);
             if key.is_some() {

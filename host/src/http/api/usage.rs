@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 
-use super::{Page, rfc3339};
+use super::{PageOf, limit, rfc3339};
 use crate::http::AppState;
 use crate::http::auth::UsageReader;
 use crate::http::error::ApiError;
@@ -129,11 +129,11 @@ pub async fn totals(
 pub async fn requests(
     UsageReader(caller): UsageReader,
     State(AppState { store, .. }): State<AppState>,
-    Query(page): Query<Page>,
+    Query(page): Query<PageOf>,
 ) -> Result<Json<Value>, ApiError> {
     let customer_id = caller.scope(page.customer_id)?;
     let rows = store
-        .usage_rows(customer_id, page.after, page.limit()?)
+        .usage_rows(customer_id, page.after, limit(page.limit)?)
         .await?;
     let rows: Vec<_> = rows.into_iter().map(Row::from).collect();
     Ok(Json(json!({ "requests": rows })))

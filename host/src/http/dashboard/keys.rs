@@ -18,7 +18,7 @@ use crate::http::AppState;
 use crate::http::api::keys as api;
 use crate::http::auth::Caller;
 use crate::http::error::ApiError;
-use crate::keys::Issued;
+use crate::keys::{Issued, prefix};
 use crate::models::Live;
 use crate::store::keys::{Key, Scope};
 
@@ -105,10 +105,10 @@ fn row(key: &Key, live: &Live, now: OffsetDateTime, may_change: bool) -> Markup 
         tr {
             td { (key.name) }
             td {
-                code { "mhk_" (key.public_id) "_…" }
+                code { (prefix(&key.public_id)) "_…" }
                 @if let Some(replaced) = replaced {
                     p .note {
-                        code { "mhk_" (replaced.public_id) "_…" }
+                        code { (prefix(&replaced.public_id)) "_…" }
                         @if let Some(until) = replaced.until { " works until " (time(until)) }
                     }
                 }
@@ -191,7 +191,7 @@ pub async fn confirm_delete(_: AdminViewer, OfCustomer(key): OfCustomer) -> Mark
     let form = html! {
         h1 { "Delete " (key.name) "?" }
         form .box method="post" {
-            p { "The key " code { "mhk_" (key.public_id) "_…" } " opens nothing any more, for good." }
+            p { "The key " code { (prefix(&key.public_id)) "_…" } " opens nothing any more, for good." }
             p { "What was used with it stays on record." }
             button .danger { "Delete" }
             " " a href={ "/dashboard/" (key.customer_id) } { "Keep it" }

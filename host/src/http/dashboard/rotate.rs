@@ -12,6 +12,7 @@ use crate::http::AppState;
 use crate::http::api::keys as api;
 use crate::http::auth::Caller;
 use crate::http::error::ApiError;
+use crate::keys::prefix;
 
 /// How long the text that is replaced may work on, in seconds, for people.
 const GRACES: [(u32, &str); 4] = [
@@ -32,7 +33,7 @@ pub async fn ask(_: AdminViewer, OfCustomer(key): OfCustomer) -> Markup {
     let form = html! {
         h1 { "Rotate " (key.name) "?" }
         form .box method="post" {
-            p { "A new key takes the place of " code { "mhk_" (key.public_id) "_…" } ". Its limits, models and usage stay." }
+            p { "A new key takes the place of " code { (prefix(&key.public_id)) "_…" } ". Its limits, models and usage stay." }
             @if key.replaced.is_some() {
                 p { "What an earlier rotation replaced stops now." }
             }

@@ -4,6 +4,7 @@ use maud::{Markup, html};
 
 use super::figures::{count, latency, time};
 use super::layout;
+use crate::keys::prefix;
 use crate::store::usage::{ModelTotals, Totals, WithKey};
 
 /// The sums of all models together.
@@ -97,7 +98,7 @@ fn request(with_key: &WithKey) -> Markup {
         tr {
             td .time { (time(usage.created_at)) }
             td { code { (usage.request_id) } }
-            td { (with_key.key_name) " " code { "mhk_" (with_key.public_id) "_…" } }
+            td { (with_key.key_name) " " code { (prefix(&with_key.public_id)) "_…" } }
             td { (usage.model_name) }
             td {
                 span class={ "status " (usage.status.as_str()) } { (usage.status.as_str()) }

@@ -5,23 +5,22 @@ use axum::extract::State;
 use axum::response::Response;
 use plugin_sdk::Params;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::shape::{Heading, Options, Seed, top_p};
+use super::shape::{Heading, Options, Seed, Unread, top_p};
 use crate::generate::{Answer, Ask, Content, ModelRef, Piece};
 use crate::http::AppState;
 use crate::http::auth::Customer;
 use crate::http::envelope::RequestId;
 use crate::http::error::ApiError;
 use crate::http::json::RepeatableJson;
-use crate::http::params::{Stop, finish_reason, is_other, params, prompt};
+use crate::http::params::{Stop, finish_reason, params, prompt};
 use crate::http::respond::{Shape, Written, respond};
 
 /// New tokens where the request does not say: OpenAI's default.
 const DEFAULT_MAX_TOKENS: u32 = 16;
 
-/// Body of `POST /v1/completions`. Fields of OpenAI's that change nothing here
-/// are ignored, those that would change the answer are refused.
+/// Body of `POST /v1/completions`.
 #[derive(Debug, Deserialize)]
 pub struct Create {
     model: String,
@@ -32,24 +31,13 @@ pub struct Create {
     top_k: Option<u32>,
     seed: Option<Seed>,
     #[serde(default)]
-    stop: Option<Stop>,
+    stop: Stop,
     frequency_penalty: Option<f32>,
     presence_penalty: Option<f32>,
     stream: Option<bool>,
     stream_options: Option<Options>,
     #[serde(flatten)]
-    rest: Rest,
-}
-
-/// What is refused unless it has its default, whatever it is.
-#[derive(Debug, Deserialize)]
-struct Rest {
-    n: Option<Value>,
-    best_of: Option<Value>,
-    echo: Option<Value>,
-    logprobs: Option<Value>,
-    logit_bias: Option<Value>,
-    suffix: Option<Value>,
+    unread: Unread,
 }
 
 /// One prompt, perhaps in a list.
@@ -58,20 +46,6 @@ struct Rest {
 enum Prompt {
     One(String),
     List(Vec<String>),
-}
-
-impl Rest {
-    fn check(&self) -> Result<(), ApiError> {
-        let no_bias = json!({});
-        ApiError::refuse(&[
-            ("n", is_other(self.n.as_ref(), &[1.into()])),
-            ("best_of", is_other(self.best_of.as_ref(), &[1.into()])),
-            ("echo", is_other(self.echo.as_ref(), &[false.into()])),
-            ("logprobs", self.logprobs.is_some()),
-            ("logit_bias", is_other(self.logit_bias.as_ref(), &[no_bias])),
-            ("suffix", is_other(self.suffix.as_ref(), &["".into()])),
-        ])
-    }
 }
 
 /// `POST /v1/completions`: continues a text.
@@ -83,7 +57,13 @@ pub async fn create(
     Extension(RequestId(request_id)): Extension<RequestId>,
     RepeatableJson(body, repeatable): RepeatableJson<Create>,
 ) -> Result<Response, ApiError> {
-    body.rest.check()?;
+    body.unread.check(&[
+        ("n", json!(1)),
+        ("best_of", json!(1)),
+        ("echo", json!(false)),
+        ("logit_bias", json!({})),
+        ("suffix", json!("")),
+    ])?;
     let text = match body.prompt {
         Prompt::One(text) => text,
         Prompt::List(mut texts) => match (texts.pop(), texts.is_empty()) {
@@ -115,7 +95,7 @@ pub async fn create(
             seed: body.seed.map(Into::into),
             frequency_penalty: body.frequency_penalty,
             presence_penalty: body.presence_penalty,
-            stop: body.stop.unwrap_or_default().into(),
+            stop: body.stop.into(),
         })?,
         tools: Vec::new(),
         ext: Vec::new(),

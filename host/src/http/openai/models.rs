@@ -13,7 +13,7 @@ use crate::models::Model;
 fn may_use(caller: &Caller, model: &Model) -> bool {
     match caller {
         Caller::Admin => true,
-        Caller::Customer(key) => key.allowed_models.contains(&model.spec.id),
+        Caller::Customer(key) => key.may_use(model.spec.id),
     }
 }
 

@@ -1,11 +1,56 @@
 //! What the bodies of OpenAI's generating endpoints have in common.
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use crate::generate::Answer;
 use crate::http::error::ApiError;
 use crate::http::params::limited_by;
 use crate::http::respond::Written;
+
+/// Fields that change no answer of ours, as they change none of OpenAI's.
+const HARMLESS: [&str; 9] = [
+    // whom the request is for
+    "user",
+    "safety_identifier",
+    // whether OpenAI keeps the answer, and under which names
+    "store",
+    "metadata",
+    // how soon it comes there, and from which of its caches
+    "service_tier",
+    "prediction",
+    "prompt_cache_key",
+    "prompt_cache_options",
+    "prompt_cache_retention",
+];
+
+/// The fields of a request that the endpoint does not read. One could be meant to change the
+/// answer, or be misspelt, so that what it should change is not.
+#[derive(Debug, Deserialize)]
+pub struct Unread(Map<String, Value>);
+
+impl Unread {
+    /// Refuses all but those that change nothing, `null`, and these by their defaults.
+    ///
+    /// # Errors
+    /// 422 for the first that is none of them.
+    pub fn check(&self, defaults: &[(&str, Value)]) -> Result<(), ApiError> {
+        let changes_nothing = |name: &str, value: &Value| {
+            let mut defaults = defaults.iter();
+            value.is_null()
+                || HARMLESS.contains(&name)
+                || defaults.any(|(of, default)| *of == name && default == value)
+        };
+        let mut fields = self.0.iter();
+        match fields.find(|(name, value)| !changes_nothing(name, value)) {
+            Some((name, _)) => {
+                let message = format!("{name} is not supported");
+                Err(ApiError::unsupported(name, message))
+            }
+            None => Ok(()),
+        }
+    }
+}
 
 /// `stream_options` of a request.
 #[derive(Debug, Deserialize)]

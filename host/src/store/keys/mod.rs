@@ -54,6 +54,13 @@ pub struct Key {
     pub replaced: Option<Replaced>,
 }
 
+impl Key {
+    /// Whether it may be used for the model of this number.
+    pub fn may_use(&self, model_id: i64) -> bool {
+        self.allowed_models.contains(&model_id)
+    }
+}
+
 /// Limits of a key, for each model; without one, as configured.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct KeyLimits {

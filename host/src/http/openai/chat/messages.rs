@@ -9,7 +9,8 @@ use serde_json::Value;
 use super::tools::Call;
 use crate::http::error::ApiError;
 
-/// One message.
+/// One message. What else it has is ignored, as OpenAI does: clients send back all that an
+/// answer had, and things of their own.
 #[derive(Debug, Deserialize)]
 pub(super) struct Message {
     role: Speaker,
@@ -20,6 +21,11 @@ pub(super) struct Message {
     // of an answer, by our name for it and by another; some servers send something else there
     reasoning_content: Option<Value>,
     reasoning: Option<Value>,
+    // of an answer, too: a text that it has instead of content, or after it
+    refusal: Option<Value>,
+    // of an answer, too; without them a part of the chat would be missing
+    function_call: Option<Value>,
+    audio: Option<Value>,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize)]
@@ -45,6 +51,7 @@ enum Content {
 enum WirePart {
     Text { text: String },
     ImageUrl { image_url: Value },
+    Refusal { refusal: String },
 }
 
 /// The messages as plugins get them.
@@ -68,21 +75,38 @@ fn one(at: &str, message: Message) -> Result<plugin_sdk::Message, ApiError> {
         Speaker::Assistant => Role::Assistant,
         Speaker::Tool => Role::Tool,
     };
+    for (field, value) in [
+        ("function_call", &message.function_call),
+        ("audio", &message.audio),
+    ] {
+        if value.is_some() {
+            let message = format!("{field} is not supported");
+            return Err(ApiError::unsupported(&format!("{at}.{field}"), message));
+        }
+    }
     let calls = message.tool_calls.unwrap_or_default();
+    let refusal = message.refusal.as_ref().and_then(Value::as_str);
+    let refusal = refusal.filter(|text| !text.is_empty() && role == Role::Assistant);
     let mut details = Vec::new();
-    let content = match message.content {
-        None if calls.is_empty() => {
+    let mut content = match message.content {
+        None if calls.is_empty() && refusal.is_none() => {
             return Err(ApiError::invalid(&format!("{at}.content"), "is missing"));
         }
         None => Vec::new(),
         Some(Content::Text(text)) => vec![Part::Text(text)],
         Some(Content::Parts(parts)) => {
             let numbered = parts.into_iter().enumerate();
-            numbered
-                .map(|(index, value)| part(&format!("{at}.content[{index}]"), value, &mut details))
-                .collect::<Result<_, _>>()?
+            let part = |(index, value)| {
+                let at = format!("{at}.content[{index}]");
+                part(&at, role, value, &mut details)
+            };
+            numbered.map(part).collect::<Result<Vec<_>, _>>()?
         }
     };
+    if let Some(refusal) = refusal {
+        content.retain(|part| !matches!(part, Part::Text(text) if text.is_empty()));
+        content.push(Part::Text(refusal.to_owned()));
+    }
     if !calls.is_empty() && role != Role::Assistant {
         let message = "only an assistant's message has calls";
         return Err(ApiError::invalid(&format!("{at}.tool_calls"), message));
@@ -113,15 +137,18 @@ fn one(at: &str, message: Message) -> Result<plugin_sdk::Message, ApiError> {
 }
 
 /// A part; of an image whose bytes came along, its detail goes to `details`.
-fn part(at: &str, value: Value, details: &mut Vec<Value>) -> Result<Part, ApiError> {
+fn part(at: &str, role: Role, value: Value, details: &mut Vec<Value>) -> Result<Part, ApiError> {
     let kind = value["type"].as_str().unwrap_or_default();
-    if !matches!(kind, "text" | "image_url") {
+    if !matches!(
+        (kind, role),
+        ("text" | "image_url", _) | ("refusal", Role::Assistant)
+    ) {
         let message = format!("parts of type {kind:?} are not supported");
         return Err(ApiError::unsupported(&format!("{at}.type"), message));
     }
     let part = serde_json::from_value(value);
     match part.map_err(|error| ApiError::invalid(at, error.to_string()))? {
-        WirePart::Text { text } => Ok(Part::Text(text)),
+        WirePart::Text { text } | WirePart::Refusal { refusal: text } => Ok(Part::Text(text)),
         WirePart::ImageUrl { image_url } => image(&format!("{at}.image_url"), image_url, details),
     }
 }

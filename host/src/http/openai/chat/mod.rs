@@ -14,18 +14,17 @@ use serde_json::{Value, json};
 use self::answer::Chat;
 use self::messages::Message;
 use self::tools::Tool;
-use super::shape::{Heading, Options, Seed, top_p};
+use super::shape::{Heading, Options, Seed, Unread, top_p};
 use crate::generate::{Ask, ModelRef};
 use crate::http::AppState;
 use crate::http::auth::Customer;
 use crate::http::envelope::RequestId;
 use crate::http::error::ApiError;
 use crate::http::json::RepeatableJson;
-use crate::http::params::{Stop, is_other, params};
+use crate::http::params::{Stop, params};
 use crate::http::respond::respond;
 
-/// Body of `POST /v1/chat/completions`. Fields of OpenAI's that change nothing
-/// here are ignored, those that would change the answer are refused.
+/// Body of `POST /v1/chat/completions`.
 #[derive(Debug, Deserialize)]
 pub struct Create {
     model: String,
@@ -38,7 +37,7 @@ pub struct Create {
     top_k: Option<u32>,
     seed: Option<Seed>,
     #[serde(default)]
-    stop: Option<Stop>,
+    stop: Stop,
     frequency_penalty: Option<f32>,
     presence_penalty: Option<f32>,
     #[serde(default)]
@@ -48,7 +47,7 @@ pub struct Create {
     #[serde(flatten)]
     passed_on: PassedOn,
     #[serde(flatten)]
-    rest: Rest,
+    unread: Unread,
 }
 
 /// What the plugin gets under OpenAI's names: whether it can do it is for it to
@@ -81,45 +80,6 @@ impl PassedOn {
     }
 }
 
-/// What is refused unless it has its default.
-#[derive(Debug, Deserialize)]
-struct Rest {
-    n: Option<Value>,
-    logprobs: Option<Value>,
-    top_logprobs: Option<Value>,
-    logit_bias: Option<Value>,
-    modalities: Option<Value>,
-    audio: Option<Value>,
-    functions: Option<Value>,
-    function_call: Option<Value>,
-    web_search_options: Option<Value>,
-}
-
-impl Rest {
-    fn check(&self) -> Result<(), ApiError> {
-        let no_bias = json!({});
-        let text = [json!(["text"]), json!([])];
-        ApiError::refuse(&[
-            ("n", is_other(self.n.as_ref(), &[1.into()])),
-            (
-                "logprobs",
-                is_other(self.logprobs.as_ref(), &[false.into()]),
-            ),
-            (
-                "top_logprobs",
-                is_other(self.top_logprobs.as_ref(), &[0.into()]),
-            ),
-            ("logit_bias", is_other(self.logit_bias.as_ref(), &[no_bias])),
-            ("modalities", is_other(self.modalities.as_ref(), &text)),
-            ("audio", self.audio.is_some()),
-            // OpenAI's own older names of `tools` and `tool_choice`
-            ("functions", self.functions.is_some()),
-            ("function_call", self.function_call.is_some()),
-            ("web_search_options", self.web_search_options.is_some()),
-        ])
-    }
-}
-
 /// `POST /v1/chat/completions`: answers a chat.
 pub async fn create(
     Customer(key): Customer,
@@ -129,7 +89,14 @@ pub async fn create(
     Extension(RequestId(request_id)): Extension<RequestId>,
     RepeatableJson(body, repeatable): RepeatableJson<Create>,
 ) -> Result<Response, ApiError> {
-    body.rest.check()?;
+    body.unread.check(&[
+        ("n", json!(1)),
+        ("logprobs", json!(false)),
+        ("top_logprobs", json!(0)),
+        ("logit_bias", json!({})),
+        ("modalities", json!(["text"])),
+        ("modalities", json!([])),
+    ])?;
     let (named, most_tokens) = match (body.max_completion_tokens, body.max_tokens) {
         (Some(most), _) => ("max_completion_tokens", Some(most)),
         (None, most) => ("max_tokens", most),
@@ -162,7 +129,7 @@ pub async fn create(
             seed: body.seed.map(Into::into),
             frequency_penalty: body.frequency_penalty,
             presence_penalty: body.presence_penalty,
-            stop: body.stop.unwrap_or_default().into(),
+            stop: body.stop.into(),
         })
         .map_err(|error| error.rename("max_tokens", named))?,
         ext: passed_on.chain(tools::strict(&tools)).collect(),
