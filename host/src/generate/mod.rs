@@ -147,7 +147,7 @@ impl Generator {
                 Repeat::First(claim) => Some(claim),
             },
         };
-        let live = self.live.take();
+        let live = self.live.load();
         let found = match &ask.model {
             ModelRef::Id(id) => live.by_id(*id),
             ModelRef::Name(name) => live.by_name(name),

@@ -409,7 +409,7 @@ pub struct Current {
 
 impl Current {
     /// The set as it is now, to keep for as long as a request takes.
-    pub fn take(&self) -> Arc<Live> {
+    pub fn load(&self) -> Arc<Live> {
         self.live.load_full()
     }
 

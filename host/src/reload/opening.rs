@@ -75,7 +75,7 @@ impl Openings {
     /// is being opened already goes on; what is no longer wanted is dropped. Returns the
     /// models that are not open yet too.
     pub fn apply(&mut self, wanted: Vec<Model>) -> (Report, Vec<Awaited>) {
-        let before = self.current.take();
+        let before = self.current.load();
         let mut coming = std::mem::take(&mut self.opening);
         let (mut live, mut report, mut awaited) = (Live::default(), Report::default(), Vec::new());
         for wanted in wanted {
@@ -150,7 +150,7 @@ impl Openings {
     fn make_live(&mut self) {
         let is_decided = |_: &i64, opening: &mut Opening| opening.model.state().is_decided();
         let decided: Vec<_> = self.opening.extract_if(.., is_decided).collect();
-        let mut live = Live::clone(&self.current.take());
+        let mut live = Live::clone(&self.current.load());
         for (id, Opening { model, .. }) in &decided {
             let Some(before) = live.by_id(*id).filter(|before| !before.is(model)) else {
                 continue;

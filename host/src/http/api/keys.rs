@@ -153,7 +153,7 @@ pub async fn create(
             return Err(ApiError::invalid("customer_email", message));
         }
     };
-    let live = state.generator.live().take();
+    let live = state.generator.live().load();
     let new = NewKey {
         customer_id: customer.map_err(customers::missing)?.id,
         name: name("name", &body.name)?,
@@ -217,7 +217,7 @@ pub async fn change(
     Id(id): Id,
     Json(body): Json<Change>,
 ) -> Result<Body<Shown>, ApiError> {
-    let (live, now) = (generator.live().take(), clock.now());
+    let (live, now) = (generator.live().load(), clock.now());
     let change = KeyChange {
         name: body.name.map(|text| name("name", &text)).transpose()?,
         rate_limit: body.rate_limit.map(rate).transpose()?,

@@ -89,7 +89,7 @@ pub async fn list(
         generator, reload, ..
     }): State<AppState>,
 ) -> Json<List> {
-    let live = generator.live().take();
+    let live = generator.live().load();
     let (key, configuration_error) = match caller {
         Caller::Admin => (None, reload.error()),
         Caller::Customer(key) => (Some(key), None),

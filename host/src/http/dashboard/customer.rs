@@ -105,7 +105,7 @@ pub async fn show(
     let payments = store.latest_payments(id, before, LATEST).await?;
     let budgets = store.all_budgets(id, now).await?;
     let keys = store.keys(Some(id), 0, keys::MOST).await?;
-    let live = state.generator.live().take();
+    let live = state.generator.live().load();
     let may_change = matches!(caller, Caller::Admin) && customer.deleted_at.is_none();
     let content = html! {
         h1 { (customer.name) }

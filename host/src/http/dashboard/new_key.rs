@@ -44,7 +44,7 @@ pub async fn form(
     Id(customer_id): Id,
 ) -> Result<Markup, ApiError> {
     let customer = customer(&state, customer_id).await?;
-    let live = state.generator.live().take();
+    let live = state.generator.live().load();
     let form = New {
         rate_limit: state.requests.per_minute,
         allowed_models: live.models().map(|model| model.spec.id).collect(),
@@ -62,7 +62,7 @@ pub async fn create(
     Form(form): Form<New>,
 ) -> Result<Response, ApiError> {
     let customer = customer(&state, customer_id).await?;
-    let live = state.generator.live().take();
+    let live = state.generator.live().load();
     let new = match key(&customer, &live, &form, state.clock.now()) {
         Ok(new) => new,
         Err(error) => {

@@ -99,7 +99,7 @@ pub async fn show(
         @if let (false, Some(last)) = (is_last, rows.last()) {
             p { a href=(View { after: last.id, ..view }.path()) { "More customers" } }
         }
-        (models(&state.generator.live().take()))
+        (models(&state.generator.live().load()))
         (usage::by_model(&by_model))
     };
     Ok(layout::live("Dashboard", &caller, view.paused, content).into_response())

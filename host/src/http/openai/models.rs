@@ -26,7 +26,7 @@ pub async fn list(
     ModelsReader(caller): ModelsReader,
     State(AppState { generator, .. }): State<AppState>,
 ) -> Json<Value> {
-    let live = generator.live().take();
+    let live = generator.live().load();
     let models: Vec<_> = live
         .models()
         .filter(|model| may_use(&caller, model))
@@ -43,7 +43,7 @@ pub async fn read(
 ) -> Result<Json<Value>, ApiError> {
     // what is not text names no model
     let Path(name) = name.map_err(|_| ApiError::not_found("model"))?;
-    let live = generator.live().take();
+    let live = generator.live().load();
     let model = live.by_name(&name).filter(|model| may_use(&caller, model));
     model
         .map(|model| Json(shown(model)))
