@@ -193,16 +193,6 @@ struct Named {
 mod tests {
     use super::*;
 
-    fn message(role: Role, text: &str) -> Message {
-        Message {
-            role,
-            content: vec![Part::Text(text.to_owned())],
-            tool_calls: Vec::new(),
-            tool_call_id: None,
-            ext: Vec::new(),
-        }
-    }
-
     /// Written as Llama 2's and Gemma's are, with all that they make use of.
     const STRICT: &str = "{{ bos_token }}{% for message in messages %}\n    \
         {% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}\n        \
@@ -225,9 +215,9 @@ mod tests {
     fn a_template_is_rendered_as_transformers_does() {
         let said = strict()
             .render(&[
-                message(Role::User, " Hi.\n"),
-                message(Role::Assistant, "Yes?"),
-                message(Role::User, "Why?"),
+                Message::text(Role::User, " Hi.\n"),
+                Message::text(Role::Assistant, "Yes?"),
+                Message::text(Role::User, "Why?"),
             ])
             .unwrap();
         // by apply_chat_template of transformers 5.23
@@ -247,7 +237,7 @@ mod tests {
     #[test]
     fn what_a_template_refuses_is_the_callers_fault_and_says_why() {
         let error = strict()
-            .render(&[message(Role::Assistant, "Yes?")])
+            .render(&[Message::text(Role::Assistant, "Yes?")])
             .unwrap_err();
         assert_eq!(error.kind, ErrorKind::InvalidRequest);
         assert!(
@@ -255,7 +245,7 @@ mod tests {
             "{}",
             error.message
         );
-        let mut picture = message(Role::User, "");
+        let mut picture = Message::text(Role::User, "");
         picture.content.push(Part::Blob(plugin_sdk::Blob {
             media_type: "image/png".to_owned(),
             data: vec![0],
