@@ -13,6 +13,7 @@ pub mod component;
 #[cfg(feature = "http")]
 pub mod http;
 pub mod log;
+mod refuse;
 mod schema;
 mod settings;
 
