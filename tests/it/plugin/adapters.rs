@@ -76,6 +76,16 @@ async fn a_rust_adapter_comes_to_answer() {
     adapter("rust").await;
 }
 
+#[tokio::test]
+async fn a_python_adapter_comes_to_answer() {
+    adapter("python").await;
+}
+
+#[tokio::test]
+async fn a_javascript_adapter_comes_to_answer() {
+    adapter("javascript").await;
+}
+
 #[test]
 fn each_flaw_of_an_adapter_is_found() {
     let workshop = Workshop::new("flaws");
