@@ -68,7 +68,8 @@ impl Request {
         {
             None => Ok(()),
             Some((name, param)) => {
-                let message = format!("this model has no {name}");
+                let what = if name == "vision" { "images" } else { name };
+                let message = format!("this model takes no {what}");
                 Err(Error::new(ErrorKind::Unsupported, message).param(param))
             }
         }
@@ -195,7 +196,8 @@ mod tests {
             let error = asked.refuse_all_but(&["seed"]).unwrap_err();
             assert_eq!(error.kind, ErrorKind::Unsupported, "{name}");
             assert_eq!(error.param.as_deref(), Some(param), "{name}");
-            assert!(error.message.ends_with(name), "{}", error.message);
+            let what = name.replace("vision", "images");
+            assert_eq!(error.message, format!("this model takes no {what}"));
             asked.refuse_all_but(&[name]).expect(name);
         }
         for (name, value) in [
