@@ -13,6 +13,7 @@ pub mod component;
 #[cfg(feature = "http")]
 pub mod http;
 pub mod log;
+mod refuse;
 mod schema;
 mod settings;
 
@@ -29,8 +30,9 @@ pub trait Backend: Sized {
     type Completion: Completion;
 
     /// Opens the backend with the operator's settings. A native plugin loads
-    /// its weights here and may take long; a component is opened for every
-    /// request and must be quick.
+    /// its weights here and may take long. A component is opened once in each
+    /// instance, as a rule for every request (`requests_per_instance` has an
+    /// instance answer several), and must be quick.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidRequest`] when a setting is missing or wrong,

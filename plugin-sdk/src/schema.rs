@@ -12,6 +12,16 @@ pub struct Extension {
     pub value: String,
 }
 
+impl Extension {
+    /// An extension of this name with JSON text.
+    pub fn new(name: impl Into<String>, value: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            value: value.into(),
+        }
+    }
+}
+
 /// Who speaks in a chat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
@@ -73,6 +83,19 @@ pub struct Message {
     /// `image_detail`, a list of OpenAI's `detail`, or null, for each blob, and
     /// `reasoning`, that of the model before it said this.
     pub ext: Vec<Extension>,
+}
+
+impl Message {
+    /// A message of text alone.
+    pub fn text(role: Role, text: impl Into<String>) -> Self {
+        Self {
+            role,
+            content: vec![Part::Text(text.into())],
+            tool_calls: Vec::new(),
+            tool_call_id: None,
+            ext: Vec::new(),
+        }
+    }
 }
 
 /// A tool that the model may call.
@@ -332,6 +355,13 @@ impl Error {
         self
     }
 
+    /// Says when to try again, if that is known.
+    #[must_use]
+    pub fn retry_after_ms(mut self, wait: impl Into<Option<u32>>) -> Self {
+        self.retry_after_ms = wait.into();
+        self
+    }
+
     /// Adds what only the log may say.
     #[must_use]
     pub fn detail(mut self, detail: impl fmt::Display) -> Self {
@@ -411,10 +441,7 @@ mod tests {
     #[test]
     fn only_true_is_a_wish_to_stream() {
         for (value, is_streamed) in [("true", true), ("false", false), ("\"true\"", false)] {
-            let ext = vec![Extension {
-                name: "stream".to_owned(),
-                value: value.to_owned(),
-            }];
+            let ext = vec![Extension::new("stream", value)];
             let request = Request { ext, ..request() };
             assert_eq!(request.is_streamed(), is_streamed, "{value}");
             assert_eq!(request.extension("stream"), Some(value));
@@ -426,17 +453,10 @@ mod tests {
     #[test]
     fn a_guess_counts_all_that_is_sent() {
         assert_eq!(request().guess_tokens(), 2);
-        let image = Part::Other(Extension {
-            name: "image_url".to_owned(),
-            value: "{}".to_owned(),
-        });
-        let message = Message {
-            role: Role::User,
-            content: vec![Part::Text("1234".to_owned()), image],
-            tool_calls: vec![],
-            tool_call_id: None,
-            ext: vec![],
-        };
+        let mut message = Message::text(Role::User, "1234");
+        message
+            .content
+            .push(Part::Other(Extension::new("image_url", "{}")));
         let tool = Tool {
             name: "a".to_owned(),
             description: "b".to_owned(),

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use plugin_sdk::{
-    Error, ErrorKind, Event, Extension, Finish, Message, Params, Part, PluginInfo, Prompt, Request,
-    Role, TokenEstimate,
+    Error, ErrorKind, Event, Extension, Finish, Message, Params, PluginInfo, Prompt, Request, Role,
+    TokenEstimate,
 };
 
 use crate::models::{Backend, Completion};
@@ -78,18 +78,9 @@ impl Manner {
     pub fn request(self, prompt: &str) -> Request {
         let prompt = match self.kind {
             Kind::Text => Prompt::Text(prompt.to_owned()),
-            Kind::Chat => Prompt::Chat(vec![Message {
-                role: Role::User,
-                content: vec![Part::Text(prompt.to_owned())],
-                tool_calls: Vec::new(),
-                tool_call_id: None,
-                ext: Vec::new(),
-            }]),
+            Kind::Chat => Prompt::Chat(vec![Message::text(Role::User, prompt)]),
         };
-        let stream = Extension {
-            name: "stream".to_owned(),
-            value: "true".to_owned(),
-        };
+        let stream = Extension::new("stream", "true");
         Request {
             request_id: "conformance".to_owned(),
             model: "conformance".to_owned(),

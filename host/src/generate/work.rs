@@ -290,10 +290,7 @@ fn request(admitted: &Admitted) -> plugin_sdk::Request {
     let spec = &model.spec;
     // waiting for the model has taken its part
     let waited = u32::try_from(since.elapsed().as_millis()).unwrap_or(u32::MAX);
-    let stream = Extension {
-        name: "stream".to_owned(),
-        value: ask.is_streamed.to_string(),
-    };
+    let stream = Extension::new("stream", ask.is_streamed.to_string());
     plugin_sdk::Request {
         request_id: ask.request_id.clone(),
         model: spec.model_name.clone().unwrap_or_else(|| spec.name.clone()),

@@ -354,9 +354,8 @@ impl Model {
                 Err(unavailable("model_unavailable", "the model is unavailable").detail(reason))
             }
             Some(State::Loading | State::OnDemand) | None => {
-                let mut error = unavailable("model_loading", "the model is still loading");
-                error.retry_after_ms = Some(5_000);
-                Err(error)
+                let loading = unavailable("model_loading", "the model is still loading");
+                Err(loading.retry_after_ms(5_000))
             }
         }
     }

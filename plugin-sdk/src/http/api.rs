@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::sse::{Events, Record};
-use super::{Failure, Post, Retry, upstream};
+use super::{Post, Retry, unusable, upstream};
 use crate::{Completion, Error, ErrorKind, Event, Request, Settings};
 
 /// The most tries after the first one: the host allows eight requests by default.
@@ -51,7 +51,7 @@ pub trait Decode {
     /// # Errors
     /// Unless the end of the answer can be told from what came.
     fn end(&mut self) -> Result<Vec<Event>, Error> {
-        Err(Failure::Broken("it ended before the end of the answer".to_owned()).into())
+        Err(unusable("it ended before the end of the answer"))
     }
 }
 

@@ -1,5 +1,7 @@
 //! Why there is no answer.
 
+use std::fmt::Display;
+
 use crate::{Error, ErrorKind};
 
 /// Why there is no answer.
@@ -50,4 +52,9 @@ impl From<Failure> for Error {
                 .detail(detail),
         }
     }
+}
+
+/// The error of an answer that makes no sense: [`Failure::Broken`].
+pub fn unusable(why: impl Display) -> Error {
+    Failure::Broken(why.to_string()).into()
 }

@@ -48,7 +48,7 @@ use std::time::Duration;
 use serde_json::value::RawValue;
 
 pub use self::api::{Answer, Api, Decode};
-pub use self::failure::Failure;
+pub use self::failure::{Failure, unusable};
 pub use self::retry::Retry;
 
 #[cfg(all(target_family = "wasm", feature = "upstream"))]

@@ -3,7 +3,7 @@
 //! it, `{"type":"error","error":{"type","message"}}` of Anthropic. Gemini puts the
 //! first into a list, alone.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::Response;
 use crate::{Error, ErrorKind};
@@ -19,15 +19,18 @@ pub fn refused(response: &Response) -> Error {
     };
     let mut error = meaning(response.status, &json);
     error.upstream_status = Some(response.status);
-    if matches!(error.kind, ErrorKind::RateLimited | ErrorKind::Overloaded) {
-        error.retry_after_ms = retry_after_ms(|name| response.header(name));
+    match error.kind {
+        ErrorKind::RateLimited | ErrorKind::Overloaded => {
+            error.retry_after_ms(retry_after_ms(|name| response.header(name)))
+        }
+        _ => error,
     }
-    error
 }
 
 /// The error that came in place of an answer, or in the midst of it, under a
-/// status of 200. `json` is the object that holds `error`.
-pub fn reported(json: &Value) -> Error {
+/// status of 200: what an answer has as its `error`.
+pub fn reported(error: Value) -> Error {
+    let json = &json!({ "error": error });
     let names = ["/error/type", "/error/code"].map(|path| json.pointer(path));
     let status = names.into_iter().flatten().find_map(|name| match name {
         Value::Number(code) => u16::try_from(code.as_u64()?).ok(),
@@ -263,22 +266,19 @@ mod tests {
     #[test]
     fn an_error_within_an_answer_has_the_kind_of_its_name() {
         let kinds: &[(&str, ErrorKind)] = &[
-            (r#"{"error":{"type":"overloaded_error"}}"#, Overloaded),
-            (r#"{"error":{"type":"api_error","message":"x"}}"#, Upstream),
-            (r#"{"error":{"type":"rate_limit_error"}}"#, RateLimited),
+            (r#"{"type":"overloaded_error"}"#, Overloaded),
+            (r#"{"type":"api_error","message":"x"}"#, Upstream),
+            (r#"{"type":"rate_limit_error"}"#, RateLimited),
+            (r#"{"code":429,"message":"slow down"}"#, RateLimited),
             (
-                r#"{"error":{"code":429,"message":"slow down"}}"#,
+                r#"{"type":"requests","code":"rate_limit_exceeded"}"#,
                 RateLimited,
             ),
-            (
-                r#"{"error":{"type":"requests","code":"rate_limit_exceeded"}}"#,
-                RateLimited,
-            ),
-            (r#"{"error":{"type":"authentication_error"}}"#, UpstreamAuth),
-            (r#"{"error":"it broke"}"#, Upstream),
+            (r#"{"type":"authentication_error"}"#, UpstreamAuth),
+            (r#""it broke""#, Upstream),
         ];
         for (json, kind) in kinds {
-            let error = reported(&serde_json::from_str(json).unwrap());
+            let error = reported(serde_json::from_str(json).unwrap());
             assert_eq!((error.kind, error.upstream_status), (*kind, None), "{json}");
         }
     }

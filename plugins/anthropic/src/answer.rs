@@ -1,16 +1,15 @@
 //! What comes back, whole or as the events of a stream.
 
 use std::collections::BTreeMap;
-use std::fmt::Display;
 
 use plugin_sdk::http::sse::Record;
-use plugin_sdk::http::{Decode, Failure, upstream};
+use plugin_sdk::http::{Decode, unusable, upstream};
 use plugin_sdk::{
     CountSource, Error, Event, Finish, FinishReason, Request, ToolCall, Usage, guess_tokens,
 };
 use serde::Deserialize;
+use serde_json::Value;
 use serde_json::value::RawValue;
-use serde_json::{Value, json};
 
 /// A message as a whole, or an event of a stream: by its type it has some of
 /// these.
@@ -196,7 +195,7 @@ impl Decode for Decoder {
     fn whole(&mut self, body: &[u8]) -> Result<Vec<Event>, Error> {
         let wire: Wire = serde_json::from_slice(body).map_err(unusable)?;
         if let Some(error) = wire.error {
-            return Err(upstream::reported(&json!({ "error": error })));
+            return Err(upstream::reported(error));
         }
         let message: Message = serde_json::from_slice(body).map_err(unusable)?;
         let blocks = message.content.ok_or_else(|| unusable("no content"))?;
@@ -235,16 +234,12 @@ impl Decode for Decoder {
                 None
             }
             "message_stop" => Some(self.finish()),
-            "error" => return Err(upstream::reported(&json!({ "error": wire.error }))),
+            "error" => return Err(upstream::reported(wire.error.unwrap_or_default())),
             // `ping`, and what a later version adds
             _ => None,
         };
         Ok(event.into_iter().collect())
     }
-}
-
-fn unusable(why: impl Display) -> Error {
-    Failure::Broken(why.to_string()).into()
 }
 
 #[cfg(test)]

@@ -176,10 +176,7 @@ mod tests {
     }
 
     fn extension(name: &str, value: &Value) -> Extension {
-        Extension {
-            name: name.to_owned(),
-            value: value.to_string(),
-        }
+        Extension::new(name, value.to_string())
     }
 
     fn with_tool() -> Request {

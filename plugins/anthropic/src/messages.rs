@@ -143,11 +143,8 @@ mod tests {
 
     fn message(role: Role, content: Vec<Part>) -> Message {
         Message {
-            role,
             content,
-            tool_calls: vec![],
-            tool_call_id: None,
-            ext: vec![],
+            ..Message::text(role, "")
         }
     }
 
@@ -156,10 +153,7 @@ mod tests {
     }
 
     fn image_url(value: &str) -> Part {
-        Part::Other(Extension {
-            name: "image_url".to_owned(),
-            value: value.to_owned(),
-        })
+        Part::Other(Extension::new("image_url", value))
     }
 
     fn json_of(messages: &[Message]) -> Value {

@@ -1,12 +1,9 @@
 //! What comes back, whole or in chunks. Texts and chats differ only in where the
 //! text lies, so one decoder reads both.
 
-use std::fmt::Display;
-
 use plugin_sdk::http::sse::Record;
-use plugin_sdk::http::{Decode, Failure, upstream};
+use plugin_sdk::http::{Decode, unusable, upstream};
 use plugin_sdk::{CountSource, Error, Event, Finish, FinishReason, Request, Usage, guess_tokens};
-use serde_json::json;
 
 use crate::calls::Calls;
 use crate::wire::{Choice, Content, Message, Part, Wire, counted};
@@ -70,7 +67,7 @@ impl Decoder {
                 // of Mistral and OpenRouter, Z.ai, DeepSeek: the answer is not whole
                 "error" | "network_error" | "insufficient_system_resource" => {
                     let said = format!("it ended by {reason}");
-                    return Err(upstream::reported(&json!({ "error": said })));
+                    return Err(upstream::reported(said.into()));
                 }
                 _ => FinishReason::Other,
             });
@@ -184,21 +181,17 @@ impl Decode for Decoder {
 fn parsed(json: &[u8]) -> Result<Wire, Error> {
     let wire: Wire = serde_json::from_slice(json).map_err(unusable)?;
     match wire.error {
-        Some(error) => Err(upstream::reported(&json!({ "error": error }))),
+        Some(error) => Err(upstream::reported(error)),
         None => Ok(wire),
     }
 }
 
 /// OpenRouter reports here what befell one of its providers.
 fn good(choice: Choice) -> Result<Choice, Error> {
-    match &choice.error {
-        Some(error) => Err(upstream::reported(&json!({ "error": error }))),
+    match choice.error {
+        Some(error) => Err(upstream::reported(error)),
         None => Ok(choice),
     }
-}
-
-fn unusable(why: impl Display) -> Error {
-    Failure::Broken(why.to_string()).into()
 }
 
 #[cfg(test)]

@@ -138,10 +138,7 @@ mod tests {
     }
 
     fn extension(name: &str) -> Vec<Extension> {
-        vec![Extension {
-            name: name.to_owned(),
-            value: "true".to_owned(),
-        }]
+        vec![Extension::new(name, "true")]
     }
 
     #[test]

@@ -246,11 +246,8 @@ mod tests {
 
     fn message(role: Role, content: Vec<Part>) -> Message {
         Message {
-            role,
             content,
-            tool_calls: vec![],
-            tool_call_id: None,
-            ext: vec![],
+            ..Message::text(role, "")
         }
     }
 
@@ -259,10 +256,7 @@ mod tests {
     }
 
     fn extension(name: &str, value: &str) -> Extension {
-        Extension {
-            name: name.to_owned(),
-            value: value.to_owned(),
-        }
+        Extension::new(name, value)
     }
 
     fn request(messages: Vec<Message>) -> Request {

@@ -7,8 +7,7 @@ mod chat;
 use openai_format::{Completion, Decoder, Options};
 use plugin_sdk::http::{Answer, Api};
 use plugin_sdk::{
-    Backend, Error, ErrorKind, Message, ModelInfo, Part, PluginInfo, Prompt, Request, Role,
-    Settings,
+    Backend, Error, ErrorKind, Message, ModelInfo, PluginInfo, Prompt, Request, Role, Settings,
 };
 
 use self::chat::Chat;
@@ -94,7 +93,7 @@ impl Backend for OpenAi {
         if let Prompt::Text(text) = &mut request.prompt
             && self.is_text_a_chat
         {
-            request.prompt = Prompt::Chat(vec![said(std::mem::take(text))]);
+            request.prompt = Prompt::Chat(vec![Message::text(Role::User, std::mem::take(text))]);
         }
         let decoder = Decoder::new(&request);
         let mut options = Options::new(&request);
@@ -115,17 +114,6 @@ impl Backend for OpenAi {
                 self.api.ask(&request, "/chat/completions", &body, decoder)
             }
         }
-    }
-}
-
-/// A user's message.
-fn said(text: String) -> Message {
-    Message {
-        role: Role::User,
-        content: vec![Part::Text(text)],
-        tool_calls: Vec::new(),
-        tool_call_id: None,
-        ext: Vec::new(),
     }
 }
 

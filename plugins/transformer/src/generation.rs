@@ -13,7 +13,7 @@ use crate::stop::{Passed, StopFinder};
 /// New tokens where the request does not say.
 const DEFAULT_MAX_TOKENS: u32 = 100;
 
-/// One answer of GPT-2: the engine's tokens made into text.
+/// One answer: the engine's tokens made into text.
 pub struct Generation {
     loaded: Arc<Loaded>,
     tokens: Tokens,

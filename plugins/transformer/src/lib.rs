@@ -141,10 +141,10 @@ impl Backend for Transformer {
                 context_window: Some(self.context_window()),
                 max_output_tokens: None,
                 features: features.map(str::to_owned).collect(),
-                ext: vec![Extension {
-                    name: "source".to_owned(),
-                    value: Value::from(self.source.as_str()).to_string(),
-                }],
+                ext: vec![Extension::new(
+                    "source",
+                    Value::from(self.source.as_str()).to_string(),
+                )],
             }],
             ext: Vec::new(),
         })
@@ -188,14 +188,10 @@ impl Transformer {
     }
 
     fn encode(&self, request: &Request) -> Result<Vec<u32>, Error> {
-        refuse_unsupported(request)?;
+        request.refuse_all_but(&["stop", "temperature", "top_p", "top_k", "seed"])?;
         let tokenizer = &self.loaded.tokenizer;
         let tokens = match (&request.prompt, &self.loaded.chat) {
             (Prompt::Text(text), _) => tokenizer.encode(text),
-            (Prompt::Chat(_), Some(_)) if !request.tools.is_empty() => {
-                let message = "this model calls no tools";
-                return Err(Error::new(ErrorKind::Unsupported, message).param("tools"));
-            }
             (Prompt::Chat(messages), Some(template)) => {
                 tokenizer.encode_whole(&template.render(messages)?)
             }
@@ -211,43 +207,6 @@ impl Transformer {
             Error::new(ErrorKind::Internal, "the prompt cannot be tokenized").detail(error)
         })
     }
-}
-
-/// Refuses what would change an answer and no model here can do.
-fn refuse_unsupported(request: &Request) -> Result<(), Error> {
-    let asked = |name: &str| {
-        let json = request.extension(name)?;
-        Some(serde_json::from_str(json).unwrap_or(Value::Null))
-    };
-    let is_other = |format: Value| format["type"] != "text";
-    let is_call = |choice: Value| choice != "none" && choice != "auto";
-    for (param, is_asked, message) in [
-        (
-            "response_format",
-            asked("response_format").is_some_and(is_other),
-            "this model answers in text only",
-        ),
-        (
-            "tool_choice",
-            asked("tool_choice").is_some_and(is_call),
-            "this model calls no tools",
-        ),
-        (
-            "reasoning_effort",
-            asked("reasoning_effort").is_some(),
-            "this model has no reasoning_effort",
-        ),
-        (
-            "verbosity",
-            asked("verbosity").is_some(),
-            "this model has no verbosity",
-        ),
-    ] {
-        if is_asked {
-            return Err(Error::new(ErrorKind::Unsupported, message).param(param));
-        }
-    }
-    Ok(())
 }
 
 /// The dtype of this name.

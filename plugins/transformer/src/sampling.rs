@@ -59,13 +59,9 @@ pub(crate) fn likeliest(logits: &[f32]) -> u32 {
 /// `top_p` counts probability before `top_k` took its part, which is candle's way.
 ///
 /// # Errors
-/// [`ErrorKind::InvalidRequest`] for a value that makes no sense,
-/// [`ErrorKind::Unsupported`] for a penalty; both name the parameter.
+/// [`ErrorKind::InvalidRequest`] for a value that makes no sense, with the parameter's name.
 /// [`ErrorKind::Internal`] when the system gives no random seed.
 pub(crate) fn sampler(params: &Params, vocab: usize) -> Result<Sampler, Error> {
-    refuse_penalty(params.frequency_penalty, "frequency_penalty")?;
-    refuse_penalty(params.presence_penalty, "presence_penalty")?;
-
     let sampling = sampling(params, vocab)?;
     if sampling == Sampling::ArgMax {
         return Ok(Sampler::Greedy);
@@ -105,17 +101,6 @@ fn sampling(params: &Params, vocab: usize) -> Result<Sampling, Error> {
         (None, Some(p)) => Sampling::TopP { p, temperature },
         (Some(k), Some(p)) => Sampling::TopKThenTopP { k, p, temperature },
     })
-}
-
-fn refuse_penalty(penalty: Option<f32>, param: &str) -> Result<(), Error> {
-    match penalty {
-        None | Some(0.0) => Ok(()),
-        Some(_) => Err(Error::new(
-            ErrorKind::Unsupported,
-            format!("{param} is not supported by this model"),
-        )
-        .param(param)),
-    }
 }
 
 fn invalid(param: &str, message: &str) -> Error {
@@ -176,19 +161,5 @@ mod tests {
             let error = of(|p| p.top_p = Some(bad)).unwrap_err();
             assert_eq!(error.param.as_deref(), Some("top_p"));
         }
-    }
-
-    #[test]
-    fn penalties_are_refused_unless_they_do_nothing() {
-        let mut params = Params {
-            frequency_penalty: Some(0.0),
-            presence_penalty: Some(-0.0),
-            ..Params::default()
-        };
-        assert!(sampler(&params, VOCAB).is_ok());
-        params.presence_penalty = Some(0.5);
-        let error = sampler(&params, VOCAB).err().unwrap();
-        assert_eq!(error.kind, ErrorKind::Unsupported);
-        assert_eq!(error.param.as_deref(), Some("presence_penalty"));
     }
 }

@@ -10,7 +10,8 @@ use serde_json::Value;
 
 /// The target of components.
 const TARGET: &str = "wasm32-wasip2";
-/// The world that a Python project is built for.
+/// The world that a Python project is built for, unless its pyproject.toml says
+/// `tool.model-host.world`.
 const WORLD: &str = "local-backend";
 
 #[derive(Debug, Args)]
@@ -107,6 +108,15 @@ fn python(folder: &Path) -> anyhow::Result<PathBuf> {
         .get("project")
         .and_then(|project| project.get("name")?.as_str());
     let name = name.context("pyproject.toml says no project.name")?;
+    let world = project
+        .get("tool")
+        .and_then(|tool| tool.get("model-host")?.get("world"));
+    let world = match world {
+        Some(world) => world
+            .as_str()
+            .context("pyproject.toml: tool.model-host.world is a world's name")?,
+        None => WORLD,
+    };
     let bin = folder.join(".venv/bin");
     if !bin.join("pip").is_file() {
         run_tool(folder, "python3", ["-m", "venv", ".venv"])
@@ -126,7 +136,7 @@ fn python(folder: &Path) -> anyhow::Result<PathBuf> {
         "--wit-path",
         "wit",
         "--world",
-        WORLD,
+        world,
         "componentize",
         "--stub-wasi",
         "app",

@@ -41,7 +41,7 @@ enum Language {
 /// Makes a project in a new folder.
 ///
 /// # Errors
-/// When the name cannot be one, the folder exists, or the language cannot do it.
+/// When the name cannot be one, or the folder exists.
 pub fn run(options: &Options) -> anyhow::Result<()> {
     let name = &options.name;
     check_name(name)?;
@@ -49,15 +49,9 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         (Language::Rust, false) => "rust",
         (Language::Rust, true) => "rust-http",
         (Language::Python, false) => "python",
-        (Language::Python, true) => bail!(
-            "--http has no template in python yet: begin without it and import wasi:http/outgoing-handler \
-             from the world http-backend, or take --lang rust"
-        ),
+        (Language::Python, true) => "python-http",
         (Language::Javascript, false) => "javascript",
-        (Language::Javascript, true) => bail!(
-            "--http does not work in javascript: QuickJS's component builder cannot link wasi:http \
-             (\"mismatched resource types\"); take --lang rust"
-        ),
+        (Language::Javascript, true) => "javascript-http",
     };
     let template = TEMPLATES.get_dir(template).context("no template")?;
     let folder = PathBuf::from(name);

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use clap::Args;
-use plugin_sdk::{Event, Extension, Message, Params, Part, Prompt, Request, Role, Usage};
+use plugin_sdk::{Event, Extension, Message, Params, Prompt, Request, Role, Usage};
 use tokio::runtime::Builder;
 
 use super::model;
@@ -95,13 +95,7 @@ impl Options {
 
     fn request(&self, spec: &config::Model) -> Request {
         let prompt = if self.chat {
-            Prompt::Chat(vec![Message {
-                role: Role::User,
-                content: vec![Part::Text(self.prompt.clone())],
-                tool_calls: Vec::new(),
-                tool_call_id: None,
-                ext: Vec::new(),
-            }])
+            Prompt::Chat(vec![Message::text(Role::User, &*self.prompt)])
         } else {
             Prompt::Text(self.prompt.clone())
         };
@@ -115,10 +109,7 @@ impl Options {
             },
             tools: Vec::new(),
             deadline_ms: spec.limits.timeout_ms,
-            ext: vec![Extension {
-                name: "stream".to_owned(),
-                value: "true".to_owned(),
-            }],
+            ext: vec![Extension::new("stream", "true")],
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use plugin_sdk::FinishReason;
+use plugin_sdk::{ErrorKind, FinishReason};
 
 use super::{Unmet, Verdict, unmet};
 use crate::conformance::subject::{Answer, Subject, shortened};
@@ -74,6 +74,9 @@ pub(super) async fn stop_strings(subject: &Subject) -> Verdict {
         let mut request = manner.request(PROMPT);
         request.params.stop = vec![stop.to_owned()];
         let answer = subject.ask(request).await;
+        if matches!(&answer.end, Err(error) if error.kind == ErrorKind::Unsupported) {
+            return Err(Unmet::Skipped("refuses stop strings"));
+        }
         if answer.end.is_err() || answer.text().contains(stop) {
             let expected = format!("a text without {}", shortened(stop));
             return Err(unmet(manner, &expected, &answer));

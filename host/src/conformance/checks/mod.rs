@@ -7,6 +7,7 @@ mod failures;
 mod local;
 mod streams;
 mod tools;
+mod unpromised;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -67,6 +68,7 @@ pub const CHECKS: &[Check] = checks! {
     "estimate" All answers::estimate: "estimates prompts, or says that it doesn't";
     "empty-prompt" All answers::empty_prompt: "answers an empty prompt or refuses it";
     "other-prompts" All answers::other_prompts: "refuses prompts that it doesn't promise to take";
+    "unpromised" All unpromised::refused: "refuses what it doesn't promise and can't follow, and drops nothing";
     "answer" Adapters answers::answer: "passes on the upstream's text and ends once";
     "usage" Adapters answers::usage: "passes on the upstream's counts";
     "missing-usage" Adapters answers::missing_usage: "estimates what the upstream doesn't count, and says so";

@@ -1,6 +1,6 @@
 //! Calls of tools, for plugins that promise them.
 
-use plugin_sdk::{Event, FinishReason, Message, Part, Prompt, Role, Tool, ToolCall};
+use plugin_sdk::{Event, FinishReason, Message, Prompt, Role, Tool, ToolCall};
 use serde_json::Value;
 
 use super::answers::{TEXT, say};
@@ -11,16 +11,6 @@ use crate::conformance::upstream::{Pieces, Reply};
 const NAME: &str = "weather_report";
 const ARGUMENTS: &str = r#"{"city":"Zürich","days":[1,2]}"#;
 const REPORT: &str = "sunny, 21 °C";
-
-fn message(role: Role, content: &str) -> Message {
-    Message {
-        role,
-        content: vec![Part::Text(content.to_owned())],
-        tool_calls: Vec::new(),
-        tool_call_id: None,
-        ext: Vec::new(),
-    }
-}
 
 /// Whether the upstream's last request says this somewhere.
 fn is_passed_on(subject: &Subject, text: &str) -> bool {
@@ -67,15 +57,15 @@ pub(super) async fn calls(subject: &Subject) -> Verdict {
         };
 
         // and once the tool has answered
-        let user = message(Role::User, "How is the weather?");
+        let user = Message::text(Role::User, "How is the weather?");
         let asked = Message {
             content: Vec::new(),
             tool_calls: vec![call.clone()],
-            ..message(Role::Assistant, "")
+            ..Message::text(Role::Assistant, "")
         };
         let told = Message {
             tool_call_id: Some(call.id),
-            ..message(Role::Tool, REPORT)
+            ..Message::text(Role::Tool, REPORT)
         };
         request.prompt = Prompt::Chat(vec![user, asked, told]);
         let said = say(TEXT, None);

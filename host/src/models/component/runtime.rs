@@ -159,9 +159,7 @@ impl fmt::Debug for Runtime {
 
 /// There is no place for another instance.
 pub(super) fn overloaded() -> Error {
-    let mut error = Error::new(ErrorKind::Overloaded, "too many requests at once");
-    error.retry_after_ms = Some(RETRY_AFTER_MS);
-    error
+    Error::new(ErrorKind::Overloaded, "too many requests at once").retry_after_ms(RETRY_AFTER_MS)
 }
 
 /// Makes the folder, if need be, for this user alone, and makes sure that it is:

@@ -264,13 +264,12 @@ impl fmt::Debug for Cancel {
 
 /// There is no place to wait; one is likely to be free after this time.
 fn full(wait: Duration) -> Error {
-    let mut error = Error::new(
+    Error::new(
         ErrorKind::Overloaded,
         "the model is busy and its queue is full",
     )
-    .code("queue_full");
-    error.retry_after_ms = Some(u32::try_from(wait.as_millis()).unwrap_or(u32::MAX));
-    error
+    .code("queue_full")
+    .retry_after_ms(u32::try_from(wait.as_millis()).unwrap_or(u32::MAX))
 }
 
 /// Runs one request to its end, the plugin's panics included.

@@ -1,7 +1,7 @@
 //! Checkpoints in one file: those of `tests/fixtures/{llama,plain,gemma3}` are the folders'
 //! models as llama.cpp's converter lays them out.
 
-use plugin_sdk::{Backend, Params, Prompt};
+use plugin_sdk::{Backend, Message, Params, Prompt, Role};
 
 use super::parity::{Expected, difference};
 use super::{Runner, answer, fixture, open, request};
@@ -70,13 +70,7 @@ fn messages_go_through_its_chat_template() {
     let text = "user: Hi\n";
     let continued = answer(&model, text, params.clone());
     let mut chat = request("", params);
-    chat.prompt = Prompt::Chat(vec![plugin_sdk::Message {
-        role: plugin_sdk::Role::User,
-        content: vec![plugin_sdk::Part::Text("Hi".to_owned())],
-        tool_calls: Vec::new(),
-        tool_call_id: None,
-        ext: Vec::new(),
-    }]);
+    chat.prompt = Prompt::Chat(vec![Message::text(Role::User, "Hi")]);
     let answered = super::answer_to(&model, chat);
     assert_eq!(continued, answered);
 }

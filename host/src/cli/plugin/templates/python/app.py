@@ -1,8 +1,10 @@
 """{{name}}: echoes the prompt, a word at a time. A token is a word here.
 
 `max_tokens` and `stop` are honoured. There is nothing random in an echo, so
-`temperature` and its like change nothing.
+`temperature` and its like change nothing. What it cannot do is refused.
 """
+
+import json
 
 from componentize_py_types import Err
 from wit_world import exports
@@ -16,11 +18,14 @@ from wit_world.imports.schema import (
     Event_Text,
     Finish,
     FinishReason,
+    Message,
     ModelInfo,
     Part_Text,
     PluginInfo,
+    Prompt_Chat,
     Prompt_Text,
     Request,
+    Role,
     TokenEstimate,
     Usage,
 )
@@ -58,17 +63,49 @@ class Backend(exports.Backend):
         return Completion(answer, Finish(reason, usage, []))
 
 
+def refuse(request: Request) -> None:
+    """Refuses what an echo cannot do: nothing that a caller asks for is dropped in silence.
+    Take out what your model does."""
+    params, prompt = request.params, request.prompt
+    asked = {one.name: json.loads(one.value) for one in request.ext}
+    messages = prompt.value if isinstance(prompt, Prompt_Chat) else []
+    format = asked.get("response_format", {"type": "text"})
+    refused = {
+        # a penalty of 0 is none
+        "frequency_penalty": bool(params.frequency_penalty),
+        "presence_penalty": bool(params.presence_penalty),
+        "tools": bool(request.tools),
+        "tool_choice": asked.get("tool_choice", "auto") not in ("auto", "none"),
+        "response_format": format != {"type": "text"},
+        "reasoning_effort": "reasoning_effort" in asked,
+        "verbosity": "verbosity" in asked,
+        "messages": not all(map(is_text, messages)),
+    }
+    for param, is_refused in refused.items():
+        if is_refused:
+            raise error(ErrorKind.UNSUPPORTED, f"this model cannot do what {param} asks for", param)
+
+
+def is_text(message: Message) -> bool:
+    parts = all(isinstance(part, Part_Text) for part in message.content)
+    return parts and message.role != Role.TOOL and not message.tool_calls
+
+
 def text(request: Request) -> str:
     """The text to echo: the prompt, or the last message of a chat."""
+    refuse(request)
     if isinstance(request.prompt, Prompt_Text):
         found = request.prompt.value
     else:
         parts = request.prompt.value[-1].content if request.prompt.value else []
         found = "".join(part.value for part in parts if isinstance(part, Part_Text))
     if not found:
-        message = "there is nothing to echo"
-        raise Err(Error(ErrorKind.INVALID_REQUEST, message, None, "prompt", None, None, None))
+        raise error(ErrorKind.INVALID_REQUEST, "there is nothing to echo", "prompt")
     return found
+
+
+def error(kind: ErrorKind, message: str, param: str) -> Err:
+    return Err(Error(kind, message, None, param, None, None, None))
 
 
 def split(text: str) -> list[str]:

@@ -1,8 +1,8 @@
 //! The formats: what is asked, and an answer in each way in which it may come.
 
 use plugin_sdk::{
-    CountSource, Event, Extension, Finish, FinishReason, Message, Params, Part, Prompt, Request,
-    Role, ToolCall, Usage,
+    CountSource, Event, Extension, Finish, FinishReason, Message, Params, Prompt, Request, Role,
+    ToolCall, Usage,
 };
 
 use super::super::{runtime, spec};
@@ -181,15 +181,7 @@ impl Format {
     }
 
     pub(super) fn request(&self, is_streamed: bool) -> Request {
-        let chat = || {
-            vec![Message {
-                role: Role::User,
-                content: vec![Part::Text("Say crabs".to_owned())],
-                tool_calls: vec![],
-                tool_call_id: None,
-                ext: vec![],
-            }]
-        };
+        let chat = || vec![Message::text(Role::User, "Say crabs")];
         Request {
             request_id: "r-1".to_owned(),
             model: "thinker".to_owned(),
@@ -204,10 +196,7 @@ impl Format {
             },
             tools: vec![],
             deadline_ms: 20_000,
-            ext: vec![Extension {
-                name: "stream".to_owned(),
-                value: is_streamed.to_string(),
-            }],
+            ext: vec![Extension::new("stream", is_streamed.to_string())],
         }
     }
 

@@ -5,12 +5,27 @@
 
 use std::time::Duration;
 
-use plugin_sdk::http::{Post, Response};
+use plugin_sdk::http::{Post, Response, unusable};
 use plugin_sdk::{
     Backend, Completion, CountSource, Error, ErrorKind, Event, Finish, FinishReason, Message,
     ModelInfo, Part, PluginInfo, Prompt, Request, Role, Settings, Usage,
 };
 use serde_json::{Value, json};
+
+/// What [`body`] passes on besides `max_tokens`. All else is refused: nothing that a caller
+/// asks for is dropped in silence.
+const PASSED_ON: [&str; 10] = [
+    "temperature",
+    "top_p",
+    "top_k",
+    "seed",
+    "frequency_penalty",
+    "presence_penalty",
+    "stop",
+    "response_format",
+    "reasoning_effort",
+    "verbosity",
+];
 
 struct Adapter {
     url: String,
@@ -59,18 +74,11 @@ impl Backend for Adapter {
 
     fn generate(&self, request: Request) -> Result<Answer, Error> {
         let Prompt::Chat(messages) = &request.prompt else {
-            return Err(unsupported(
-                "this model chats; it does not continue text",
-                "prompt",
-            ));
+            let message = "this model chats; it does not continue text";
+            return Err(Error::new(ErrorKind::Unsupported, message).param("prompt"));
         };
-        if !request.tools.is_empty() {
-            return Err(unsupported("this model cannot call tools", "tools"));
-        }
-        let messages = messages
-            .iter()
-            .map(message)
-            .collect::<Result<Vec<_>, _>>()?;
+        request.refuse_all_but(&PASSED_ON)?;
+        let messages: Vec<_> = messages.iter().map(message).collect();
         let response = Post {
             url: &self.url,
             headers: &[("x-request-id", &request.request_id)],
@@ -95,26 +103,19 @@ impl Completion for Answer {
 }
 
 /// A message as the API wants it.
-fn message(message: &Message) -> Result<Value, Error> {
-    if !message.tool_calls.is_empty() {
-        return Err(unsupported("this model cannot call tools", "messages"));
-    }
+fn message(message: &Message) -> Value {
     let role = match message.role {
         Role::System => "system",
         Role::User => "user",
         Role::Assistant => "assistant",
-        Role::Tool => return Err(unsupported("this model cannot call tools", "messages")),
+        Role::Tool => "tool",
     };
-    let mut text = String::new();
-    for part in &message.content {
-        match part {
-            Part::Text(piece) => text.push_str(piece),
-            Part::Blob(_) | Part::Other(_) => {
-                return Err(unsupported("this model reads text only", "messages"));
-            }
-        }
-    }
-    Ok(json!({ "role": role, "content": text }))
+    let texts = message.content.iter().filter_map(|part| match part {
+        Part::Text(text) => Some(text.as_str()),
+        // refused before
+        Part::Blob(_) | Part::Other(_) => None,
+    });
+    json!({ "role": role, "content": texts.collect::<String>() })
 }
 
 /// The request's body. What the caller left out is left out here, and what the API cannot
@@ -233,24 +234,12 @@ fn refusal(response: &Response) -> Error {
         .header("retry-after")
         .and_then(|value| value.parse::<u32>().ok());
     let waits = matches!(kind, ErrorKind::RateLimited | ErrorKind::Overloaded);
-    let mut error = Error::new(kind, message).detail(String::from_utf8_lossy(&response.body));
+    let wait = seconds.filter(|_| waits);
+    let mut error = Error::new(kind, message)
+        .retry_after_ms(wait.map(|seconds| seconds.saturating_mul(1000)))
+        .detail(String::from_utf8_lossy(&response.body));
     error.upstream_status = Some(response.status);
-    error.retry_after_ms = seconds
-        .filter(|_| waits)
-        .map(|seconds| seconds.saturating_mul(1000));
     error
-}
-
-fn unsupported(message: &str, param: &str) -> Error {
-    Error::new(ErrorKind::Unsupported, message).param(param)
-}
-
-fn unusable(why: impl std::fmt::Display) -> Error {
-    Error::new(
-        ErrorKind::Upstream,
-        "the model's upstream sent no usable answer",
-    )
-    .detail(why)
 }
 
 plugin_sdk::export!(Adapter);

@@ -1,7 +1,7 @@
 //! {{name}}: echoes the prompt, a word at a time. A token is a word here.
 //!
 //! `max-tokens` and `stop` are honoured. There is nothing random in an echo, so
-//! `temperature` and its like change nothing.
+//! `temperature` and its like change nothing. What it cannot do is refused.
 
 use plugin_sdk::{
     Backend, Completion, CountSource, Error, ErrorKind, Event, Finish, FinishReason, ModelInfo,
@@ -9,6 +9,10 @@ use plugin_sdk::{
 };
 
 struct Echo;
+
+/// What a request may ask for besides `max-tokens`. Of it, nothing is dropped in silence:
+/// name what your model does, and leave out what it does not.
+const ABLE: [&str; 5] = ["stop", "temperature", "top_p", "top_k", "seed"];
 
 /// The words that are still to come.
 struct Words {
@@ -92,6 +96,7 @@ impl Completion for Words {
 
 /// The text to echo: the prompt, or the last message of a chat.
 fn text(request: &Request) -> Result<String, Error> {
+    request.refuse_all_but(&ABLE)?;
     let text: String = match &request.prompt {
         Prompt::Text(text) => text.clone(),
         Prompt::Chat(messages) => {
