@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 
-use crate::harness::{Client, Host, Purse, nanos};
+use crate::harness::{Client, Host, Purse, before_the_hour, nanos};
 
 /// Nano-dollars of a token at the default price.
 const TOKEN: i64 = 10_000;
@@ -111,6 +111,7 @@ async fn a_deleted_customer_can_be_billed() {
 async fn usage_of_a_month_has_its_first_hour_and_not_the_next_months() {
     let host = Host::start().await.ready().await;
     let admin = host.admin();
+    before_the_hour().await;
     let (one, two) = (Purse::postpaid(&host).await, Purse::postpaid(&host).await);
     for purse in [&one, &one, &two] {
         ask(&purse.customer).await;

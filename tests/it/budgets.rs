@@ -2,13 +2,13 @@
 
 use serde_json::{Value, json};
 
-use crate::harness::{Host, Purse, before_midnight, eventually, nanos, text};
+use crate::harness::{Host, Purse, before_the_hour, eventually, nanos, text};
 
 const TOKEN: i64 = 10_000;
 
 /// A server on a day that is long enough for a test.
 async fn start() -> Host {
-    before_midnight().await;
+    before_the_hour().await;
     Host::start().await.ready().await
 }
 

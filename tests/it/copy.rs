@@ -9,7 +9,7 @@ use sqlx::postgres::PgConnection;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{Connection as _, Executor as _};
 
-use crate::harness::{Database, Host, Reply, Scratch, before_midnight, nanos, text};
+use crate::harness::{Database, Host, Reply, Scratch, before_the_hour, nanos, text};
 
 /// What the operator sees of everything.
 async fn everything(host: &Host) -> Vec<Value> {
@@ -34,7 +34,7 @@ async fn everything(host: &Host) -> Vec<Value> {
 
 #[tokio::test]
 async fn a_copy_is_the_same_and_goes_on_from_there() {
-    before_midnight().await;
+    before_the_hour().await;
     let file = Host::builder().env("DATABASE_URL", "sqlite:own.db");
     let mut file = file.start().await.ready().await;
     let customer = file.customer().await;

@@ -46,7 +46,7 @@ const LONGEST: usize = 500;
 const LONGEST_TEST: usize = 400;
 
 /// Merged migrations with their SHA-256: a database that ran one keeps its checksum.
-const MIGRATIONS: [(&str, &str); 12] = [
+const MIGRATIONS: [(&str, &str); 13] = [
     (
         "postgres/0001_start.sql",
         "8d3ed484e26fd3245cb6eaa641eb255350e3809c31f1fd62b4c74d39fc74fc96",
@@ -58,6 +58,10 @@ const MIGRATIONS: [(&str, &str); 12] = [
     (
         "postgres/0003_usage_sums.sql",
         "d76f92f5b6843458d03c81af20963b39eefcbc50e40888d34950feb048ef895e",
+    ),
+    (
+        "postgres/0004_usage_sums_hours.sql",
+        "78fe1d893eb14ce21664f39fe1816f89034ff1c66aebda1cca900362f490003a",
     ),
     (
         "sqlite/0001_start.sql",

@@ -10,7 +10,7 @@ use serde_json::json;
 use sha2::Sha256;
 
 use crate::harness::{
-    Act, Client, GPT2, Host, Purse, Upstream, before_midnight, eventually, nanos, text,
+    Act, Client, GPT2, Host, Purse, Upstream, before_the_hour, eventually, nanos, text,
 };
 
 const KEY: [u8; 32] = [7; 32];
@@ -45,7 +45,7 @@ fn signature(id: &str, timestamp: &str, body: &str) -> String {
 #[tokio::test]
 async fn a_budget_that_is_nearly_spent_is_told_once_and_until_it_is_taken() {
     let webhook = Upstream::start(Act::Say(500, vec![], "not now")).await;
-    before_midnight().await;
+    before_the_hour().await;
     let host = start(&webhook).await;
     let customer = host.customer().await;
     let budgets = json!({ "budgets": [

@@ -254,18 +254,19 @@ impl Reloader {
 }
 
 fn needs_restart(running: &Config, config: &Config) -> Vec<String> {
-    let is_url_same = same_secret(&running.database.url, &config.database.url);
-    let is_redis_same = same_secret(&running.redis_url, &config.redis_url);
-    let is_usage_kept = running.database.keep_usage_days == config.database.keep_usage_days;
+    let (database, now) = (&running.database, &config.database);
     let sections = [
         ("server", running.server == config.server),
         ("requests", running.requests == config.requests),
         ("components", running.components == config.components),
         ("stripe", running.stripe == config.stripe),
         ("webhook", running.webhook == config.webhook),
-        ("database", is_usage_kept),
-        ("DATABASE_URL", is_url_same),
-        ("REDIS_URL", is_redis_same),
+        ("database", database.keep_usage_days == now.keep_usage_days),
+        ("DATABASE_URL", same_secret(&database.url, &now.url)),
+        (
+            "REDIS_URL",
+            same_secret(&running.redis_url, &config.redis_url),
+        ),
     ];
     let sections = sections.iter().filter(|(_, is_same)| !is_same);
     let (before, now) = (&running.read_at_start, &config.read_at_start);

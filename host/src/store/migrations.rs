@@ -60,7 +60,7 @@ const SQLITE: [Script; 9] = [
     ),
 ];
 
-const POSTGRES: [Script; 3] = [
+const POSTGRES: [Script; 4] = [
     (
         1,
         "start",
@@ -75,6 +75,11 @@ const POSTGRES: [Script; 3] = [
         3,
         "usage sums",
         include_str!("../../../migrations/postgres/0003_usage_sums.sql"),
+    ),
+    (
+        4,
+        "usage sums' hours",
+        include_str!("../../../migrations/postgres/0004_usage_sums_hours.sql"),
     ),
 ];
 

@@ -36,6 +36,7 @@ const RETRY: Duration = Duration::from_millis(250);
 const BATCH: i64 = 256;
 /// What servers listen to.
 const CHANNEL: &str = "model_host";
+
 /// What has changed, for servers that keep it in memory.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Change {

@@ -7,6 +7,7 @@ use super::{Error, Store};
 /// a transaction may otherwise be idle, but not for ever, which is how long it would be
 /// where its machine lost the power and somebody between answers for it.
 const SOLE: &str = "SET LOCAL idle_in_transaction_session_timeout = '5min'";
+
 /// The right to do something that one server does at a time, until it is dropped, or
 /// nobody says for [`SOLE`] that it is needed.
 pub struct Sole(Option<Transaction<'static>>);

@@ -296,12 +296,12 @@ pub fn eventually(what: &str, condition: impl AsyncFn() -> bool) -> impl Future<
     }
 }
 
-/// Waits until the day, in UTC, does not end soon: for what is of a day or a month.
-pub async fn before_midnight() {
+/// Waits until the hour does not end soon: for what is of an hour, a day or a month.
+pub async fn before_the_hour() {
     #[expect(clippy::disallowed_methods, reason = "servers read this clock")]
-    let now = || time::OffsetDateTime::now_utc().time();
-    let is_late = |(hour, minute, second)| (hour, minute) == (23, 59) && second >= 15;
-    eventually("the next day begins", async || !is_late(now().as_hms())).await;
+    let now = || time::OffsetDateTime::now_utc();
+    let is_late = || now().minute() == 59 && now().second() >= 15;
+    eventually("the next hour begins", async || !is_late()).await;
 }
 
 /// Between two looks at something that is polled with a deadline.

@@ -53,17 +53,15 @@ impl View {
     }
 
     /// From the requests that are shown to others.
-    fn turn_requests(self, customer_id: i64, rows: &[WithKey]) -> Turning {
-        let places: Vec<_> = rows.iter().map(|request| request.row.id).collect();
-        turning(self.before, &places, |before| {
-            Self { before, ..self }.path(customer_id)
-        })
+    fn turn_requests(self, customer_id: i64, rows: &mut Vec<WithKey>) -> Turning {
+        let before = (self.before, last_shown(rows, |request| request.row.id));
+        turning(before, |before| Self { before, ..self }.path(customer_id))
     }
 
     /// The same of payments.
-    fn turn_payments(self, customer_id: i64, rows: &[Transfer]) -> Turning {
-        let places: Vec<_> = rows.iter().map(|payment| payment.id).collect();
-        turning(self.payments_before, &places, |payments_before| {
+    fn turn_payments(self, customer_id: i64, rows: &mut Vec<Transfer>) -> Turning {
+        let before = (self.payments_before, last_shown(rows, |payment| payment.id));
+        turning(before, |payments_before| {
             let view = Self {
                 payments_before,
                 ..self
@@ -73,11 +71,21 @@ impl View {
     }
 }
 
-/// From rows at these places, which are those before a place, to others.
-fn turning(before: Option<i64>, rows: &[i64], path: impl Fn(Option<i64>) -> String) -> Turning {
-    let last = rows.last().filter(|_| rows.len() >= LATEST as usize);
+/// Takes away the row that only tells that there are earlier ones: the place of the last that
+/// is shown then.
+fn last_shown<T>(rows: &mut Vec<T>, place: impl Fn(&T) -> i64) -> Option<i64> {
+    let are_more = rows.len() > LATEST as usize;
+    rows.truncate(LATEST as usize);
+    rows.last().filter(|_| are_more).map(place)
+}
+
+/// From the rows before the first of these places, if not the latest, to those before the second.
+fn turning(
+    (before, last): (Option<i64>, Option<i64>),
+    path: impl Fn(Option<i64>) -> String,
+) -> Turning {
     Turning {
-        earlier: last.map(|last| path(Some(*last))),
+        earlier: last.map(|last| path(Some(last))),
         latest: before.map(|_| path(None)),
     }
 }
@@ -100,9 +108,11 @@ pub async fn show(
         .usage_over_time(id, range.since(now), period_ms)
         .await?;
     let before = view.before.unwrap_or(i64::MAX);
-    let requests = store.latest_usage(id, before, LATEST).await?;
+    let mut requests = store.latest_usage(id, before, LATEST + 1).await?;
+    let of_requests = view.turn_requests(id, &mut requests);
     let before = view.payments_before.unwrap_or(i64::MAX);
-    let payments = store.latest_payments(id, before, LATEST).await?;
+    let mut payments = store.latest_payments(id, before, LATEST + 1).await?;
+    let of_payments = view.turn_payments(id, &mut payments);
     let budgets = store.all_budgets(id, now).await?;
     let keys = store.keys(Some(id), 0, keys::MOST).await?;
     let live = state.generator.live().load();
@@ -127,8 +137,8 @@ pub async fn show(
         (usage::by_model(&by_model))
         (requests_over_time(id, view, now, &over_time))
         (keys::table(&keys, &live, now, id, may_change))
-        (usage::requests(&requests, &view.turn_requests(id, &requests)))
-        (money::payments(&payments, &view.turn_payments(id, &payments)))
+        (usage::requests(&requests, &of_requests))
+        (money::payments(&payments, &of_payments))
     };
     Ok(layout::live(&customer.name, &caller, view.paused, content))
 }

@@ -64,15 +64,21 @@ pub async fn show(
     let is_last = rows.len() <= PAGE as usize;
     rows.truncate(PAGE as usize);
     let used = match (rows.first(), rows.last()) {
-        (Some(first), Some(last)) => store.usage_by_customer(first.id..=last.id, span).await?,
+        (Some(first), Some(last)) => {
+            let shown = first.id..=last.id;
+            store.usage_by_customer(shown, view.deleted, span).await?
+        }
         _ => HashMap::new(),
     };
     // below the last of the others, so that all of them are what is used
-    let deleted = match store.balance_of_deleted().await? {
-        Some(balance) if is_last && !view.deleted => {
-            Some((store.usage_of_deleted(span).await?, balance))
-        }
-        _ => None,
+    let deleted = if is_last && !view.deleted {
+        store.balance_of_deleted().await?
+    } else {
+        None
+    };
+    let deleted = match deleted {
+        Some(balance) => Some((store.usage_of_deleted(span).await?, balance)),
+        None => None,
     };
     let by_model = store.usage_by_model(None, span).await?;
     let content = html! {

@@ -204,7 +204,7 @@ impl Store {
         };
         let rows = match customer_id {
             Some(id) => sums("= $3").bind(id),
-            // one by one, for the sake of the index, in which they come before the hours
+            // one by one, for the sake of a file's index, in which they come before the hours
             None => sums("IN (SELECT id FROM customers)"),
         };
         let mut by_model: Vec<ModelTotals> = Vec::new();
@@ -226,25 +226,28 @@ impl Store {
         Ok(by_model)
     }
 
-    /// Sums of a time by customer, of those with these numbers; one that used nothing has
-    /// none.
+    /// Sums of a time by customer, of those with these numbers who were deleted or were not;
+    /// one that used nothing has none.
     ///
     /// # Errors
     /// When the database fails.
     pub async fn usage_by_customer(
         &self,
         customers: RangeInclusive<i64>,
+        are_deleted: bool,
         span: Span,
     ) -> Result<HashMap<i64, Totals>, Error> {
         let sql = format!(
             "SELECT customer_id, {TOTALS} FROM usage_sums WHERE {} AND customer_id IN \
-             (SELECT id FROM customers WHERE id BETWEEN $3 AND $4) GROUP BY customer_id",
+             (SELECT id FROM customers WHERE id BETWEEN $3 AND $4 \
+             AND (deleted_at IS NOT NULL) = $5) GROUP BY customer_id",
             span.rows()
         );
         let rows = span
             .query(sql)
             .bind(customers.start())
             .bind(customers.end())
+            .bind(are_deleted)
             .fetch_all(self.up_to_date().await?)
             .await?;
         rows.iter()
@@ -467,11 +470,12 @@ mod tests {
                 assert_eq!(by_model(Some(one.0)).await, sums_of(of_one));
                 assert_eq!(by_model(Some(two.0)).await, sums_of(of_two));
                 assert_eq!(by_model(None).await, sums_of(of_one + of_two));
-                let by_customer = store.usage_by_customer(one.0..=two.0, span).await;
-                let by_customer = by_customer.expect("sums");
-                assert_eq!(by_customer[&one.0], sums_of(of_one));
-                let found = by_customer.get(&two.0).cloned().unwrap_or_default();
-                assert_eq!(found, sums_of(of_two));
+                for (are_deleted, of, requests) in [(false, one, of_one), (true, two, of_two)] {
+                    let both = one.0..=two.0;
+                    let found = store.usage_by_customer(both, are_deleted, span).await;
+                    let expected = (requests > 0).then(|| (of.0, sums_of(requests)));
+                    assert_eq!(found.expect("sums"), expected.into_iter().collect());
+                }
                 let deleted = store.usage_of_deleted(span).await.expect("sums");
                 assert_eq!(deleted, sums_of(of_two));
             }

@@ -63,6 +63,7 @@ async fn what_could_not_be_settled_is_freed_though_nobody_asks() {
     reserve(&mut ledger).await;
     let fill = "ALTER TABLE usage ADD CONSTRAINT is_full CHECK (FALSE) NOT VALID";
     change(&ledger, fill).await;
+    assert_eq!(ledger.check().await, Some(40));
     let settled = ledger.settler.settle(settlement(&held("req_1", 60), 60));
     settled.await.expect_err("the disk is full");
     change(&ledger, "ALTER TABLE usage DROP CONSTRAINT is_full").await;
