@@ -92,13 +92,28 @@ async fn fields_at_their_defaults_and_fields_that_change_nothing_are_taken() {
     for modalities in [json!(["text"]), json!([])] {
         let body = with(json!({
             "messages": [{ "role": "user", "content": "Once" }], "logprobs": false,
-            "top_logprobs": 0, "modalities": modalities,
+            "top_logprobs": 0, "modalities": modalities, "extra_body": {},
         }));
         // what is refused is that it is a chat
         let reply = customer.post("/v1/chat/completions", body).await;
         assert_eq!(reply.body["error"]["param"], "messages", "{}", reply.body);
         reply.expect_error(501);
     }
+}
+
+#[tokio::test]
+async fn a_field_that_the_operator_names_is_ignored() {
+    let config = format!("[requests]\nignored_fields = [\"enable_thinking\"]\n{GPT2}");
+    let host = Host::builder().config(config).start().await.ready().await;
+    let customer = host.customer().await;
+    let ask = async |field: &str| {
+        let mut body = json!({ "model": "gpt2", "prompt": "Once", "max_tokens": 1 });
+        body[field] = json!(true);
+        customer.post("/v1/completions", body).await
+    };
+    ask("enable_thinking").await.expect(200);
+    let refused = ask("enable_thoughts").await;
+    assert_eq!(refused.expect_error(422), "unsupported");
 }
 
 #[tokio::test]
@@ -186,7 +201,7 @@ async fn what_would_change_the_answer_and_is_not_there_is_refused() {
         ("moderation", json!({ "model": "omni-moderation-latest" })),
         ("min_p", json!(0.1)),
         ("max_completions_tokens", json!(3)),
-        ("extra_body", json!({})),
+        ("extra_body", json!({ "top_k": 1 })),
     ] {
         let mut body =
             json!({ "model": "gpt2", "messages": [{ "role": "user", "content": "Once" }] });

@@ -108,6 +108,9 @@ pub struct Requests {
     pub header_timeout_ms: u64,
     /// Milliseconds in which the whole body must have come.
     pub body_timeout_ms: u64,
+    /// Fields that clients of OpenAI's endpoints send and that are ignored, instead of refused,
+    /// though nothing here reads them.
+    pub ignored_fields: Vec<String>,
 }
 
 impl Default for Requests {
@@ -121,6 +124,7 @@ impl Default for Requests {
             max_body_bytes: 1 << 20,
             header_timeout_ms: 30_000,
             body_timeout_ms: 10_000,
+            ignored_fields: Vec::new(),
         }
     }
 }

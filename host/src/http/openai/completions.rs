@@ -52,18 +52,25 @@ enum Prompt {
 pub async fn create(
     Customer(key): Customer,
     State(AppState {
-        generator, clock, ..
+        generator,
+        clock,
+        requests,
+        ..
     }): State<AppState>,
     Extension(RequestId(request_id)): Extension<RequestId>,
     RepeatableJson(body, repeatable): RepeatableJson<Create>,
 ) -> Result<Response, ApiError> {
-    body.unread.check(&[
-        ("n", json!(1)),
-        ("best_of", json!(1)),
-        ("echo", json!(false)),
-        ("logit_bias", json!({})),
-        ("suffix", json!("")),
-    ])?;
+    let ignored = &requests.ignored_fields;
+    body.unread.check(
+        ignored,
+        &[
+            ("n", json!(1)),
+            ("best_of", json!(1)),
+            ("echo", json!(false)),
+            ("logit_bias", json!({})),
+            ("suffix", json!("")),
+        ],
+    )?;
     let text = match body.prompt {
         Prompt::One(text) => text,
         Prompt::List(mut texts) => match (texts.pop(), texts.is_empty()) {

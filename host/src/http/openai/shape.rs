@@ -30,15 +30,17 @@ const HARMLESS: [&str; 9] = [
 pub struct Unread(Map<String, Value>);
 
 impl Unread {
-    /// Refuses all but those that change nothing, `null`, and these by their defaults.
+    /// Refuses all but those that change nothing, `null`, those that the operator has `ignored`,
+    /// and these by their defaults.
     ///
     /// # Errors
     /// 422 for the first that is none of them.
-    pub fn check(&self, defaults: &[(&str, Value)]) -> Result<(), ApiError> {
+    pub fn check(&self, ignored: &[String], defaults: &[(&str, Value)]) -> Result<(), ApiError> {
         let changes_nothing = |name: &str, value: &Value| {
             let mut defaults = defaults.iter();
             value.is_null()
                 || HARMLESS.contains(&name)
+                || ignored.iter().any(|ignored| ignored == name)
                 || defaults.any(|(of, default)| *of == name && default == value)
         };
         let mut fields = self.0.iter();

@@ -115,10 +115,7 @@ fn one(at: &str, message: Message) -> Result<plugin_sdk::Message, ApiError> {
         let message = "belongs to the messages of tools, and to all of them";
         return Err(ApiError::invalid(&format!("{at}.tool_call_id"), message));
     }
-    let extension = |name: &str, value: Value| Extension {
-        name: name.to_owned(),
-        value: value.to_string(),
-    };
+    let extension = |name, value: Value| Extension::new(name, value.to_string());
     let name = message.name.map(|name| extension("name", name.into()));
     let reasoning = [message.reasoning_content, message.reasoning].into_iter();
     let is_text = |value: &Value| value.as_str().is_some_and(|text| !text.is_empty());
@@ -163,10 +160,8 @@ fn image(at: &str, mut image_url: Value, details: &mut Vec<Value>) -> Result<Par
         if !url.starts_with("https://") && !url.starts_with("http://") {
             return Err(invalid("must be an http, https or data URL"));
         }
-        return Ok(Part::Other(Extension {
-            name: "image_url".to_owned(),
-            value: image_url.to_string(),
-        }));
+        let url = Extension::new("image_url", image_url.to_string());
+        return Ok(Part::Other(url));
     };
     let (media_type, data) = data
         .split_once(";base64,")

@@ -71,10 +71,7 @@ impl PassedOn {
             ("verbosity", self.verbosity),
         ];
         let extension = |(name, value): (&str, Option<Value>)| {
-            Some(plugin_sdk::Extension {
-                name: name.to_owned(),
-                value: value?.to_string(),
-            })
+            Some(plugin_sdk::Extension::new(name, value?.to_string()))
         };
         named.into_iter().filter_map(extension).collect()
     }
@@ -84,19 +81,28 @@ impl PassedOn {
 pub async fn create(
     Customer(key): Customer,
     State(AppState {
-        generator, clock, ..
+        generator,
+        clock,
+        requests,
+        ..
     }): State<AppState>,
     Extension(RequestId(request_id)): Extension<RequestId>,
     RepeatableJson(body, repeatable): RepeatableJson<Create>,
 ) -> Result<Response, ApiError> {
-    body.unread.check(&[
-        ("n", json!(1)),
-        ("logprobs", json!(false)),
-        ("top_logprobs", json!(0)),
-        ("logit_bias", json!({})),
-        ("modalities", json!(["text"])),
-        ("modalities", json!([])),
-    ])?;
+    let ignored = &requests.ignored_fields;
+    body.unread.check(
+        ignored,
+        &[
+            ("n", json!(1)),
+            ("logprobs", json!(false)),
+            ("top_logprobs", json!(0)),
+            ("logit_bias", json!({})),
+            ("modalities", json!(["text"])),
+            ("modalities", json!([])),
+            // Spring AI 1.1 sends it
+            ("extra_body", json!({})),
+        ],
+    )?;
     let (named, most_tokens) = match (body.max_completion_tokens, body.max_tokens) {
         (Some(most), _) => ("max_completion_tokens", Some(most)),
         (None, most) => ("max_tokens", most),

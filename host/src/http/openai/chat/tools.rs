@@ -58,10 +58,7 @@ pub(super) fn strict(tools: &[Tool]) -> Option<Extension> {
     let functions = tools.iter().filter_map(|tool| tool.function.as_ref());
     let strict = functions.filter(|function| function.strict == Some(true));
     let names: Vec<&str> = strict.map(|function| function.name.as_str()).collect();
-    (!names.is_empty()).then(|| Extension {
-        name: "strict_tools".to_owned(),
-        value: json!(names).to_string(),
-    })
+    (!names.is_empty()).then(|| Extension::new("strict_tools", json!(names).to_string()))
 }
 
 /// A call that a model asked for, as both requests and answers have it.
