@@ -135,4 +135,17 @@ fn each_flaw_of_an_adapter_is_found() {
         assert_eq!(failed(&said), [broken], "{flaw}: {said}");
         assert!(said.contains("expected"), "{said}");
     }
+    // these are other ways to be right
+    for (way, expected) in [
+        ("untempered", "ok      answer:"),
+        ("unstopped", "skipped stop-strings: refuses stop strings"),
+        (
+            "stamps",
+            "skipped unpromised: asks its upstream in another way",
+        ),
+    ] {
+        let only = ["unpromised", "answer", "stop-strings"];
+        let said = good(&check(way, &only));
+        assert!(said.contains(expected), "{way}: {said}");
+    }
 }

@@ -1,7 +1,7 @@
 //! What is asked for beyond what a plugin promises: refused or followed, but not dropped.
 
 use plugin_sdk::{
-    Blob, ErrorKind, Extension, FinishReason, Message, Part, Prompt, Request, Role, Tool, ToolCall,
+    Blob, Extension, FinishReason, Message, Part, Prompt, Request, Role, Tool, ToolCall,
 };
 use serde_json::Value;
 
@@ -137,7 +137,7 @@ pub(super) async fn refused(subject: &Subject) -> Verdict {
 
 async fn is_refused(subject: &Subject, manner: Manner, asked: &Asked) -> Result<(), Unmet> {
     let (answer, _) = ask(subject, manner, Some(asked)).await;
-    if is_refusal(&answer) {
+    if answer.refusal().is_some() {
         return Ok(());
     }
     Err(dropped(manner, asked, &answer, "unsupported"))
@@ -151,7 +151,7 @@ async fn is_followed(subject: &Subject, manner: Manner) -> Result<(), Unmet> {
     let (answer, _) = ask(subject, manner, Some(&FORMAT)).await;
     let is_cut = matches!(&answer.end, Ok(end) if end.reason == FinishReason::Length);
     let is_json = serde_json::from_str::<Value>(&answer.text()).is_ok();
-    if is_refusal(&answer) || is_cut || (answer.end.is_ok() && is_json) {
+    if answer.refusal().is_some() || is_cut || (answer.end.is_ok() && is_json) {
         return Ok(());
     }
     let expected = "unsupported, or JSON,";
@@ -167,7 +167,7 @@ async fn is_passed_on(subject: &Subject, manner: Manner) -> Result<(), Unmet> {
     for asked in PASSED_ON {
         let (answer, body) = ask(subject, manner, Some(asked)).await;
         let is_passed_on = answer.end.is_ok() && body != plain;
-        if !is_refusal(&answer) && !is_passed_on {
+        if answer.refusal().is_none() && !is_passed_on {
             let expected = "unsupported, or another request of the upstream,";
             return Err(dropped(manner, asked, &answer, expected));
         }
@@ -180,18 +180,13 @@ async fn ask(subject: &Subject, manner: Manner, asked: Option<&Asked>) -> (Answe
     subject
         .upstream
         .play(say(TEXT, None), Pieces::Records, None);
-    let mut request = manner.request("Hello");
+    let mut request = subject.request(manner, "Hello");
     if let Some((_, change)) = asked {
         change(&mut request);
     }
     let answer = subject.ask(request).await;
     let seen = subject.upstream.seen().pop();
     (answer, seen.map(|seen| seen.body))
-}
-
-fn is_refusal(answer: &Answer) -> bool {
-    let refused = [ErrorKind::Unsupported, ErrorKind::InvalidRequest];
-    matches!(&answer.end, Err(error) if refused.contains(&error.kind))
 }
 
 fn dropped(manner: Manner, (what, _): &Asked, answer: &Answer, expected: &str) -> Unmet {
