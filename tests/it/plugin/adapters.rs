@@ -135,10 +135,20 @@ fn each_flaw_of_an_adapter_is_found() {
         assert_eq!(failed(&said), [broken], "{flaw}: {said}");
         assert!(said.contains("expected"), "{said}");
     }
+    for (flaw, dropped) in [
+        ("drops-the-rest", "for a tool,"),
+        ("drops-seed", "for seed,"),
+        ("answers-seeded", "for seed,"),
+        ("drops-choice", "for tool_choice,"),
+    ] {
+        let said = bad(&check(flaw, &["unpromised"]));
+        assert!(said.contains(dropped), "{flaw}: {said}");
+    }
     // these are other ways to be right
     for (way, expected) in [
         ("untempered", "ok      answer:"),
         ("unstopped", "skipped stop-strings: refuses stop strings"),
+        ("calls-format", "ok      unpromised:"),
         (
             "stamps",
             "skipped unpromised: asks its upstream in another way",
