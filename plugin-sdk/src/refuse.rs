@@ -11,8 +11,8 @@ impl Request {
     /// - the well-known extensions that change an answer
     /// - unknown parts of a message, by their media type or name
     ///
-    /// What makes no difference, such as a penalty of 0 or `response_format` of text, is not
-    /// asked for. The kind of prompt is for the plugin to look at.
+    /// What makes no difference, such as a penalty of 0, `top_p` of 1 or `response_format` of
+    /// text, is not asked for. The kind of prompt is for the plugin to look at.
     ///
     /// # Errors
     /// [`ErrorKind::Unsupported`] with the field's name.
@@ -26,19 +26,21 @@ impl Request {
             value.is_some_and(|value| !same.contains(&&*value))
         };
         let has_tools = !self.tools.is_empty();
+        // a model that may call its tools does not obey "none"
+        let same_choices = match has_tools {
+            true => &["\"auto\""][..],
+            false => &["\"auto\"", "\"none\""],
+        };
         let of_params = [
             ("temperature", params.temperature.is_some()),
-            ("top_p", params.top_p.is_some()),
+            ("top_p", params.top_p.is_some_and(|top_p| top_p < 1.0)),
             ("top_k", params.top_k.is_some()),
             ("seed", params.seed.is_some()),
             ("frequency_penalty", is_penalty(params.frequency_penalty)),
             ("presence_penalty", is_penalty(params.presence_penalty)),
             ("stop", !params.stop.is_empty()),
             ("tools", has_tools),
-            (
-                "tool_choice",
-                is_other("tool_choice", &["\"auto\"", "\"none\""]),
-            ),
+            ("tool_choice", is_other("tool_choice", same_choices)),
             (
                 "parallel_tool_calls",
                 has_tools && is_other("parallel_tool_calls", &["true"]),
@@ -68,7 +70,11 @@ impl Request {
         {
             None => Ok(()),
             Some((name, param)) => {
-                let what = if name == "vision" { "images" } else { name };
+                // both what a caller sent and the name that `able` would have
+                let what = match name {
+                    "vision" => "images (vision)",
+                    name => name,
+                };
                 let message = format!("this model takes no {what}");
                 Err(Error::new(ErrorKind::Unsupported, message).param(param))
             }
@@ -196,7 +202,7 @@ mod tests {
             let error = asked.refuse_all_but(&["seed"]).unwrap_err();
             assert_eq!(error.kind, ErrorKind::Unsupported, "{name}");
             assert_eq!(error.param.as_deref(), Some(param), "{name}");
-            let what = name.replace("vision", "images");
+            let what = name.replace("vision", "images (vision)");
             assert_eq!(error.message, format!("this model takes no {what}"));
             asked.refuse_all_but(&[name]).expect(name);
         }
@@ -210,7 +216,25 @@ mod tests {
             ext(name, value).refuse_all_but(&[]).expect(name);
         }
         params(penalty(Some(0.0))).refuse_all_but(&[]).unwrap();
-        let one_by_one = with_tool(ext("parallel_tool_calls", "false"));
-        one_by_one.refuse_all_but(&["tools"]).unwrap_err();
+        let top_p = |top_p| {
+            params(Params {
+                top_p,
+                ..Params::default()
+            })
+        };
+        top_p(Some(1.0)).refuse_all_but(&[]).unwrap();
+        top_p(Some(0.9)).refuse_all_but(&[]).unwrap_err();
+        ext("tool_choice", "\"none\"").refuse_all_but(&[]).unwrap();
+        for (name, value) in [
+            ("parallel_tool_calls", "false"),
+            ("tool_choice", "\"none\""),
+        ] {
+            let asked = with_tool(ext(name, value));
+            let error = asked.refuse_all_but(&["tools"]).unwrap_err();
+            assert_eq!(error.param.as_deref(), Some(name));
+            asked.refuse_all_but(&["tools", name]).unwrap();
+        }
+        let free = with_tool(ext("tool_choice", "\"auto\""));
+        free.refuse_all_but(&["tools"]).unwrap();
     }
 }

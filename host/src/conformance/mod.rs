@@ -81,8 +81,9 @@ impl Kit {
             upstream,
             kinds,
             way: Way::Local,
+            is_untempered: false,
         };
-        subject.way = way(&subject).await;
+        try_out(&mut subject).await;
         Ok(Self(subject))
     }
 
@@ -97,22 +98,26 @@ impl Kit {
     }
 }
 
-/// Finds out by a first request whether the plugin asks an upstream, and in what
-/// format.
-async fn way(subject: &Subject) -> Way {
+/// Finds out by a first request whether the plugin refuses the temperature that each would
+/// have, whether it asks an upstream, and in what format.
+async fn try_out(subject: &mut Subject) {
     subject.upstream.play(Reply::Echo, Pieces::One, None);
-    for &kind in &subject.kinds {
+    for kind in subject.kinds.clone() {
         let streamed = false;
-        subject
-            .ask(Manner { kind, streamed }.request("Hello"))
-            .await;
+        let manner = Manner { kind, streamed };
+        let answer = subject.ask(subject.request(manner, "Hello")).await;
+        let refused = answer.refusal().and_then(|error| error.param.as_deref());
+        if refused == Some("temperature") {
+            subject.is_untempered = true;
+            subject.ask(subject.request(manner, "Hello")).await;
+        }
     }
     let seen = subject.upstream.seen();
-    if seen.is_empty() {
+    subject.way = if seen.is_empty() {
         Way::Local
     } else if seen.iter().all(|seen| seen.dialect.is_some()) {
         Way::Adapter
     } else {
         Way::UnknownFormat
-    }
+    };
 }

@@ -28,6 +28,8 @@ pub struct Subject {
     pub kinds: Vec<Kind>,
     /// How it works, by what it did with a first request.
     pub way: Way,
+    /// Whether it refuses a temperature, as an adapter to an API that has none does.
+    pub is_untempered: bool,
 }
 
 /// How a plugin comes by its answers.
@@ -73,30 +75,6 @@ impl std::fmt::Display for Manner {
     }
 }
 
-impl Manner {
-    /// A request in this manner.
-    pub fn request(self, prompt: &str) -> Request {
-        let prompt = match self.kind {
-            Kind::Text => Prompt::Text(prompt.to_owned()),
-            Kind::Chat => Prompt::Chat(vec![Message::text(Role::User, prompt)]),
-        };
-        let stream = Extension::new("stream", "true");
-        Request {
-            request_id: "conformance".to_owned(),
-            model: "conformance".to_owned(),
-            prompt,
-            params: Params {
-                max_tokens: Some(64),
-                temperature: Some(0.0),
-                ..Params::default()
-            },
-            tools: Vec::new(),
-            deadline_ms: u32::try_from(DEADLINE.as_millis()).unwrap_or(u32::MAX),
-            ext: self.streamed.then_some(stream).into_iter().collect(),
-        }
-    }
-}
-
 /// How a request went.
 #[derive(Debug)]
 pub struct Answer {
@@ -124,6 +102,13 @@ impl Answer {
             Event::Text(text) => Some(text.as_str()),
             _ => None,
         })
+    }
+
+    /// The error, if it is one of a request that the model does not take.
+    pub fn refusal(&self) -> Option<&Error> {
+        let refused = [ErrorKind::Unsupported, ErrorKind::InvalidRequest];
+        let error = self.end.as_ref().err()?;
+        refused.contains(&error.kind).then_some(error)
     }
 
     /// An answer to a request that is sent now.
@@ -204,6 +189,28 @@ pub fn shortened(text: &str) -> String {
 }
 
 impl Subject {
+    /// A request in this manner; at temperature 0, where the model takes one.
+    pub fn request(&self, manner: Manner, prompt: &str) -> Request {
+        let prompt = match manner.kind {
+            Kind::Text => Prompt::Text(prompt.to_owned()),
+            Kind::Chat => Prompt::Chat(vec![Message::text(Role::User, prompt)]),
+        };
+        let stream = Extension::new("stream", "true");
+        Request {
+            request_id: "conformance".to_owned(),
+            model: "conformance".to_owned(),
+            prompt,
+            params: Params {
+                max_tokens: Some(64),
+                temperature: (!self.is_untempered).then_some(0.0),
+                ..Params::default()
+            },
+            tools: Vec::new(),
+            deadline_ms: u32::try_from(DEADLINE.as_millis()).unwrap_or(u32::MAX),
+            ext: manner.streamed.then_some(stream).into_iter().collect(),
+        }
+    }
+
     /// What the plugin says it is.
     pub fn info(&self) -> &PluginInfo {
         self.backend.info()

@@ -10,6 +10,10 @@ async fn adapter(lang: &str) {
     const ANSWER: &str = r#"{"choices":[{"message":{"content":"Ja, 世界 🌍."},"finish_reason":"stop"}],
         "usage":{"prompt_tokens":12,"completion_tokens":1,"total_tokens":399,
         "completion_tokens_details":{"reasoning_tokens":386}}}"#;
+    const REFUSED: &str = r#"{"choices":[{"message":{"content":null,"refusal":"Grüße, 世界."},
+        "finish_reason":"stop"}]}"#;
+    const CUT: &str = r#"{"choices":[{"message":{"content":null,"reasoning_content":"Hm"},
+        "finish_reason":"length"}],"usage":{"prompt_tokens":12,"completion_tokens":400}}"#;
     let workshop = Workshop::new(&format!("{lang}-http"));
     good(&workshop.plugin(&["new", "asked", "--lang", lang, "--http"]));
     let built = good(&workshop.plugin(&["build", "asked"]));
@@ -28,7 +32,7 @@ async fn adapter(lang: &str) {
     let customer = host.customer().await;
     let said = "Grüße, 世界 🌍";
     let mut ask = json!({
-        "model": "asked", "messages": [{ "role": "user", "content": said }],
+        "model": "asked", "messages": [{ "role": "user", "content": said, "name": "anna" }],
         "response_format": { "type": "json_object" }, "reasoning_effort": "low", "verbosity": "low",
         "temperature": 0.5, "top_p": 0.25, "top_k": 3, "seed": -7, "frequency_penalty": 1.5,
         "presence_penalty": -0.5, "stop": ["\n"], "max_tokens": 400,
@@ -44,6 +48,18 @@ async fn adapter(lang: &str) {
     for (name, value) in expected.as_object().expect("fields") {
         assert!(same(&seen.body[name], value), "{name}: {}", seen.body[name]);
     }
+
+    // what says something else, or nothing, is an answer as well; four bytes are a token
+    upstream.act(Act::Json(REFUSED));
+    let answer = customer.post(chats, ask.clone()).await.expect(200);
+    let prompt = ask["messages"].to_string().len().div_ceil(4);
+    assert_eq!(answer["choices"][0]["message"]["content"], "Grüße, 世界.");
+    assert_eq!(answer["usage"]["completion_tokens"], 4);
+    assert_eq!(answer["usage"]["prompt_tokens"], prompt);
+    upstream.act(Act::Json(CUT));
+    let answer = customer.post(chats, ask.clone()).await.expect(200);
+    assert_eq!(answer["choices"][0]["finish_reason"], "length");
+    assert_eq!(answer["usage"]["completion_tokens"], 400);
 
     let call =
         json!({ "id": "a", "type": "function", "function": { "name": "f", "arguments": "{}" } });
@@ -134,5 +150,28 @@ fn each_flaw_of_an_adapter_is_found() {
         let said = bad(&check(flaw, &[broken]));
         assert_eq!(failed(&said), [broken], "{flaw}: {said}");
         assert!(said.contains("expected"), "{said}");
+    }
+    for (flaw, dropped) in [
+        ("drops-the-rest", "for a tool,"),
+        ("drops-seed", "for seed,"),
+        ("answers-seeded", "for seed,"),
+        ("drops-choice", "for tool_choice,"),
+    ] {
+        let said = bad(&check(flaw, &["unpromised"]));
+        assert!(said.contains(dropped), "{flaw}: {said}");
+    }
+    // these are other ways to be right
+    for (way, expected) in [
+        ("untempered", "ok      answer:"),
+        ("unstopped", "skipped stop-strings: refuses stop strings"),
+        ("calls-format", "ok      unpromised:"),
+        (
+            "stamps",
+            "skipped unpromised: asks its upstream in another way",
+        ),
+    ] {
+        let only = ["unpromised", "answer", "stop-strings"];
+        let said = good(&check(way, &only));
+        assert!(said.contains(expected), "{way}: {said}");
     }
 }

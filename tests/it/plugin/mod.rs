@@ -181,6 +181,13 @@ fn the_readmes_plugin_passes() {
     let said = good(&workshop.plugin(&["check", "echo/echo.wasm"]));
     // it neither estimates nor stops at a text, and says so
     assert!(said.contains("echo: 10 ok, 0 failed, 21 skipped"), "{said}");
+
+    // what it does not follow it must not say that it can
+    let claims = code.replace("\"seed\"]", "\"seed\", \"response_format\"]");
+    std::fs::write(workshop.path("echo/src/lib.rs"), claims).expect("a file");
+    good(&workshop.plugin(&["build", "echo"]));
+    let said = bad(&workshop.plugin(&["check", "echo/echo.wasm", "--only", "unpromised"]));
+    assert!(said.contains("for response_format,"), "{said}");
 }
 
 #[test]
@@ -203,8 +210,11 @@ fn this_repositorys_plugins_pass() {
     let workshop = Workshop::new("own");
     good(&workshop.plugin(&["check", &component("lawgent-thinking")]));
     for chats in ["openai", "anthropic"] {
-        let said = good(&workshop.plugin(&["check", &component(chats), "--only", "tools"]));
-        assert!(said.contains("1 ok, 0 failed, 0 skipped"), "{said}");
+        let only = ["--only", "tools", "--only", "unpromised"];
+        let file = component(chats);
+        let check = [&["check", file.as_str()], &only[..]].concat();
+        let said = good(&workshop.plugin(&check));
+        assert!(said.contains("2 ok, 0 failed, 0 skipped"), "{said}");
     }
     let said = good(&workshop.plugin(&["check", "gpt2", "--json"]));
     let lines: Vec<Value> = said

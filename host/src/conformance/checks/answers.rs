@@ -10,6 +10,9 @@ use crate::conformance::upstream::{Pieces, Reply, words};
 /// What the upstream says where it does not matter.
 pub(super) const TEXT: &str = "The answer is 42, of course.";
 
+/// What cannot be said of a model that has no stop strings.
+pub(super) const REFUSES_STOP: Unmet = Unmet::Skipped("refuses stop strings");
+
 pub(super) fn say(text: &str, counts: Option<Counts>) -> Reply {
     Reply::Words(words(text), counts)
 }
@@ -60,7 +63,7 @@ pub(super) async fn estimate(subject: &Subject) -> Verdict {
     let mut last = 0;
     for manner in subject.manners() {
         for prompt in ["Hello", &"Hello world. ".repeat(200)] {
-            let tokens = match subject.estimate(&manner.request(prompt)).await {
+            let tokens = match subject.estimate(&subject.request(manner, prompt)).await {
                 Ok(estimate) => estimate.prompt_tokens,
                 Err(error) if error.kind == ErrorKind::Unsupported => {
                     return Err(Unmet::Skipped("doesn't estimate"));
@@ -91,9 +94,9 @@ pub(super) async fn empty_prompt(subject: &Subject) -> Verdict {
         .upstream
         .play(say(TEXT, None), Pieces::Records, None);
     for manner in subject.manners() {
-        let mut requests = vec![manner.request("")];
+        let mut requests = vec![subject.request(manner, "")];
         if manner.kind == Kind::Chat {
-            let mut request = manner.request("");
+            let mut request = subject.request(manner, "");
             request.prompt = Prompt::Chat(Vec::new());
             requests.push(request);
         }
@@ -123,14 +126,9 @@ pub(super) async fn other_prompts(subject: &Subject) -> Verdict {
     for kind in others {
         let streamed = false;
         let manner = Manner { kind, streamed };
-        let answer = subject.ask(manner.request("Hello")).await;
-        match &answer.end {
-            Err(error)
-                if matches!(
-                    error.kind,
-                    ErrorKind::Unsupported | ErrorKind::InvalidRequest
-                ) => {}
-            _ => return Err(unmet(manner, "unsupported", &answer)),
+        let answer = subject.ask(subject.request(manner, "Hello")).await;
+        if answer.refusal().is_none() {
+            return Err(unmet(manner, "unsupported", &answer));
         }
     }
     Ok(None)
@@ -143,7 +141,9 @@ pub(super) async fn other_prompts(subject: &Subject) -> Verdict {
 pub(super) async fn text_comes(subject: &Subject, text: &str, pieces: Pieces) -> Result<(), Unmet> {
     subject.upstream.play(say(text, None), pieces, None);
     for manner in subject.manners() {
-        let answer = subject.ask(manner.request("What is the answer?")).await;
+        let answer = subject
+            .ask(subject.request(manner, "What is the answer?"))
+            .await;
         let is_end = |event: &Event| matches!(event, Event::Finish(_));
         let ends = answer.events.iter().filter(|event| is_end(event)).count();
         let is_last = answer.events.last().is_some_and(is_end);
@@ -179,7 +179,9 @@ pub(super) async fn usage(subject: &Subject) -> Verdict {
         .upstream
         .play(say(TEXT, Some(counts)), Pieces::Records, None);
     for manner in subject.manners() {
-        let answer = subject.ask(manner.request("What is the answer?")).await;
+        let answer = subject
+            .ask(subject.request(manner, "What is the answer?"))
+            .await;
         let Ok(finish) = &answer.end else {
             return Err(unmet(manner, "an answer", &answer));
         };
@@ -206,7 +208,9 @@ pub(super) async fn missing_usage(subject: &Subject) -> Verdict {
         .upstream
         .play(say(TEXT, None), Pieces::Records, None);
     for manner in subject.manners() {
-        let answer = subject.ask(manner.request("What is the answer?")).await;
+        let answer = subject
+            .ask(subject.request(manner, "What is the answer?"))
+            .await;
         let Ok(finish) = &answer.end else {
             return Err(unmet(manner, "an answer", &answer));
         };
@@ -227,7 +231,7 @@ pub(super) async fn max_tokens(subject: &Subject) -> Verdict {
         subject
             .upstream
             .play(say(TEXT, None), Pieces::Records, None);
-        let mut request = manner.request("What is the answer?");
+        let mut request = subject.request(manner, "What is the answer?");
         request.params.max_tokens = Some(17);
         let answer = subject.ask(request).await;
         let is_passed_on = subject.upstream.seen().last().is_some_and(|seen| {
@@ -251,9 +255,12 @@ pub(super) async fn stop_strings(subject: &Subject) -> Verdict {
         subject
             .upstream
             .play(say(TEXT, None), Pieces::Records, None);
-        let mut request = manner.request("What is the answer?");
+        let mut request = subject.request(manner, "What is the answer?");
         request.params.stop = vec!["42".to_owned()];
         let answer = subject.ask(request).await;
+        if answer.refusal().is_some() {
+            return Err(REFUSES_STOP);
+        }
         let is_passed_on = subject.upstream.seen().last().is_some_and(|seen| {
             seen.dialect
                 .is_some_and(|dialect| dialect.stops_at(&seen.body, "42"))

@@ -57,7 +57,7 @@ pub(super) async fn cancellation(subject: &Subject) -> Verdict {
 /// Leaves in the middle of an answer; how long it takes until the upstream sees it.
 async fn leave(subject: &Subject, manner: Manner) -> Result<Duration, Unmet> {
     let mut watch = subject.upstream.watch();
-    let mut asking = Box::pin(subject.ask(manner.request("Go on")));
+    let mut asking = Box::pin(subject.ask(subject.request(manner, "Go on")));
     tokio::select! {
         answer = &mut asking => return Err(unmet(manner, "to wait for the upstream", &answer)),
         () = watch.held() => {}
@@ -90,8 +90,8 @@ pub(super) async fn concurrency(subject: &Subject) -> Verdict {
             expected.clear();
             for prompt in &prompts {
                 let (once, again) = (
-                    subject.ask(short(manner, prompt)).await,
-                    subject.ask(short(manner, prompt)).await,
+                    subject.ask(short(subject, manner, prompt)).await,
+                    subject.ask(short(subject, manner, prompt)).await,
                 );
                 if once.end.is_err() {
                     return Err(unmet(manner, "an answer", &once));
@@ -104,7 +104,7 @@ pub(super) async fn concurrency(subject: &Subject) -> Verdict {
         }
         let asking = prompts
             .iter()
-            .map(|prompt| subject.ask(short(manner, prompt)));
+            .map(|prompt| subject.ask(short(subject, manner, prompt)));
         for (answer, expected) in join_all(asking).await.iter().zip(&expected) {
             if answer.end.is_err() || answer.text() != *expected {
                 return Err(unmet(manner, &format!("the text {expected:?}"), answer));
@@ -115,8 +115,8 @@ pub(super) async fn concurrency(subject: &Subject) -> Verdict {
 }
 
 /// A request for an answer that a local model makes quickly.
-fn short(manner: Manner, prompt: &str) -> plugin_sdk::Request {
-    let mut request = manner.request(prompt);
+fn short(subject: &Subject, manner: Manner, prompt: &str) -> plugin_sdk::Request {
+    let mut request = subject.request(manner, prompt);
     request.params.max_tokens = Some(8);
     request
 }
@@ -130,7 +130,7 @@ pub(super) async fn growth(subject: &Subject) -> Verdict {
         if number == WARM {
             warm = resident_kib();
         }
-        let mut request = manner.request("Once");
+        let mut request = subject.request(manner, "Once");
         request.params.max_tokens = Some(1);
         let answer = subject.ask(request).await;
         if answer.end.is_err() {

@@ -23,7 +23,9 @@ async fn fails(
     holds: impl Fn(&Error) -> bool,
 ) -> Result<(), Unmet> {
     for manner in subject.manners() {
-        let answer = subject.ask(manner.request("What is the answer?")).await;
+        let answer = subject
+            .ask(subject.request(manner, "What is the answer?"))
+            .await;
         match &answer.end {
             Err(error) if holds(error) => {}
             Err(error) if error.kind == ErrorKind::RateLimited => {
@@ -114,7 +116,7 @@ pub(super) async fn stall(subject: &Subject) -> Verdict {
             .upstream
             .play(say(TEXT, None), Pieces::Records, Some(fault));
         for manner in subject.manners() {
-            let mut request = manner.request("What is the answer?");
+            let mut request = subject.request(manner, "What is the answer?");
             request.deadline_ms = u32::try_from(SHORT_DEADLINE.as_millis()).unwrap_or(u32::MAX);
             let answer = subject.ask(request).await;
             match &answer.end {
@@ -134,7 +136,9 @@ pub(super) async fn secret(subject: &Subject) -> Verdict {
     for reply in [Reply::Secret, Reply::SecretRefusal] {
         subject.upstream.play(reply, Pieces::Records, None);
         for manner in subject.manners() {
-            let answer = subject.ask(manner.request("What is my key?")).await;
+            let answer = subject
+                .ask(subject.request(manner, "What is my key?"))
+                .await;
             has_come |= subject
                 .upstream
                 .seen()

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use plugin_sdk::{ErrorKind, FinishReason};
+use plugin_sdk::FinishReason;
 
+use super::answers::REFUSES_STOP;
 use super::{Unmet, Verdict, unmet};
 use crate::conformance::subject::{Answer, Subject, shortened};
 
@@ -19,7 +20,7 @@ const LEFT: usize = 20;
 pub(super) async fn answer(subject: &Subject) -> Verdict {
     for manner in subject.manners() {
         for prompt in [PROMPT, "Grüße an die 世界 🌍", "two\nlines\n", "  "] {
-            let answer = subject.ask(manner.request(prompt)).await;
+            let answer = subject.ask(subject.request(manner, prompt)).await;
             let Ok(finish) = &answer.end else {
                 return Err(unmet(manner, &format!("an answer to {prompt:?}"), &answer));
             };
@@ -46,8 +47,8 @@ pub(super) async fn answer(subject: &Subject) -> Verdict {
 
 pub(super) async fn max_tokens(subject: &Subject) -> Verdict {
     for manner in subject.manners() {
-        let whole = subject.ask(manner.request(PROMPT)).await;
-        let mut request = manner.request(PROMPT);
+        let whole = subject.ask(subject.request(manner, PROMPT)).await;
+        let mut request = subject.request(manner, PROMPT);
         request.params.max_tokens = Some(FEW);
         let few = subject.ask(request).await;
         let (Ok(whole_end), Ok(end)) = (&whole.end, &few.end) else {
@@ -67,15 +68,15 @@ pub(super) async fn max_tokens(subject: &Subject) -> Verdict {
 
 pub(super) async fn stop_strings(subject: &Subject) -> Verdict {
     for manner in subject.manners() {
-        let whole = subject.ask(manner.request(PROMPT)).await.text();
+        let whole = subject.ask(subject.request(manner, PROMPT)).await.text();
         let Some(stop) = middle(&whole) else {
             return Err(Unmet::Skipped("its answers are too short to stop in"));
         };
-        let mut request = manner.request(PROMPT);
+        let mut request = subject.request(manner, PROMPT);
         request.params.stop = vec![stop.to_owned()];
         let answer = subject.ask(request).await;
-        if matches!(&answer.end, Err(error) if error.kind == ErrorKind::Unsupported) {
-            return Err(Unmet::Skipped("refuses stop strings"));
+        if answer.refusal().is_some() {
+            return Err(REFUSES_STOP);
         }
         if answer.end.is_err() || answer.text().contains(stop) {
             let expected = format!("a text without {}", shortened(stop));
@@ -96,7 +97,7 @@ pub(super) async fn first_event(subject: &Subject) -> Verdict {
     let mut slowest = Duration::ZERO;
     let mut fewest = usize::MAX;
     for manner in subject.manners().filter(|manner| manner.streamed) {
-        let answer = subject.ask(manner.request(PROMPT)).await;
+        let answer = subject.ask(subject.request(manner, PROMPT)).await;
         if answer.end.is_err() {
             return Err(unmet(manner, "an answer", &answer));
         }
@@ -116,14 +117,14 @@ pub(super) async fn first_event(subject: &Subject) -> Verdict {
 pub(super) async fn cancellation(subject: &Subject) -> Verdict {
     for manner in subject.manners() {
         for _ in 0..LEFT {
-            let mut request = manner.request(PROMPT);
+            let mut request = subject.request(manner, PROMPT);
             request.params.max_tokens = Some(100_000);
             if let Ok(mut completion) = subject.backend.generate(request).await {
                 // whatever it is; it is left
                 let _ = Answer::begun().step(&mut completion).await;
             }
         }
-        let mut request = manner.request(PROMPT);
+        let mut request = subject.request(manner, PROMPT);
         request.params.max_tokens = Some(FEW);
         let answer = subject.ask(request).await;
         if answer.end.is_err() {

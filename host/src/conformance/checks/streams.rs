@@ -50,7 +50,10 @@ pub(super) async fn first_event(subject: &Subject) -> Verdict {
         let mut watch = subject.upstream.watch();
         let mut answer = Answer::begun();
         let first = tokio::time::timeout(PATIENCE, async {
-            let mut completion = subject.backend.generate(manner.request("Go on")).await?;
+            let mut completion = subject
+                .backend
+                .generate(subject.request(manner, "Go on"))
+                .await?;
             while answer.first_text.is_none() && answer.step(&mut completion).await?.is_none() {}
             Ok(completion)
         });

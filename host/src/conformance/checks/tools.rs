@@ -31,7 +31,7 @@ pub(super) async fn calls(subject: &Subject) -> Verdict {
     for streamed in [false, true] {
         let kind = Kind::Chat;
         let manner = Manner { kind, streamed };
-        let mut request = manner.request("How is the weather?");
+        let mut request = subject.request(manner, "How is the weather?");
         request.tools.push(Tool {
             name: NAME.to_owned(),
             description: "how the weather is".to_owned(),

@@ -1,9 +1,9 @@
 //! What is asked for beyond what a plugin promises: refused or followed, but not dropped.
 
 use plugin_sdk::{
-    Blob, ErrorKind, Extension, FinishReason, Message, Part, Prompt, Request, Role, Tool, ToolCall,
+    Blob, Extension, FinishReason, Message, Part, Prompt, Request, Role, Tool, ToolCall,
 };
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::answers::{TEXT, say};
 use super::{Unmet, Verdict, unmet};
@@ -22,6 +22,17 @@ const PROMISED: &[(&str, bool, Asked)] = &[
     ("vision", true, ("an image's URL", image_url)),
     // nobody can promise this one
     ("", true, ("an unknown part", unknown)),
+];
+
+/// What needs a tool beside it, and a promise of them.
+const OF_TOOLS: &[Asked] = &[
+    ("tool_choice", choice),
+    ("parallel_tool_calls", |request| {
+        extend(request, "parallel_tool_calls", "false");
+    }),
+    ("strict_tools", |request| {
+        extend(request, "strict_tools", r#"["conformance"]"#);
+    }),
 ];
 
 /// What an answer tells whether it was followed.
@@ -118,29 +129,35 @@ pub(super) async fn refused(subject: &Subject) -> Verdict {
     if subject.way == Way::UnknownFormat {
         return Err(Unmet::Skipped("speaks no format that the kit knows"));
     }
-    for &kind in &subject.kinds {
-        let streamed = false;
-        let manner = Manner { kind, streamed };
+    let streamed = false;
+    let manners = || subject.kinds.iter().map(|&kind| Manner { kind, streamed });
+    for manner in manners() {
         for (feature, is_of_chats, asked) in PROMISED {
-            if subject.promises(feature) || (*is_of_chats && kind != Kind::Chat) {
+            if subject.promises(feature) || (*is_of_chats && manner.kind != Kind::Chat) {
                 continue;
             }
             is_refused(subject, manner, asked).await?;
         }
-        match subject.way {
-            Way::Local => is_followed(subject, manner).await?,
-            _ => is_passed_on(subject, manner).await?,
+    }
+    for manner in manners() {
+        if subject.way == Way::Local {
+            is_followed(subject, manner).await?;
+            continue;
+        }
+        is_passed_on(subject, manner, |_| {}, PASSED_ON).await?;
+        if subject.promises("tools") && manner.kind == Kind::Chat {
+            is_passed_on(subject, manner, tool, OF_TOOLS).await?;
         }
     }
     Ok(None)
 }
 
 async fn is_refused(subject: &Subject, manner: Manner, asked: &Asked) -> Result<(), Unmet> {
-    let (answer, _) = ask(subject, manner, Some(asked)).await;
-    if is_refusal(&answer) {
-        return Ok(());
+    let (answer, _) = ask(subject, manner, asked.1).await;
+    match answer.refusal() {
+        Some(_) => Ok(()),
+        None => Err(dropped(manner, asked, &answer, "unsupported")),
     }
-    Err(dropped(manner, asked, &answer, "unsupported"))
 }
 
 /// Of a local model's answer there is not much to tell.
@@ -148,26 +165,54 @@ async fn is_followed(subject: &Subject, manner: Manner) -> Result<(), Unmet> {
     if !subject.promises("reasoning") {
         is_refused(subject, manner, &EFFORT).await?;
     }
-    let (answer, _) = ask(subject, manner, Some(&FORMAT)).await;
-    let is_cut = matches!(&answer.end, Ok(end) if end.reason == FinishReason::Length);
-    let is_json = serde_json::from_str::<Value>(&answer.text()).is_ok();
-    if is_refusal(&answer) || is_cut || (answer.end.is_ok() && is_json) {
-        return Ok(());
+    let (answer, _) = ask(subject, manner, FORMAT.1).await;
+    let is_object = match &answer.end {
+        Ok(end) => is_object(&answer.text(), end.reason),
+        Err(_) => answer.refusal().is_some(),
+    };
+    match is_object {
+        true => Ok(()),
+        false => {
+            let expected = "unsupported, or a JSON object,";
+            Err(dropped(manner, &FORMAT, &answer, expected))
+        }
     }
-    let expected = "unsupported, or JSON,";
-    Err(dropped(manner, &FORMAT, &answer, expected))
 }
 
-/// What an adapter does not refuse must be in its upstream's request.
-async fn is_passed_on(subject: &Subject, manner: Manner) -> Result<(), Unmet> {
-    let (answer, plain) = ask(subject, manner, None).await;
+/// Whether this is a JSON object, or begins as one where it is cut.
+fn is_object(text: &str, reason: FinishReason) -> bool {
+    let text = text.trim();
+    match reason {
+        FinishReason::Length => text.is_empty() || text.starts_with('{'),
+        _ => serde_json::from_str::<Map<String, Value>>(text).is_ok(),
+    }
+}
+
+/// What an adapter does not refuse must be in its upstream's request, beside what makes
+/// it of use.
+async fn is_passed_on(
+    subject: &Subject,
+    manner: Manner,
+    beside: fn(&mut Request),
+    all: &[Asked],
+) -> Result<(), Unmet> {
+    let (answer, plain) = ask(subject, manner, beside).await;
+    let (_, again) = ask(subject, manner, beside).await;
     if answer.end.is_err() {
         return Err(unmet(manner, "an answer", &answer));
     }
-    for asked in PASSED_ON {
-        let (answer, body) = ask(subject, manner, Some(asked)).await;
-        let is_passed_on = answer.end.is_ok() && body != plain;
-        if !is_refusal(&answer) && !is_passed_on {
+    let Some(plain) = plain.filter(|plain| again.as_ref() == Some(plain)) else {
+        return Err(Unmet::Skipped("asks its upstream in another way each time"));
+    };
+    for asked in all {
+        let (answer, body) = ask(subject, manner, |request| {
+            beside(request);
+            asked.1(request);
+        })
+        .await;
+        // what comes of it is not for this script to say: it may be read as something else
+        let is_passed_on = body.is_some_and(|body| body != plain);
+        if answer.refusal().is_none() && !is_passed_on {
             let expected = "unsupported, or another request of the upstream,";
             return Err(dropped(manner, asked, &answer, expected));
         }
@@ -175,25 +220,49 @@ async fn is_passed_on(subject: &Subject, manner: Manner) -> Result<(), Unmet> {
     Ok(())
 }
 
-/// Asks for it; the answer, and the body of the request that the upstream saw.
-async fn ask(subject: &Subject, manner: Manner, asked: Option<&Asked>) -> (Answer, Option<Value>) {
+/// Asks for more; the answer, and the body of the request that the upstream saw.
+async fn ask(
+    subject: &Subject,
+    manner: Manner,
+    more: impl Fn(&mut Request),
+) -> (Answer, Option<Value>) {
     subject
         .upstream
         .play(say(TEXT, None), Pieces::Records, None);
-    let mut request = manner.request("Hello");
-    if let Some((_, change)) = asked {
-        change(&mut request);
-    }
+    let mut request = subject.request(manner, "Hello");
+    more(&mut request);
     let answer = subject.ask(request).await;
     let seen = subject.upstream.seen().pop();
     (answer, seen.map(|seen| seen.body))
 }
 
-fn is_refusal(answer: &Answer) -> bool {
-    let refused = [ErrorKind::Unsupported, ErrorKind::InvalidRequest];
-    matches!(&answer.end, Err(error) if refused.contains(&error.kind))
-}
-
 fn dropped(manner: Manner, (what, _): &Asked, answer: &Answer, expected: &str) -> Unmet {
     unmet(manner, &format!("{expected} for {what}"), answer)
+}
+
+#[cfg(test)]
+mod tests {
+    use plugin_sdk::FinishReason::{Length, Stop};
+
+    use super::is_object;
+
+    #[test]
+    fn an_object_is_known_though_it_is_cut() {
+        for (text, reason) in [
+            (" {\"a\": [1]}\n", Stop),
+            ("{}", Length),
+            (" {\"a\": [", Length),
+            (" ", Length),
+        ] {
+            assert!(is_object(text, reason), "{text}");
+        }
+        for (text, reason) in [
+            ("{\"a\": [", Stop),
+            ("42", Stop),
+            ("", Stop),
+            ("Once", Length),
+        ] {
+            assert!(!is_object(text, reason), "{text}");
+        }
+    }
 }

@@ -36,8 +36,11 @@ function estimate() {
 
 function generate(request) {
   refuse(request);
-  const messages = request.prompt.val.map(({ role, content }) => {
-    return { role, content: content.map((part) => part.val).join("") };
+  const messages = request.prompt.val.map(({ role, content, ext }) => {
+    // who of several of this role speaks
+    const name = ext.find(({ name }) => name === "name");
+    const said = { role, content: content.map((part) => part.val).join("") };
+    return name ? { ...said, name: JSON.parse(name.value) } : said;
   });
   const { status, headers, body } = post(request, fields(request, messages));
   if (status !== 200) {
@@ -133,15 +136,18 @@ function answer(body, messages) {
     throw unusable(String(why));
   }
   const choice = json?.choices?.[0];
-  const text = choice?.message?.content;
+  const { content, refusal } = choice?.message ?? {};
+  // one that is cut while the model reasons says nothing, and is paid for
+  const nothing = typeof choice?.finish_reason === "string" ? "" : undefined;
+  const text = content ?? refusal ?? nothing;
   if (typeof text !== "string") {
     throw unusable("no content");
   }
   const reasons = { stop: "stop", length: "length", content_filter: "content-filter" };
   const estimated = {
-    // some four characters a token
-    promptTokens: Math.ceil(JSON.stringify(messages).length / 4),
-    completionTokens: Math.floor(text.length / 4) + 1,
+    // some four bytes a token
+    promptTokens: Math.ceil(encoded(JSON.stringify(messages)).length / 4),
+    completionTokens: Math.ceil(encoded(text).length / 4),
     cachedPromptTokens: 0,
     reasoningTokens: 0,
     source: "estimated",
@@ -214,7 +220,9 @@ function unusable(detail) {
 
 // QuickJS has no TextEncoder and no TextDecoder.
 function encoded(text) {
-  return Uint8Array.from(unescape(encodeURIComponent(text)), (byte) => byte.charCodeAt(0));
+  // half of a character is none
+  const whole = text.replace(/[\ud800-\udfff]/gu, "\ufffd");
+  return Uint8Array.from(unescape(encodeURIComponent(whole)), (byte) => byte.charCodeAt(0));
 }
 
 function decoded(pieces) {

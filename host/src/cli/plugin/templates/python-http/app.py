@@ -59,13 +59,7 @@ class Backend(exports.Backend):
 
     def generate(self, req: Request) -> Completion:
         refuse(req)
-        messages = [
-            {
-                "role": message.role.name.lower(),
-                "content": "".join(part.value for part in message.content),
-            }
-            for message in req.prompt.value
-        ]
+        messages = [spoken(message) for message in req.prompt.value]
         status, headers, answered = post(req, body(req, messages))
         if status != 200:
             raise refusal(status, headers, answered)
@@ -93,6 +87,13 @@ def refuse(request: Request) -> None:
 def is_text(message: Message) -> bool:
     parts = all(isinstance(part, Part_Text) for part in message.content)
     return parts and message.role != Role.TOOL and not message.tool_calls
+
+
+def spoken(message: Message) -> dict:
+    """A message as the API wants it. Its name tells who of several of this role speaks."""
+    names = {one.name: json.loads(one.value) for one in message.ext if one.name == "name"}
+    content = "".join(part.value for part in message.content)
+    return {"role": message.role.name.lower(), "content": content, **names}
 
 
 def body(request: Request, messages: list) -> bytes:
@@ -161,17 +162,25 @@ def answer(body: bytes, messages: list) -> list[Event]:
     try:
         whole = json.loads(body)
         choice = whole["choices"][0]
-        text = choice["message"]["content"]
-    except (ValueError, LookupError, TypeError) as why:
+        reason, message = choice.get("finish_reason"), choice["message"]
+        said = [message.get("content"), message.get("refusal")]
+    except (ValueError, LookupError, TypeError, AttributeError) as why:
         raise unusable(repr(why)) from None
+    # one that is cut while the model reasons says nothing, and is paid for
+    said.append("" if isinstance(reason, str) else None)
+    text = next((text for text in said if text is not None), None)
     if not isinstance(text, str):
         raise unusable("no content")
-    # some four characters a token
-    prompt, completion = len(str(messages)) // 4, len(text) // 4 + 1
-    estimated = Usage(prompt, completion, 0, 0, CountSource.ESTIMATED)
-    reason = REASONS.get(choice.get("finish_reason"), FinishReason.OTHER)
+    asked = json.dumps(messages, ensure_ascii=False, separators=(",", ":"))
+    estimated = Usage(guess(asked), guess(text), 0, 0, CountSource.ESTIMATED)
+    reason = REASONS.get(reason, FinishReason.OTHER)
     finish = Finish(reason, counted(whole.get("usage")) or estimated, [])
     return [Event_Text(text), Event_Finish(finish)]
+
+
+def guess(text: str) -> int:
+    """Some four bytes a token."""
+    return (len(text.encode(errors="replace")) + 3) // 4
 
 
 def counted(usage: dict | None) -> Usage | None:

@@ -8,7 +8,7 @@ use std::time::Duration;
 use plugin_sdk::http::{Post, Response, unusable};
 use plugin_sdk::{
     Backend, Completion, CountSource, Error, ErrorKind, Event, Finish, FinishReason, Message,
-    ModelInfo, Part, PluginInfo, Prompt, Request, Role, Settings, Usage,
+    ModelInfo, Part, PluginInfo, Prompt, Request, Role, Settings, Usage, guess_tokens,
 };
 use serde_json::{Value, json};
 
@@ -78,7 +78,8 @@ impl Backend for Adapter {
             return Err(Error::new(ErrorKind::Unsupported, message).param("prompt"));
         };
         request.refuse_all_but(&PASSED_ON)?;
-        let messages: Vec<_> = messages.iter().map(message).collect();
+        let messages = messages.iter().map(message);
+        let messages = messages.collect::<Result<Vec<_>, _>>()?;
         let response = Post {
             url: &self.url,
             headers: &[("x-request-id", &request.request_id)],
@@ -103,7 +104,7 @@ impl Completion for Answer {
 }
 
 /// A message as the API wants it.
-fn message(message: &Message) -> Value {
+fn message(message: &Message) -> Result<Value, Error> {
     let role = match message.role {
         Role::System => "system",
         Role::User => "user",
@@ -115,7 +116,12 @@ fn message(message: &Message) -> Value {
         // refused before
         Part::Blob(_) | Part::Other(_) => None,
     });
-    json!({ "role": role, "content": texts.collect::<String>() })
+    let mut json = json!({ "role": role, "content": texts.collect::<String>() });
+    // who of several of this role speaks
+    if let Some(name) = message.ext.iter().find(|one| one.name == "name") {
+        json["name"] = parsed(&name.value, "messages")?;
+    }
+    Ok(json)
 }
 
 /// The request's body. What the caller left out is left out here, and what the API cannot
@@ -148,31 +154,41 @@ fn body(model: &str, messages: &[Value], request: &Request) -> Result<Value, Err
     }
     for name in ["response_format", "reasoning_effort", "verbosity"] {
         if let Some(json) = request.extension(name) {
-            let invalid = |error: serde_json::Error| {
-                Error::new(ErrorKind::InvalidRequest, error.to_string()).param(name)
-            };
-            body[name] = serde_json::from_str(json).map_err(invalid)?;
+            body[name] = parsed(json, name)?;
         }
     }
     Ok(body)
 }
 
+/// The JSON of an extension, which the parameter of this name brought.
+fn parsed(json: &str, param: &str) -> Result<Value, Error> {
+    let invalid = |error: serde_json::Error| {
+        Error::new(ErrorKind::InvalidRequest, error.to_string()).param(param)
+    };
+    serde_json::from_str(json).map_err(invalid)
+}
+
 fn answer(body: &[u8], messages: &Value) -> Result<Answer, Error> {
     let json: Value = serde_json::from_slice(body).map_err(unusable)?;
     let choice = &json["choices"][0];
-    let text = choice["message"]["content"]
-        .as_str()
-        .ok_or_else(|| unusable("no content"))?;
-    let reason = match choice["finish_reason"].as_str() {
+    let message = &choice["message"];
+    let reason = choice["finish_reason"].as_str();
+    let said = [&message["content"], &message["refusal"]];
+    let text = match said.into_iter().find(|said| !said.is_null()) {
+        Some(said) => said.as_str(),
+        // one that is cut while the model reasons says nothing, and is paid for
+        None => reason.map(|_| ""),
+    };
+    let text = text.ok_or_else(|| unusable("no content"))?;
+    let reason = match reason {
         Some("stop") => FinishReason::Stop,
         Some("length") => FinishReason::Length,
         Some("content_filter") => FinishReason::ContentFilter,
         _ => FinishReason::Other,
     };
     let estimated = Usage {
-        // some four bytes a token
-        prompt_tokens: tokens(messages.to_string().len() / 4 + 1),
-        completion_tokens: tokens(text.len() / 4 + 1),
+        prompt_tokens: guess_tokens(messages.to_string().len()),
+        completion_tokens: guess_tokens(text.len()),
         source: CountSource::Estimated,
         ..Usage::default()
     };
