@@ -240,11 +240,8 @@ fn networks<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<IpNet>, D::Error> 
 
 /// Whether two settings of a secret are the same: secrets cannot be compared by themselves.
 pub fn same_secret(one: &Option<SecretString>, other: &Option<SecretString>) -> bool {
-    let exposed = |secret: &Option<SecretString>| {
-        let secret = secret.as_ref();
-        secret.map(|secret| secret.expose_secret().to_owned())
-    };
-    exposed(one) == exposed(other)
+    let [one, other] = [one, other].map(|secret| secret.as_ref().map(ExposeSecret::expose_secret));
+    one == other
 }
 
 /// A secret, which the error does not quote where it is written without quotes.

@@ -71,15 +71,13 @@ pub async fn show(
         _ => HashMap::new(),
     };
     // below the last of the others, so that all of them are what is used
-    let deleted = if is_last && !view.deleted {
-        store.balance_of_deleted().await?
-    } else {
-        None
-    };
-    let deleted = match deleted {
-        Some(balance) => Some((store.usage_of_deleted(span).await?, balance)),
-        None => None,
-    };
+    let mut deleted = None;
+    if is_last
+        && !view.deleted
+        && let Some(balance) = store.balance_of_deleted().await?
+    {
+        deleted = Some((store.usage_of_deleted(span).await?, balance));
+    }
     let by_model = store.usage_by_model(None, span).await?;
     let content = html! {
         h1 { "Dashboard" }

@@ -60,17 +60,14 @@ pub async fn create(
     Extension(RequestId(request_id)): Extension<RequestId>,
     RepeatableJson(body, repeatable): RepeatableJson<Create>,
 ) -> Result<Response, ApiError> {
-    let ignored = &requests.ignored_fields;
-    body.unread.check(
-        ignored,
-        &[
-            ("n", json!(1)),
-            ("best_of", json!(1)),
-            ("echo", json!(false)),
-            ("logit_bias", json!({})),
-            ("suffix", json!("")),
-        ],
-    )?;
+    body.unread
+        .check(&requests.ignored_fields, |name, value| match name {
+            "n" | "best_of" => *value == 1,
+            "echo" => *value == false,
+            "logit_bias" => *value == json!({}),
+            "suffix" => *value == "",
+            _ => false,
+        })?;
     let text = match body.prompt {
         Prompt::One(text) => text,
         Prompt::List(mut texts) => match (texts.pop(), texts.is_empty()) {

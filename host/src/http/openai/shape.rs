@@ -31,17 +31,20 @@ pub struct Unread(Map<String, Value>);
 
 impl Unread {
     /// Refuses all but those that change nothing, `null`, those that the operator has `ignored`,
-    /// and these by their defaults.
+    /// and those that have what the endpoint does anyway.
     ///
     /// # Errors
     /// 422 for the first that is none of them.
-    pub fn check(&self, ignored: &[String], defaults: &[(&str, Value)]) -> Result<(), ApiError> {
+    pub fn check(
+        &self,
+        ignored: &[String],
+        is_default: impl Fn(&str, &Value) -> bool,
+    ) -> Result<(), ApiError> {
         let changes_nothing = |name: &str, value: &Value| {
-            let mut defaults = defaults.iter();
             value.is_null()
                 || HARMLESS.contains(&name)
                 || ignored.iter().any(|ignored| ignored == name)
-                || defaults.any(|(of, default)| *of == name && default == value)
+                || is_default(name, value)
         };
         let mut fields = self.0.iter();
         match fields.find(|(name, value)| !changes_nothing(name, value)) {

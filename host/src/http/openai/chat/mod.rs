@@ -89,20 +89,17 @@ pub async fn create(
     Extension(RequestId(request_id)): Extension<RequestId>,
     RepeatableJson(body, repeatable): RepeatableJson<Create>,
 ) -> Result<Response, ApiError> {
-    let ignored = &requests.ignored_fields;
-    body.unread.check(
-        ignored,
-        &[
-            ("n", json!(1)),
-            ("logprobs", json!(false)),
-            ("top_logprobs", json!(0)),
-            ("logit_bias", json!({})),
-            ("modalities", json!(["text"])),
-            ("modalities", json!([])),
-            // Spring AI 1.1 sends it
-            ("extra_body", json!({})),
-        ],
-    )?;
+    body.unread.check(&requests.ignored_fields, |name, value| {
+        match name {
+            "n" => *value == 1,
+            "logprobs" => *value == false,
+            "top_logprobs" => *value == 0,
+            // Spring AI 1.1 sends an empty `extra_body`
+            "logit_bias" | "extra_body" => *value == json!({}),
+            "modalities" => *value == json!(["text"]) || *value == json!([]),
+            _ => false,
+        }
+    })?;
     let (named, most_tokens) = match (body.max_completion_tokens, body.max_tokens) {
         (Some(most), _) => ("max_completion_tokens", Some(most)),
         (None, most) => ("max_tokens", most),
